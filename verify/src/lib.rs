@@ -1,1 +1,14 @@
-//! verify
+//! Judges whether files are the model that was approved, and whether they are safe to parse.
+//!
+//! Knows files and digests; no Kubernetes, no async runtime, no tensors, no unsafe code. [`VerifiedModel`] is the
+//! only way in which the loader, the tokenizer and the template code of the runtime get bytes: whatever it hands
+//! out has the digest that was asked for.
+
+mod digest;
+mod model;
+mod refusal;
+mod root;
+
+pub use digest::{Digest, DigestFormatError, Hasher, model_digest};
+pub use model::{Progress, VerifiedModel};
+pub use refusal::{Reason, Refusal};

@@ -1,0 +1,105 @@
+//! Why bytes were refused: a stable reason, the file, what was expected, and what to do.
+
+use std::fmt;
+use strum::IntoStaticStr;
+
+/// The closed set of reasons. Their names are used in conditions, Events, metrics and exit texts, and do not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, strum::Display)]
+pub enum Reason {
+    /// The bytes are not those that the digest names.
+    DigestMismatch,
+    /// A file's length is not the expected one.
+    SizeMismatch,
+    /// A file that the model needs is not there.
+    FileMissing,
+    /// A path is absolute, leaves the model's folder, or cannot be written in a manifest.
+    PathInvalid,
+    /// There is nothing to verify.
+    ManifestEmpty,
+    /// A symbolic link stands where a file was expected.
+    SymlinkRefused,
+    /// A device, socket or pipe stands where a file was expected.
+    NotARegularFile,
+    /// A file changed between its verification and its use.
+    ChangedAfterVerify,
+    /// The storage answered with an error.
+    StorageFault,
+    /// More files, or larger ones, than any model has.
+    SizeLimit,
+    /// A safetensors file breaks the format's rules.
+    SafetensorsInvalid,
+    /// An index of shards breaks the format's rules.
+    IndexInvalid,
+    /// A GGUF file breaks the format's rules.
+    GgufInvalid,
+    /// The content is of a kind that is never loaded, such as a pickle.
+    FormatRefused,
+    /// A model's configuration is out of bounds or contradicts itself.
+    ConfigInvalid,
+    /// Tensors are missing, or of the wrong shape or type.
+    WeightsMismatch,
+    /// The tokenizer's data is malformed or of an unknown kind.
+    TokenizerInvalid,
+    /// The chat template cannot be used.
+    TemplateRefused,
+}
+
+/// A refusal: everything that a person needs in order to act on it.
+///
+/// Its `Display` is one line: the file, the message, and the two values when there are any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The stable reason.
+    pub reason: Reason,
+    /// The file, relative to the model's folder.
+    pub file: Option<String>,
+    /// What should have been there.
+    pub expected: Option<String>,
+    /// What was there.
+    pub got: Option<String>,
+    /// What is wrong and what to do, in a sentence without its full stop.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal that names no file and no values.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            file: None,
+            expected: None,
+            got: None,
+            message: message.into(),
+        }
+    }
+
+    /// Names the file.
+    #[must_use]
+    pub fn in_file(mut self, file: impl Into<String>) -> Self {
+        self.file = Some(file.into());
+        self
+    }
+
+    /// Adds what was expected and what was found.
+    #[must_use]
+    pub fn values(mut self, expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        self.expected = Some(expected.to_string());
+        self.got = Some(got.to_string());
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(formatter, "{file}: ")?;
+        }
+        formatter.write_str(&self.message)?;
+        if let (Some(expected), Some(got)) = (&self.expected, &self.got) {
+            write!(formatter, " (expected {expected}, got {got})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refusal {}
