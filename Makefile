@@ -1,0 +1,64 @@
+# The contributor's door. `make help` lists what there is; every target does its own set-up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CLUSTER ?= demo
+TESTBED := target/debug/escadre-testbed
+
+.PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
+	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+demo: ## A real Kubernetes, Escadre, a model, a streamed answer; leaves the cluster up
+	@dev/demo.sh $(CLUSTER)
+
+demo-down: cluster-down ## Stop what `make demo` started
+
+test: ## Everything that must hold before a change lands; ends with `N passed, N failed`
+	@dev/test.sh
+
+check: prerequisites ## The quick part of `make test`: format, lints, generated files, unit tests
+	@dev/test.sh quick
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+generate: ## Write the CRD, its reference and the examples again from the Rust types
+	@cargo run -q -p escadre-crds --bin crdgen
+
+models: ## Download the model that the tests and the demo serve (98 MB)
+	@dev/models.sh
+
+clients: ## Install the official OpenAI clients that the tests use
+	@dev/clients.sh
+
+reference: ## Compute the reference numbers again with llama.cpp (builds it; about 10 minutes)
+	@dev/reference.sh
+
+bench-first-token: ## Measure the time from `kubectl apply` to the first token on a warm node
+	@dev/bench-first-token.sh
+
+cluster-up: testbed ## Start a cluster: control plane and one node (CLUSTER=name, default demo)
+	@$(TESTBED) up --name $(CLUSTER)
+
+cluster-down: testbed ## Stop it and remove what it left
+	@$(TESTBED) down --name $(CLUSTER)
+
+cluster-status: testbed ## Say what runs
+	@$(TESTBED) status --name $(CLUSTER)
+
+cluster-exec: testbed ## Run a command inside: make cluster-exec CMD='kubectl get llm -A'
+	@$(TESTBED) exec --name $(CLUSTER) -- bash -c '$(CMD)'
+
+cluster-shell: testbed ## A shell inside, with kubectl and helm
+	@$(TESTBED) shell --name $(CLUSTER)
+
+prerequisites:
+	@dev/prerequisites.sh
+
+testbed: prerequisites
+	@cargo build -q -p escadre-e2e --bin escadre-testbed

