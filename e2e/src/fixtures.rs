@@ -46,7 +46,7 @@ impl Deployment {
     /// GPUs of each replica.
     #[must_use]
     pub fn gpus(self, gpus: u32) -> Self {
-        self.set("/spec/resources/gpu", json!(gpus))
+        self.set("/spec/resources/gpu/count", json!(gpus))
     }
 
     /// CPU and memory of each replica.
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn fields_are_set_by_pointer() {
         let value = Deployment::named("chat").gpus(2).set("/spec/drain/timeoutSeconds", json!(7)).into_value();
-        assert_eq!(value["spec"]["resources"]["gpu"], 2);
+        assert_eq!(value["spec"]["resources"]["gpu"]["count"], 2);
         assert_eq!(value["spec"]["drain"]["timeoutSeconds"], 7);
         assert_eq!(value["spec"]["model"]["source"], "hf://fixture-owner/fixture-model");
     }

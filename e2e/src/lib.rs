@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod escadre;
 pub mod external;
 pub mod fixtures;
 pub mod mirror;
