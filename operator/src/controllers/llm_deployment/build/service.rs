@@ -1,0 +1,78 @@
+//! The Service in front of the pods: named like the object, one port named `http`.
+
+use std::collections::BTreeMap;
+
+use escadre_crds::names;
+use escadre_crds::v1alpha1::ServiceType;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
+
+use super::super::revision::fingerprint;
+use super::super::validate::Valid;
+
+/// Builds the Service. `None`: the one that is there is as it should be.
+pub(super) fn build_service(valid: &Valid) -> Option<Service> {
+    let mut wanted = desired(valid);
+    // What is applied is written down beside it, so that a field that we leave out now is noticed and taken back.
+    let json = serde_json::to_value(&wanted).expect("a Service can always be written as JSON");
+    wanted
+        .metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(names::ANNOTATION_APPLIED.to_owned(), fingerprint(&json));
+    let is_there = valid.service_before.as_ref().is_some_and(|before| {
+        let before = serde_json::to_value(before).expect("a Service can always be written as JSON");
+        let wanted = serde_json::to_value(&wanted).expect("a Service can always be written as JSON");
+        contains(&before, &wanted)
+    });
+    (!is_there).then_some(wanted)
+}
+
+fn desired(valid: &Valid) -> Service {
+    let type_ = match valid.service.type_ {
+        ServiceType::ClusterIP => "ClusterIP",
+        ServiceType::NodePort => "NodePort",
+        ServiceType::LoadBalancer => "LoadBalancer",
+    };
+    Service {
+        metadata: ObjectMeta {
+            name: Some(valid.name.clone()),
+            namespace: Some(valid.namespace.clone()),
+            labels: Some(valid.labels()),
+            annotations: valid.service.annotations.clone(),
+            owner_references: Some(vec![valid.owner.clone()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            type_: Some(type_.to_owned()),
+            selector: Some(BTreeMap::from([
+                (names::LABEL_COMPONENT.to_owned(), names::COMPONENT_RUNTIME.to_owned()),
+                (names::LABEL_DEPLOYMENT.to_owned(), valid.name.clone()),
+            ])),
+            ports: Some(vec![ServicePort {
+                name: Some(names::PORT_HTTP.to_owned()),
+                port: valid.service.port,
+                protocol: Some("TCP".to_owned()),
+                target_port: Some(IntOrString::String(names::PORT_HTTP.to_owned())),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Whether everything in `wanted` is in `there` with the same value. Defaults that the API server added are ignored.
+fn contains(there: &Value, wanted: &Value) -> bool {
+    match (there, wanted) {
+        (Value::Object(there), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| there.get(key).is_some_and(|there| contains(there, value)))
+        }
+        (Value::Array(there), Value::Array(wanted)) => {
+            there.len() == wanted.len() && there.iter().zip(wanted).all(|(there, wanted)| contains(there, wanted))
+        }
+        (there, wanted) => there == wanted,
+    }
+}
