@@ -31,7 +31,7 @@ pub struct Settings {
 }
 
 /// Makes a fresh decoder of text for each answer.
-pub type NewText = Box<dyn Fn() -> Box<dyn TextStream> + Send>;
+pub(crate) type NewText = Box<dyn Fn() -> Box<dyn TextStream> + Send>;
 
 /// Owns the model. [`run`](Self::run) is the thread.
 pub struct Worker<M> {

@@ -91,7 +91,7 @@ pub async fn run(args: FetchArgs) -> Result<(), Failure> {
         () = shutdown.requested() => Err(FetchError::Interrupted),
     };
     page.abort();
-    fetched.map_err(|error| {
+    fetched.map(drop).map_err(|error| {
         let failure = Failure::from(error);
         if failure.reason == "DigestMismatch" {
             board.update(|status| status.verification.result = Verdict::Refused);
@@ -227,7 +227,7 @@ async fn download_all(
         let start = done + download.bytes();
         let meter = meter.get_or_insert_with(|| Meter::new(Instant::now(), start, total));
         let mut file_bytes = download.bytes();
-        let digest = download.finish(&mut |bytes| {
+        let mut report = |bytes| {
             file_bytes = bytes;
             let progress = meter.progress(Instant::now(), done + bytes);
             board.update(|status| status.download = Some(progress));
@@ -242,8 +242,8 @@ async fn download_all(
                     "downloading"
                 );
             }
-        });
-        let digest = digest.await?;
+        };
+        let digest = download.finish(&mut report).await?;
         done += file_bytes;
         info!(file = file.name, bytes = file_bytes, %digest, "downloaded");
         digests.insert(file.name.clone(), digest);

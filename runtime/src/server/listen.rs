@@ -160,7 +160,7 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 biased;
-                _ = phase.wait_for(|phase| *phase >= Phase::Finishing) => break,
+                () = reaches(&mut phase, Phase::Finishing) => break,
                 accepted = accept(&listener, &permits) => accepted,
             };
             start(accepted.0, accepted.1);
@@ -202,17 +202,22 @@ async fn serve_connection(stream: TcpStream, router: Router, timeout: Duration, 
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = closing.wait_for(|phase| *phase >= Phase::Closing) => {
+        () = reaches(&mut closing, Phase::Closing) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,
-                _ = phase.wait_for(|phase| *phase >= Phase::Cut) => Ok(()),
+                () = reaches(&mut phase, Phase::Cut) => Ok(()),
             }
         }
     };
     if let Err(error) = ended {
         debug!(error = &error as &dyn std::error::Error, "connection ended");
     }
+}
+
+/// Returns when the server's end has come this far, or its owner is gone.
+async fn reaches(phase: &mut watch::Receiver<Phase>, far: Phase) {
+    let _ = phase.wait_for(|phase| *phase >= far).await;
 }
 
 /// Counts the answer until its body is handed over, and asks for the connection's end when the server is ending.
