@@ -8,6 +8,7 @@ mod digest;
 mod model;
 mod refusal;
 mod root;
+pub mod structure;
 
 pub use digest::{Digest, DigestFormatError, Hasher, model_digest};
 pub use model::{Progress, VerifiedModel};

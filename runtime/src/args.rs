@@ -1,0 +1,246 @@
+//! The command line and the environment: the only place that reads either.
+
+use crate::inspect::InspectArgs;
+use crate::telemetry::LogFormat;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use escadre_verify::Digest;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where `hf://` sources are fetched from unless `--endpoint` names a mirror.
+pub const DEFAULT_HF_ENDPOINT: &str = "https://huggingface.co";
+
+/// Fetches, verifies and serves a language model.
+#[derive(Debug, Parser)]
+#[command(name = "escadre-runtime", version, about, propagate_version = true)]
+pub struct Args {
+    /// How log lines are written to standard error; `auto` is text on a terminal and JSON elsewhere.
+    #[arg(long, value_enum, default_value_t, global = true, env = "ESCADRE_LOG_FORMAT")]
+    pub log_format: LogFormat,
+
+    /// What is logged, for example `info` or `escadre_runtime=debug,warn`.
+    #[arg(long, default_value = "info", global = true, env = "ESCADRE_LOG")]
+    pub log: String,
+
+    /// The file that receives the reason of a fatal error, if it exists.
+    #[arg(
+        long,
+        default_value = "/dev/termination-log",
+        global = true,
+        hide = true,
+        env = "ESCADRE_TERMINATION_LOG"
+    )]
+    pub termination_log: PathBuf,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Download a model into a store and check its digest.
+    ///
+    /// The files are hashed as they come, kept in quarantine until the model's digest is right, and then renamed
+    /// into `<STORE>/sha256/<digest>/`. An interrupted download is resumed; a model that is there already is hashed
+    /// again and not downloaded.
+    Fetch(FetchArgs),
+    /// Verify a model, load it, and serve it over an OpenAI-compatible API.
+    ///
+    /// On a laptop: `escadre-runtime serve --model model.gguf`, then talk to http://127.0.0.1:8080/v1.
+    Serve(ServeArgs),
+    /// Check a model's structure and print what it is and how much memory it needs.
+    Inspect(InspectArgs),
+}
+
+/// Who this process is in its cluster; reported on the status page and used for nothing else.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct Identity {
+    /// The pod's UID.
+    #[arg(long, hide = true, env = "ESCADRE_POD_UID")]
+    pub pod_uid: Option<String>,
+
+    /// The pod's name.
+    #[arg(long, hide = true, env = "ESCADRE_POD_NAME")]
+    pub pod_name: Option<String>,
+
+    /// The revision of the deployment that this pod belongs to.
+    #[arg(long = "pod-revision", hide = true, env = "ESCADRE_REVISION")]
+    pub revision: Option<String>,
+}
+
+/// Arguments of `fetch`.
+#[derive(Debug, ClapArgs)]
+pub struct FetchArgs {
+    /// Where the model comes from: `hf://owner/name`, or `https://…` for a single file.
+    #[arg(long)]
+    pub source: String,
+
+    /// The branch, tag or commit of an `hf://` source.
+    #[arg(long, default_value = "main")]
+    pub revision: String,
+
+    /// The base URL of the hub, or of a mirror of it, for `hf://` sources.
+    #[arg(long, default_value = DEFAULT_HF_ENDPOINT)]
+    pub endpoint: String,
+
+    /// A glob for the files of an `hf://` source that belong to the model; may be repeated.
+    /// Without it: weights, tokenizer, configuration, template and licence files at the top level.
+    #[arg(long = "file", value_name = "GLOB")]
+    pub files: Vec<String>,
+
+    /// The digest that the model must have: `sha256:` and 64 hex digits.
+    #[arg(long)]
+    pub digest: Digest,
+
+    /// The folder of the store.
+    #[arg(long)]
+    pub store: PathBuf,
+
+    /// A token for the source, sent to its host and to no other.
+    #[arg(long, hide = true, env = "ESCADRE_SOURCE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// The port of the status page.
+    #[arg(long, default_value_t = 9090)]
+    pub admin_port: u16,
+
+    /// The address of the status page.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub host: IpAddr,
+
+    /// Who this process is.
+    #[command(flatten)]
+    pub identity: Identity,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, ClapArgs)]
+#[group(id = "where", required = true, multiple = false, args = ["store", "model"])]
+pub struct ServeArgs {
+    /// The folder of a store that `fetch` filled.
+    #[arg(long, requires = "digest")]
+    pub store: Option<PathBuf>,
+
+    /// A model file (GGUF), or a folder with the files of one model.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+
+    /// The digest that the model must have: `sha256:` and 64 hex digits.
+    #[arg(long)]
+    pub digest: Option<Digest>,
+
+    /// The model's name in the API; without it the name of the file or folder.
+    #[arg(long)]
+    pub served_name: Option<String>,
+
+    /// The longest prompt and answer together, in tokens; without it what the model was made for.
+    #[arg(long)]
+    pub max_context: Option<NonZeroUsize>,
+
+    /// How many requests are answered at the same time; more of them wait.
+    #[arg(long, default_value = "4")]
+    pub max_concurrency: NonZeroUsize,
+
+    /// The port of the API.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+
+    /// The port of probes, status and metrics.
+    #[arg(long, default_value_t = 9090)]
+    pub admin_port: u16,
+
+    /// The address of both ports; 0.0.0.0 with `--store` and 127.0.0.1 with `--model`.
+    #[arg(long)]
+    pub host: Option<IpAddr>,
+
+    /// How long to go on accepting connections after a SIGTERM, while endpoints are updated; 5s with `--store`.
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    pub endpoint_delay: Option<Duration>,
+
+    /// How long open requests may take to finish after that.
+    #[arg(long, value_parser = parse_duration, default_value = "120s", value_name = "DURATION")]
+    pub drain_timeout: Duration,
+
+    /// The largest request body, in bytes.
+    #[arg(long, default_value_t = 8 << 20)]
+    pub max_body_bytes: usize,
+
+    /// The most connections at the same time; more of them wait to be accepted.
+    #[arg(long, default_value = "1024")]
+    pub max_connections: NonZeroUsize,
+
+    /// Worker threads for the arithmetic; without it what the container may use.
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+
+    /// Memory that may be used, in bytes; without it the container's limit.
+    #[arg(long)]
+    pub memory_limit: Option<u64>,
+
+    /// Who this process is.
+    #[command(flatten)]
+    pub identity: Identity,
+}
+
+/// A length of time with its unit, such as `500ms`, `30s` or `2m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let hint = "write a number and a unit, such as 500ms, 30s or 2m";
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| hint.to_owned())?;
+    Duration::try_from(signed).map_err(|_| hint.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("escadre-runtime").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_of_the_operator_are_understood() {
+        let fetch = format!(
+            "fetch --source=hf://a/b --revision=v2 --endpoint=http://mirror:8000 --file=*.gguf --digest={DIGEST} --store=/models"
+        );
+        let Command::Fetch(args) = parse(&fetch).unwrap().command else {
+            panic!("not a fetch")
+        };
+        assert_eq!((args.files.as_slice(), args.revision.as_str()), (["*.gguf".to_owned()].as_slice(), "v2"));
+        let serve = format!(
+            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s"
+        );
+        let Command::Serve(args) = parse(&serve).unwrap().command else {
+            panic!("not a serve")
+        };
+        assert_eq!(args.endpoint_delay, Some(Duration::from_secs(5)));
+        assert_eq!(args.drain_timeout, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn contradictory_command_lines_are_usage_errors() {
+        for line in [
+            "serve",
+            "serve --store=/models",
+            &format!("serve --store=/models --model=m.gguf --digest={DIGEST}"),
+            "serve --model=m.gguf --max-context=0",
+            "serve --model=m.gguf --drain-timeout=5",
+            "serve --model=m.gguf --drain-timeout=-5s",
+            "serve --model=m.gguf --digest=sha256:12",
+            "fetch --source=hf://a/b --store=/models",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The engine: a thread that owns the model and is fed by a channel.
+//!
+//! Asynchronous code holds an [`Engine`], submits a [`Request`] and gets a [`Generation`], which is a stream of
+//! [`Event`]s. Dropping the generation cancels the request. The thread never awaits, and nothing else computes.
+
+mod queue;
+mod sampler;
+mod scheduler;
+mod stop;
+mod warm_up;
+mod worker;
+
+pub use queue::{Admission, QueueLimits};
+pub use sampler::{Sampler, Sampling};
+pub use stop::StopMatcher;
+pub use warm_up::{WarmUpError, warm_up};
+pub use worker::{Settings, Worker};
+
+use crate::model::{Decoder, Logits, ModelError, SequenceId, StepBatch, StreamDecoder};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Names a request in the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId(u64);
+
+/// What is to be generated.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// At least 1; with the prompt no more than the context.
+    pub max_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Strings that end the answer and are not part of it.
+    pub stop: Vec<String>,
+}
+
+/// What happens to a request, in order: any number of texts, then one finish or failure.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The next text of the answer; never empty, always whole characters.
+    Text(String),
+    /// The answer is complete.
+    Finished {
+        /// What ended it.
+        reason: FinishReason,
+        /// What it cost.
+        usage: Usage,
+    },
+    /// There will be no more.
+    Failed(EngineError),
+}
+
+/// What ended an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum FinishReason {
+    /// An end token or a stop string.
+    Stop,
+    /// As many tokens as were allowed.
+    Length,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that were generated, the end token among them.
+    pub completion_tokens: usize,
+}
+
+/// Why the engine gave up on a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The model failed.
+    #[error("the model failed: {0}")]
+    Model(String),
+    /// The model gave no numbers to draw from.
+    #[error("the model's output is not finite")]
+    NotFinite,
+    /// The engine is ending.
+    #[error("the server is shutting down")]
+    Ending,
+}
+
+/// Why a request was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubmitError {
+    /// Too many wait already.
+    Full {
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
+    /// The engine has ended.
+    Ended,
+}
+
+/// What the engine is told.
+pub(crate) enum Command {
+    /// Generate.
+    Add(Box<Job>),
+    /// Nobody waits for this any more.
+    Cancel(RequestId),
+    /// Finish what was begun, take nothing new, end.
+    Drain,
+}
+
+/// A request on its way into the engine.
+pub(crate) struct Job {
+    id: RequestId,
+    request: Request,
+    events: mpsc::Sender<Event>,
+    arrived: Instant,
+}
+
+/// The way into the engine.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    commands: SyncSender<Command>,
+    admission: Arc<Admission>,
+    next_id: Arc<AtomicU64>,
+}
+
+impl Engine {
+    /// An engine's way in, and the channel that its [`Worker`] reads.
+    pub(crate) fn new(admission: Arc<Admission>) -> (Self, std::sync::mpsc::Receiver<Command>) {
+        // Every request has at most two commands under way at a time (add and cancel).
+        let (commands, received) = std::sync::mpsc::sync_channel(2 * admission.limits().requests + 64);
+        let engine = Self {
+            commands,
+            admission,
+            next_id: Arc::default(),
+        };
+        (engine, received)
+    }
+
+    /// Puts a request into the queue, or refuses it at once when the queue is full.
+    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+        let tokens = request.prompt.len();
+        self.admission.enter(tokens)?;
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        // Never full: each token has at most one text, and there is one end.
+        let (events, received) = mpsc::channel(request.max_tokens.saturating_add(2).min(MAX_EVENTS));
+        let job = Box::new(Job {
+            id,
+            request,
+            events,
+            arrived: Instant::now(),
+        });
+        match self.commands.try_send(Command::Add(job)) {
+            Ok(()) => Ok(Generation {
+                id,
+                events: received,
+                commands: self.commands.clone(),
+            }),
+            Err(TrySendError::Full(_)) => {
+                self.admission.leave(tokens);
+                Err(SubmitError::Full {
+                    retry_after: self.admission.retry_after(),
+                })
+            }
+            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Ended),
+        }
+    }
+
+    /// Lets the engine finish what was begun and end.
+    pub fn drain(&self) {
+        // The only errors are that it has ended, or that it is too busy to hear; its owner then stops waiting in time.
+        let _ = self.commands.try_send(Command::Drain);
+    }
+}
+
+/// No context is longer than this, so no channel of events needs to be.
+const MAX_EVENTS: usize = 1 << 24;
+
+/// A request in the engine. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Generation {
+    id: RequestId,
+    events: mpsc::Receiver<Event>,
+    commands: SyncSender<Command>,
+}
+
+impl Generation {
+    /// The next event; `None` when the engine ended without a last word.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // The engine also looks whether this end of the channel is still there, so a lost command only costs a step.
+        let _ = self.commands.try_send(Command::Cancel(self.id));
+    }
+}
+
+/// The model as the engine sees it.
+pub trait StepModel: Send {
+    /// Begins a sequence without tokens.
+    fn add_sequence(&mut self) -> SequenceId;
+    /// Forgets a sequence.
+    fn remove_sequence(&mut self, sequence: SequenceId);
+    /// Computes one step of several sequences.
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError>;
+    /// Bytes of keys and values of all sequences.
+    fn kv_bytes(&self) -> u64;
+}
+
+impl StepModel for Decoder {
+    fn add_sequence(&mut self) -> SequenceId {
+        Self::add_sequence(self)
+    }
+
+    fn remove_sequence(&mut self, sequence: SequenceId) {
+        Self::remove_sequence(self, sequence);
+    }
+
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
+        Self::forward(self, batch)
+    }
+
+    fn kv_bytes(&self) -> u64 {
+        Self::kv_bytes(self)
+    }
+}
+
+/// Turns an answer's tokens into text as they come.
+pub trait TextStream: Send {
+    /// The text that this token completes.
+    fn push(&mut self, token: u32) -> String;
+    /// What is left when the answer ends.
+    fn finish(&mut self) -> String;
+}
+
+impl TextStream for StreamDecoder {
+    fn push(&mut self, token: u32) -> String {
+        Self::push(self, token)
+    }
+
+    fn finish(&mut self) -> String {
+        Self::finish(self)
+    }
+}

@@ -1,0 +1,264 @@
+//! The engine with a model whose answers are known: after token `t` comes `t + 1`.
+
+use super::*;
+use crate::args::Identity;
+use crate::engine::{Engine, Generation, QueueLimits, Sampling, SubmitError};
+use crate::model::ModelError;
+use crate::status::Stage;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+const VOCABULARY: usize = 64;
+const END: u32 = 60;
+
+/// Counts up, checks that spans continue their sequences, and waits for permission before each step.
+struct Counting {
+    lengths: HashMap<SequenceId, usize>,
+    next: u64,
+    steps: Arc<Mutex<Vec<usize>>>,
+    permits: Option<std::sync::mpsc::Receiver<()>>,
+    fails_at: Option<u32>,
+}
+
+impl StepModel for Counting {
+    fn add_sequence(&mut self) -> SequenceId {
+        self.next += 1;
+        self.lengths.insert(SequenceId(self.next), 0);
+        SequenceId(self.next)
+    }
+
+    fn remove_sequence(&mut self, sequence: SequenceId) {
+        self.lengths.remove(&sequence).unwrap();
+    }
+
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
+        if let Some(permits) = &self.permits {
+            let _ = permits.recv();
+        }
+        self.steps.lock().unwrap().push(batch.spans.iter().map(|span| span.tokens.len()).sum());
+        let mut values = Vec::new();
+        for span in &batch.spans {
+            let length = self.lengths.get_mut(&span.sequence).unwrap();
+            assert_eq!(span.start, *length);
+            *length += span.tokens.len();
+            let last = *span.tokens.last().unwrap();
+            if self.fails_at == Some(last) {
+                return Err(ModelError::Tensor("boom".into()));
+            }
+            if span.logits == LogitsWanted::Last {
+                let mut row = vec![0.0; VOCABULARY];
+                row[(last as usize + 1) % VOCABULARY] = if last == 50 { f32::NAN } else { 100.0 };
+                values.extend(row);
+            }
+        }
+        Ok(Logits::new(values, VOCABULARY))
+    }
+
+    fn kv_bytes(&self) -> u64 {
+        self.lengths.values().sum::<usize>() as u64
+    }
+}
+
+/// Token `t` is the text `<t>`.
+struct Brackets;
+
+impl TextStream for Brackets {
+    fn push(&mut self, token: u32) -> String {
+        format!("<{token}>")
+    }
+
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}
+
+struct Harness {
+    engine: Engine,
+    board: Board,
+    metrics: Arc<Metrics>,
+    steps: Arc<Mutex<Vec<usize>>>,
+    permits: std::sync::mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+fn start(concurrency: usize, gated: bool, fails_at: Option<u32>) -> Harness {
+    let limits = QueueLimits {
+        requests: 2,
+        tokens: 1000,
+        concurrency,
+    };
+    let admission = Arc::new(Admission::new(limits));
+    let (engine, commands) = Engine::new(Arc::clone(&admission));
+    let board = Board::new(Identity::default(), Stage::Ready);
+    let metrics = Arc::new(Metrics::new("m"));
+    let steps = Arc::default();
+    let (permits, received) = std::sync::mpsc::channel();
+    let model = Counting {
+        lengths: HashMap::new(),
+        next: 0,
+        steps: Arc::clone(&steps),
+        permits: gated.then_some(received),
+        fails_at,
+    };
+    let settings = Settings {
+        step_tokens: 8,
+        concurrency,
+        kv_tokens: 100,
+        end_tokens: vec![END],
+    };
+    let text: NewText = Box::new(|| Box::new(Brackets));
+    let parts = (commands, admission);
+    let worker = Worker::new(model, text, settings, parts, Arc::clone(&metrics), board.clone());
+    Harness {
+        engine,
+        board,
+        metrics,
+        steps,
+        permits,
+        thread: std::thread::spawn(move || worker.run()),
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        sampling: Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        },
+        stop: vec![],
+    }
+}
+
+async fn collect(mut generation: Generation) -> (String, Event) {
+    let mut text = String::new();
+    loop {
+        match generation.next().await.expect("the engine ended") {
+            Event::Text(piece) => text.push_str(&piece),
+            last => return (text, last),
+        }
+    }
+}
+
+fn finish(reason: FinishReason, prompt_tokens: usize, completion_tokens: usize) -> Event {
+    Event::Finished {
+        reason,
+        usage: Usage {
+            prompt_tokens,
+            completion_tokens,
+        },
+    }
+}
+
+#[tokio::test]
+async fn answer_ends_at_its_length_and_the_prompt_is_computed_in_chunks() {
+    let harness = start(1, false, None);
+    let prompt: Vec<u32> = (0..20).map(|_| 5).collect();
+    let (text, last) = collect(harness.engine.submit(request(&prompt, 3)).unwrap()).await;
+    assert_eq!((text.as_str(), last), ("<6><7><8>", finish(FinishReason::Length, 20, 3)));
+    assert_eq!(*harness.steps.lock().unwrap(), [8, 8, 4, 1, 1]);
+    harness.engine.drain();
+    harness.thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn end_token_and_stop_string_end_an_answer_and_are_not_said() {
+    let harness = start(1, false, None);
+    let (text, last) = collect(harness.engine.submit(request(&[57], 30)).unwrap()).await;
+    assert_eq!((text.as_str(), last), ("<58><59>", finish(FinishReason::Stop, 1, 3)));
+    let mut with_stop = request(&[1], 30);
+    with_stop.stop = vec!["><5".into()];
+    let (text, last) = collect(harness.engine.submit(with_stop).unwrap()).await;
+    assert_eq!((text.as_str(), last), ("<2><3><4", finish(FinishReason::Stop, 1, 4)));
+}
+
+#[tokio::test]
+async fn held_back_text_is_said_when_the_answer_ends_otherwise() {
+    let harness = start(1, false, None);
+    let mut with_stop = request(&[1], 2);
+    with_stop.stop = vec!["<3>!".into()];
+    let (text, last) = collect(harness.engine.submit(with_stop).unwrap()).await;
+    assert_eq!((text.as_str(), last), ("<2><3>", finish(FinishReason::Length, 1, 2)));
+}
+
+#[tokio::test]
+async fn several_requests_share_steps_and_each_gets_its_own_answer() {
+    let harness = start(2, true, None);
+    let one = harness.engine.submit(request(&[1; 4], 4)).unwrap();
+    let two = harness.engine.submit(request(&[20], 4)).unwrap();
+    for _ in 0..20 {
+        harness.permits.send(()).unwrap();
+    }
+    let (one, two) = tokio::join!(collect(one), collect(two));
+    assert_eq!(one.0, "<2><3><4><5>");
+    assert_eq!(two.0, "<21><22><23><24>");
+    assert!(harness.steps.lock().unwrap().contains(&2), "no step was shared");
+}
+
+#[tokio::test]
+async fn full_queue_refuses_at_once_and_cancelled_requests_make_room() {
+    let harness = start(1, true, None);
+    let running = harness.engine.submit(request(&[1], 50)).unwrap();
+    while harness.board.snapshot().requests.running == 0 {
+        tokio::task::yield_now().await;
+    }
+    let waiting = harness.engine.submit(request(&[1], 1)).unwrap();
+    let _also_waiting = harness.engine.submit(request(&[1], 1)).unwrap();
+    assert!(matches!(harness.engine.submit(request(&[1], 1)), Err(SubmitError::Full { .. })));
+    drop((running, waiting));
+    for _ in 0..5 {
+        harness.permits.send(()).unwrap();
+    }
+    while harness.metrics.requests_cancelled.get() < 2 {
+        tokio::task::yield_now().await;
+    }
+    harness.engine.submit(request(&[1], 1)).unwrap();
+    assert!(harness.steps.lock().unwrap().len() < 10, "a cancelled request went on");
+}
+
+#[tokio::test]
+async fn request_waits_until_there_is_room_for_its_keys_and_values() {
+    let harness = start(2, true, None);
+    let large = harness.engine.submit(request(&[1], 90)).unwrap();
+    let second = harness.engine.submit(request(&[1], 90)).unwrap();
+    harness.permits.send(()).unwrap();
+    while harness.steps.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let requests = harness.board.snapshot().requests;
+    assert_eq!((requests.running, requests.waiting), (1, 1));
+    drop(large);
+    for _ in 0..100 {
+        harness.permits.send(()).unwrap();
+    }
+    assert_eq!(collect(second).await.1, finish(FinishReason::Stop, 1, 59));
+}
+
+#[tokio::test]
+async fn failed_step_fails_its_requests_and_the_engine_goes_on() {
+    let harness = start(1, false, Some(33));
+    let (_, last) = collect(harness.engine.submit(request(&[33], 5)).unwrap()).await;
+    assert!(matches!(last, Event::Failed(EngineError::Model(_))), "{last:?}");
+    let (_, last) = collect(harness.engine.submit(request(&[50], 5)).unwrap()).await;
+    assert_eq!(last, Event::Failed(EngineError::NotFinite));
+    let (text, _) = collect(harness.engine.submit(request(&[1], 1)).unwrap()).await;
+    assert_eq!(text, "<2>");
+    assert_eq!(harness.board.snapshot().memory.kv_cache_bytes, Some(0));
+}
+
+#[tokio::test]
+async fn draining_finishes_what_was_begun_and_takes_nothing_new() {
+    let harness = start(1, true, None);
+    let begun = harness.engine.submit(request(&[1], 3)).unwrap();
+    harness.engine.drain();
+    let late = harness.engine.submit(request(&[1], 3)).unwrap();
+    for _ in 0..10 {
+        harness.permits.send(()).unwrap();
+    }
+    assert_eq!(collect(begun).await.0, "<2><3><4>");
+    assert_eq!(collect(late).await.1, Event::Failed(EngineError::Ending));
+    harness.thread.join().unwrap();
+    assert!(harness.engine.submit(request(&[1], 3)).is_err());
+}

@@ -1,0 +1,19 @@
+//! Fetches, verifies and serves a language model over an OpenAI-compatible API.
+//!
+//! `fetch` fills a content-addressed store; `serve` verifies, loads and answers; `inspect` says what a model is.
+
+pub mod app;
+pub mod args;
+pub mod backend;
+pub mod cgroup;
+pub mod context;
+pub mod engine;
+pub mod failure;
+pub mod fetch;
+pub mod inspect;
+pub mod metrics;
+pub mod model;
+pub mod serve;
+pub mod server;
+pub mod status;
+pub mod telemetry;

@@ -1,0 +1,192 @@
+//! Prometheus metrics: our own names, and those of vLLM's names that have a true value here, because dashboards,
+//! autoscaling recipes and inference gateways read those. One value serves both names.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
+
+/// The content type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Bounds in seconds for what takes up to minutes.
+const SECONDS: [f64; 14] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+];
+/// Bounds in seconds for the time between two tokens.
+const TOKEN_SECONDS: [f64; 11] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Finished {
+    /// `stop` or `length`.
+    pub finished_reason: &'static str,
+}
+
+/// How a request to the API was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Answered {
+    /// The route.
+    pub route: Route,
+    /// The HTTP status.
+    pub code: u16,
+}
+
+/// The routes that are told apart; whatever a client makes up is `Other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names say it all")]
+pub enum Route {
+    ChatCompletions,
+    Completions,
+    Models,
+    Other,
+}
+
+/// A gauge of a fraction.
+pub type Fraction = Gauge<f64, AtomicU64>;
+
+/// All metrics of a serving process.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each has its text in `new`, where it is registered")]
+pub struct Metrics {
+    registry: Registry,
+    pub http_requests: Family<Answered, Counter>,
+    pub requests_running: Gauge,
+    pub requests_waiting: Gauge,
+    pub requests_refused: Counter,
+    pub requests_cancelled: Counter,
+    pub requests_failed: Counter,
+    pub requests_finished: Family<Finished, Counter>,
+    pub prompt_tokens: Counter,
+    pub generation_tokens: Counter,
+    pub kv_cache_usage: Fraction,
+    pub time_to_first_token: Histogram,
+    pub inter_token_latency: Histogram,
+    pub request_latency: Histogram,
+    pub queue_time: Histogram,
+    pub connections: Gauge,
+}
+
+impl Metrics {
+    /// Metrics of a process that serves a model under this name.
+    pub fn new(model_name: &str) -> Self {
+        let seconds = || Histogram::new(SECONDS);
+        let mut metrics = Self {
+            registry: Registry::default(),
+            http_requests: Family::default(),
+            requests_running: Gauge::default(),
+            requests_waiting: Gauge::default(),
+            requests_refused: Counter::default(),
+            requests_cancelled: Counter::default(),
+            requests_failed: Counter::default(),
+            requests_finished: Family::default(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            kv_cache_usage: Fraction::default(),
+            time_to_first_token: seconds(),
+            inter_token_latency: Histogram::new(TOKEN_SECONDS),
+            request_latency: seconds(),
+            queue_time: seconds(),
+            connections: Gauge::default(),
+        };
+        let mut registry = Registry::default();
+        let labelled = registry.sub_registry_with_label(("model_name".into(), model_name.to_owned().into()));
+        metrics.register_own(labelled);
+        metrics.register_mirror(labelled);
+        metrics.registry = registry;
+        metrics
+    }
+
+    fn register_own(&self, registry: &mut Registry) {
+        registry.register("escadre_http_requests", "Requests to the API by route and status", self.http_requests.clone());
+        registry.register("escadre_http_connections", "Open connections of the API", self.connections.clone());
+        registry.register("escadre_requests_running", "Requests that are being answered", self.requests_running.clone());
+        registry.register("escadre_requests_waiting", "Requests that wait for their turn", self.requests_waiting.clone());
+        registry.register(
+            "escadre_requests_refused",
+            "Requests that were refused because the queue was full",
+            self.requests_refused.clone(),
+        );
+        registry.register(
+            "escadre_requests_cancelled",
+            "Requests whose client went away before the answer was complete",
+            self.requests_cancelled.clone(),
+        );
+        registry.register("escadre_requests_failed", "Requests that the engine failed", self.requests_failed.clone());
+        registry.register(
+            "escadre_requests_finished",
+            "Answers that are complete, by what ended them",
+            self.requests_finished.clone(),
+        );
+        registry.register("escadre_prompt_tokens", "Prompt tokens that were computed", self.prompt_tokens.clone());
+        registry.register("escadre_generation_tokens", "Tokens that were generated", self.generation_tokens.clone());
+        registry.register(
+            "escadre_kv_cache_usage_ratio",
+            "The part of the room for keys and values that running requests have reserved",
+            self.kv_cache_usage.clone(),
+        );
+        registry.register(
+            "escadre_time_to_first_token_seconds",
+            "From a request's arrival in the engine to its first token",
+            self.time_to_first_token.clone(),
+        );
+        registry.register(
+            "escadre_inter_token_latency_seconds",
+            "The time between two tokens of an answer",
+            self.inter_token_latency.clone(),
+        );
+        registry.register(
+            "escadre_request_latency_seconds",
+            "From a request's arrival in the engine to the end of its answer",
+            self.request_latency.clone(),
+        );
+        registry.register("escadre_request_queue_seconds", "The time that a request waited", self.queue_time.clone());
+    }
+
+    fn register_mirror(&self, registry: &mut Registry) {
+        const TEXT: &str = "Mirror of the metric of this name without the prefix";
+        registry.register("vllm:num_requests_running", TEXT, self.requests_running.clone());
+        registry.register("vllm:num_requests_waiting", TEXT, self.requests_waiting.clone());
+        registry.register("vllm:kv_cache_usage_perc", TEXT, self.kv_cache_usage.clone());
+        registry.register("vllm:prompt_tokens", TEXT, self.prompt_tokens.clone());
+        registry.register("vllm:generation_tokens", TEXT, self.generation_tokens.clone());
+        registry.register("vllm:request_success", TEXT, self.requests_finished.clone());
+        registry.register("vllm:time_to_first_token_seconds", TEXT, self.time_to_first_token.clone());
+        registry.register("vllm:inter_token_latency_seconds", TEXT, self.inter_token_latency.clone());
+        registry.register("vllm:e2e_request_latency_seconds", TEXT, self.request_latency.clone());
+        registry.register("vllm:request_queue_time_seconds", TEXT, self.queue_time.clone());
+    }
+
+    /// The metrics in the OpenMetrics text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry).expect("writing to a String cannot fail");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_and_mirrored_names_have_the_same_value() {
+        let metrics = Metrics::new("smol");
+        metrics.prompt_tokens.inc_by(5);
+        metrics.kv_cache_usage.set(0.25);
+        metrics.requests_finished.get_or_create(&Finished { finished_reason: "stop" }).inc();
+        let text = metrics.text();
+        for line in [
+            "escadre_prompt_tokens_total{model_name=\"smol\"} 5",
+            "vllm:prompt_tokens_total{model_name=\"smol\"} 5",
+            "vllm:kv_cache_usage_perc{model_name=\"smol\"} 0.25",
+            "vllm:request_success_total{model_name=\"smol\",finished_reason=\"stop\"} 1",
+            "vllm:time_to_first_token_seconds_count{model_name=\"smol\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

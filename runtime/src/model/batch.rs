@@ -1,0 +1,84 @@
+//! What one call of the decoder works on, and what it gives back. Plain values; no tensors.
+
+use std::ops::Range;
+
+/// Names one sequence (a conversation with keys and values in the cache) of one decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub(crate) u64);
+
+/// Which positions of a span need logits. Those that are not asked for are not computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogitsWanted {
+    /// No row: a chunk in the middle of a prompt.
+    None,
+    /// The row of the last token: what sampling needs.
+    #[default]
+    Last,
+    /// One row per token.
+    All,
+}
+
+impl LogitsWanted {
+    /// The wanted rows of a span with `tokens` tokens.
+    pub(crate) fn rows(self, tokens: usize) -> Range<usize> {
+        match self {
+            Self::None => tokens..tokens,
+            Self::Last => tokens.saturating_sub(1)..tokens,
+            Self::All => 0..tokens,
+        }
+    }
+}
+
+/// New tokens of one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// The sequence that the tokens continue.
+    pub sequence: SequenceId,
+    /// At least one token.
+    pub tokens: Vec<u32>,
+    /// The absolute position of `tokens[0]`: how many tokens of this sequence are in the cache already.
+    pub start: usize,
+    /// The rows that need logits.
+    pub logits: LogitsWanted,
+}
+
+/// Spans of several sequences, computed in one call. A sequence appears at most once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepBatch {
+    /// In any order; [`Logits`] keeps it.
+    pub spans: Vec<Span>,
+}
+
+/// Rows of logits (natural-log scale, not normalised), in the order of the spans and of the tokens in each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Logits {
+    /// Rows of `width` values each.
+    ///
+    /// # Panics
+    /// If `values` is not a whole number of rows.
+    pub fn new(values: Vec<f32>, width: usize) -> Self {
+        assert!(
+            width > 0 && values.len().is_multiple_of(width),
+            "logits come in whole rows"
+        );
+        Self { values, width }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    /// Row `index`, one value per token of the vocabulary.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.width..(index + 1) * self.width]
+    }
+}

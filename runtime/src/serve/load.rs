@@ -1,0 +1,250 @@
+//! The engine's thread from its first line: verify, load, warm up, then answer until it is drained.
+
+use crate::context::unix_seconds;
+use crate::engine::{self, Admission, Engine, QueueLimits, Settings, Worker};
+use crate::failure::{Failure, chain};
+use crate::metrics::Metrics;
+use crate::model::{self, LoadError, LoadOptions, Loaded, ModelDescription, SpecialTokens, Tokenizer};
+use crate::server::Served;
+use crate::status::{Board, Performance, Progress, Stage, Verdict};
+use escadre_verify::{Digest, Refusal, VerifiedModel};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+use tokio::sync::oneshot;
+use tracing::info;
+
+/// Prompt tokens of one step: enough to use the cores, few enough that running answers do not stall and that a
+/// cancelled prompt ends soon.
+const STEP_TOKENS: usize = 128;
+/// How many requests may wait for each that is answered.
+const WAITING_PER_RUNNING: usize = 16;
+/// How many contexts of prompt tokens may wait.
+const WAITING_CONTEXTS: usize = 16;
+/// The part of the free memory that keys and values may take; the rest is for growth that nobody planned.
+const KV_SHARE: f64 = 0.9;
+/// What the model reads while it warms up.
+const WARM_UP_TEXT: &str = "The quick brown fox jumps over the lazy dog. ";
+
+/// What is to be served.
+pub(super) struct Plan {
+    pub(super) path: PathBuf,
+    pub(super) digest: Option<Digest>,
+    pub(super) served_name: String,
+    pub(super) max_context: Option<NonZeroUsize>,
+    pub(super) concurrency: usize,
+    pub(super) threads: usize,
+    pub(super) memory_limit: Option<u64>,
+}
+
+/// The engine's thread.
+pub(super) struct EngineThread {
+    served: oneshot::Receiver<Result<Served, Failure>>,
+    ended: oneshot::Receiver<()>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// Starts the thread.
+pub(super) fn start(plan: Plan, board: Board, metrics: Arc<Metrics>) -> Result<EngineThread, Failure> {
+    let (served_sender, served) = oneshot::channel();
+    let (ended_sender, ended) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        // Dropped at the end of the thread, by a panic too: that is how its owner learns of it.
+        let _ended = ended_sender;
+        match prepare(&plan, &board, metrics) {
+            Ok((served, worker)) => {
+                if served_sender.send(Ok(served)).is_ok() {
+                    worker.run();
+                }
+            }
+            Err(failure) => {
+                let _ = served_sender.send(Err(failure));
+            }
+        }
+    });
+    let handle = thread.map_err(|error| Failure::new("Internal", format!("could not start the engine's thread: {error}")))?;
+    Ok(EngineThread {
+        served,
+        ended,
+        handle: Some(handle),
+    })
+}
+
+impl EngineThread {
+    /// The model, as soon as it can answer.
+    pub(super) async fn served(&mut self) -> Result<Served, Failure> {
+        match (&mut self.served).await {
+            Ok(result) => result,
+            Err(_) => Err(self.ended().await),
+        }
+    }
+
+    /// Returns when the thread has ended, with the reason.
+    pub(super) async fn ended(&mut self) -> Failure {
+        let _ = (&mut self.ended).await;
+        // The channel closes in the thread's last moments, so this does not wait.
+        let panic = self.handle.take().and_then(|handle| handle.join().err());
+        let message = panic.as_ref().map(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+        });
+        Failure::new(
+            "EngineEnded",
+            match message {
+                Some(message) => format!("the engine panicked: {message}"),
+                None => "the engine ended".to_owned(),
+            },
+        )
+    }
+}
+
+fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served, Worker<model::Decoder>), Failure> {
+    let began = Instant::now();
+    let (verified, loaded) = load(plan, board, began)?;
+    let Loaded {
+        description,
+        tokenizer,
+        template,
+        mut decoder,
+        generation,
+    } = loaded;
+    board.update(|status| status.stage = Stage::WarmingUp);
+    let prompt = warm_up_prompt(&tokenizer);
+    let performance = engine::warm_up(&mut decoder, &prompt, description.context_length)
+        .map_err(|error| Failure::new("SelfTestFailed", error.to_string()))?;
+    describe(board, &description, performance);
+    info!(
+        architecture = description.architecture,
+        quantization = description.quantization,
+        context_length = description.context_length,
+        prefill_tokens_per_second = performance.prefill_tokens_per_second,
+        decode_tokens_per_second = performance.decode_tokens_per_second,
+        seconds = began.elapsed().as_secs_f64(),
+        "model is loaded"
+    );
+    let admission = Arc::new(Admission::new(QueueLimits {
+        requests: plan.concurrency.saturating_mul(WAITING_PER_RUNNING),
+        tokens: description.context_length.saturating_mul(WAITING_CONTEXTS),
+        concurrency: plan.concurrency,
+    }));
+    let (engine, commands) = Engine::new(Arc::clone(&admission));
+    let settings = Settings {
+        step_tokens: STEP_TOKENS,
+        concurrency: plan.concurrency,
+        kv_tokens: kv_tokens(plan, &description, board),
+        end_tokens: generation.end_tokens.clone(),
+    };
+    let tokenizer = Arc::new(tokenizer);
+    let for_text = Arc::clone(&tokenizer);
+    let new_text = Box::new(move || Box::new(for_text.decoder()) as Box<dyn engine::TextStream>);
+    let worker = Worker::new(decoder, new_text, settings, (commands, admission), metrics, board.clone());
+    let digest = verified.digest();
+    let served = Served {
+        name: plan.served_name.clone(),
+        digest,
+        fingerprint: format!("fp_{}_{}", digest.short(), env!("CARGO_PKG_VERSION")),
+        created: unix_seconds(),
+        context_length: description.context_length,
+        tokenizer,
+        template,
+        generation,
+        engine,
+    };
+    Ok((served, worker))
+}
+
+fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Loaded), Failure> {
+    let progress = |stage: Stage| {
+        move |done, total| {
+            board.update(|status| {
+                status.stage = stage;
+                status.load = Some(Progress {
+                    bytes_done: done,
+                    bytes_total: total,
+                });
+            });
+        }
+    };
+    let refused = |refusal: &Refusal| {
+        board.update(|status| {
+            status.verification.result = Verdict::Refused;
+            status.verification.failed_file.clone_from(&refusal.file);
+        });
+    };
+    let verified = VerifiedModel::open(&plan.path, plan.digest.as_ref(), &mut progress(Stage::Verifying))
+        .inspect_err(refused)?;
+    board.update(|status| {
+        status.stage = Stage::Loading;
+        status.model.digest = Some(verified.digest());
+        status.model.bytes = Some(verified.bytes());
+    });
+    let options = LoadOptions {
+        max_context: plan.max_context.map(NonZeroUsize::get),
+        threads: plan.threads,
+        memory_limit: plan.memory_limit,
+    };
+    let loaded = model::load(&verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
+        if let LoadError::Refused(refusal) = &error {
+            refused(refusal);
+        }
+        Failure::new(error.reason(), chain(&error))
+    })?;
+    board.update(|status| {
+        // Every byte was hashed while it was read. Without a digest to compare with, nothing was judged.
+        let pinned = verified.is_pinned();
+        status.verification.result = if pinned { Verdict::Verified } else { Verdict::Pending };
+        status.verification.method = if pinned { "Digest" } else { "None" };
+        status.verification.files = Some(verified.files().count());
+        status.verification.bytes = Some(verified.bytes());
+        status.verification.duration_seconds = Some(began.elapsed().as_secs_f64());
+    });
+    Ok((verified, loaded))
+}
+
+fn warm_up_prompt(tokenizer: &Tokenizer) -> Vec<u32> {
+    let text = tokenizer.encode(WARM_UP_TEXT, SpecialTokens::AsText).unwrap_or_default();
+    let prompt = [tokenizer.prefix(), text.as_slice()].concat();
+    if prompt.is_empty() { vec![0] } else { prompt }
+}
+
+fn describe(board: &Board, description: &ModelDescription, performance: Performance) {
+    let ModelDescription {
+        format,
+        architecture,
+        parameters,
+        quantization,
+        context_length,
+        weights_bytes,
+        kv_bytes_per_token: _,
+        template_digest,
+    } = description;
+    board.update(|status| {
+        status.model.format = Some(format.to_string());
+        status.model.architecture = Some(architecture.clone());
+        status.model.parameters = Some(*parameters);
+        status.model.quantization = Some(quantization.clone());
+        status.model.context_length = Some(*context_length);
+        status.model.template_digest.clone_from(template_digest);
+        status.memory.weights_bytes = Some(*weights_bytes);
+        status.performance = Some(performance);
+    });
+}
+
+/// Tokens of keys and values that there is room for in the memory that is left now.
+fn kv_tokens(plan: &Plan, description: &ModelDescription, board: &Board) -> usize {
+    let wanted = description.context_length.saturating_mul(plan.concurrency);
+    let (Some(limit), Some(resident)) = (plan.memory_limit, board.snapshot().memory.resident_bytes) else {
+        return wanted;
+    };
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of some gigabytes"
+    )]
+    let free = (limit.saturating_sub(resident) as f64 * KV_SHARE) as u64;
+    let room = free.checked_div(description.kv_bytes_per_token).unwrap_or(u64::MAX);
+    usize::try_from(room).unwrap_or(usize::MAX).clamp(description.context_length.min(wanted), wanted)
+}

@@ -1,0 +1,169 @@
+//! `escadre-runtime serve`: bind, load and verify, warm up, answer, and end without losing a request.
+//!
+//! Both ports are bound before anything is loaded, so that a port in use is known at once and probes and the status
+//! page answer during a long load. The signal handler is there before both.
+
+mod drain;
+mod load;
+
+use crate::args::ServeArgs;
+use crate::cgroup;
+use crate::failure::Failure;
+use crate::fetch::{model_path, resolved_revision};
+use crate::metrics::Metrics;
+use crate::server::admin::{self, Admin};
+use crate::server::listen::{self, ConnectionLimits, InFlight, Phase, Server};
+use crate::server::{App, router, signals};
+use crate::status::{Board, Stage};
+use drain::Drain;
+use escadre_verify::Digest;
+use load::Plan;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tracing::info;
+
+/// How long a cluster may take to take a pod's address out of use.
+const CLUSTER_ENDPOINT_DELAY: Duration = Duration::from_secs(5);
+
+/// Runs the subcommand until the process is asked to end, or fails.
+pub async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let mut shutdown = signals::install()?;
+    let place = Place::of(&args)?;
+    let api_listener = listen::bind(place.host, args.port, "--port").await?;
+    let admin_listener = admin::bind(place.host, args.admin_port).await?;
+    let served_name = args.served_name.clone().unwrap_or_else(|| name_of(&place.model));
+    let board = Board::new(args.identity.clone(), Stage::Verifying);
+    let metrics = Arc::new(Metrics::new(&served_name));
+    let (threads, memory_limit) = resources(&args);
+    board.update(|status| {
+        status.model.served_name = Some(served_name.clone());
+        status.model.digest = place.digest;
+        status.model.resolved_revision.clone_from(&place.resolved_revision);
+        status.memory.limit_bytes = memory_limit;
+    });
+    let app = Arc::new(App::new(Arc::clone(&metrics), args.max_body_bytes, threads.get().div_ceil(2)));
+    let (phase, in_flight) = (watch::Sender::new(Phase::Serving), InFlight::default());
+    let pages = Admin {
+        board: board.clone(),
+        metrics: Some(Arc::clone(&metrics)),
+        phase: phase.subscribe(),
+    };
+    let admin_end = watch::Sender::new(Phase::Serving);
+    let admin = tokio::spawn(admin::serve(admin_listener, pages, admin_end.subscribe()));
+    let server = Server {
+        listener: api_listener,
+        router: router(Arc::clone(&app)),
+        limits: ConnectionLimits {
+            connections: args.max_connections,
+            ..ConnectionLimits::default()
+        },
+        phase: phase.subscribe(),
+        in_flight: in_flight.clone(),
+        metrics: Some(Arc::clone(&metrics)),
+    };
+    let api = tokio::spawn(server.run());
+    info!(host = %place.host, port = args.port, admin_port = args.admin_port, threads, memory_limit, "ports are open, loading the model");
+
+    let plan = Plan {
+        path: place.model,
+        digest: place.digest,
+        served_name,
+        max_context: args.max_context,
+        concurrency: args.max_concurrency.get(),
+        threads: threads.get(),
+        memory_limit,
+    };
+    let mut engine = load::start(plan, board.clone(), metrics)?;
+    let served = tokio::select! {
+        served = engine.served() => served,
+        () = shutdown.requested() => {
+            info!("asked to end while loading");
+            return Ok(());
+        }
+    };
+    let served = served.inspect_err(|failure| board.fail(failure))?;
+    let way_in = served.engine.clone();
+    let ready = (served.name.clone(), served.digest);
+    app.begin_serving(served);
+    board.update(|status| {
+        status.served_digest = Some(ready.1);
+        status.stage = Stage::Ready;
+        status.load = None;
+    });
+    info!(model = ready.0, digest = %ready.1, "ready");
+
+    tokio::select! {
+        () = shutdown.requested() => {}
+        failure = engine.ended() => {
+            board.fail(&failure);
+            return Err(failure);
+        }
+    }
+    board.update(|status| status.stage = Stage::Draining);
+    let drain = Drain {
+        phase,
+        in_flight,
+        endpoint_delay: args.endpoint_delay.unwrap_or(place.endpoint_delay),
+        timeout: args.drain_timeout,
+    };
+    drain.run(&mut shutdown, api).await;
+    way_in.drain();
+    let _ = tokio::time::timeout(drain::LAST_WORDS, engine.ended()).await;
+    admin_end.send_replace(Phase::Cut);
+    let _ = tokio::time::timeout(drain::LAST_WORDS, admin).await;
+    info!("ended");
+    Ok(())
+}
+
+/// What follows from whether a store or a file is served.
+struct Place {
+    model: PathBuf,
+    digest: Option<Digest>,
+    resolved_revision: Option<String>,
+    host: IpAddr,
+    endpoint_delay: Duration,
+}
+
+impl Place {
+    fn of(args: &ServeArgs) -> Result<Self, Failure> {
+        match (&args.store, &args.model, args.digest) {
+            (Some(store), _, Some(digest)) => Ok(Self {
+                model: model_path(store, &digest),
+                digest: Some(digest),
+                resolved_revision: resolved_revision(store, &digest),
+                host: args.host.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+                endpoint_delay: CLUSTER_ENDPOINT_DELAY,
+            }),
+            (_, Some(model), digest) => Ok(Self {
+                model: model.clone(),
+                digest,
+                resolved_revision: None,
+                host: args.host.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+                endpoint_delay: Duration::ZERO,
+            }),
+            _ => Err(Failure::new("InvalidArguments", "name --model, or --store and --digest")),
+        }
+    }
+}
+
+/// The name of a model that was given none: that of its file or folder.
+fn name_of(model: &Path) -> String {
+    let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Threads and bytes that the process may use: what it was told, or else what its container has.
+fn resources(args: &ServeArgs) -> (NonZeroUsize, Option<u64>) {
+    let limits = cgroup::read();
+    let available = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let machine = cgroup::machine_memory();
+    let container = limits.memory.into_iter().chain(machine).min();
+    (
+        args.threads.unwrap_or_else(|| limits.threads(available)),
+        args.memory_limit.or(container),
+    )
+}

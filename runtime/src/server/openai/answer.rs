@@ -1,0 +1,261 @@
+//! The answers' wire form: chat and plain completions, whole and in chunks. Pure.
+
+use crate::engine::{FinishReason, Usage};
+use serde::Serialize;
+
+/// Which of the two APIs is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Text,
+}
+
+impl Kind {
+    /// How identifiers of its answers begin.
+    pub(super) fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Chat => "chatcmpl-",
+            Self::Text => "cmpl-",
+        }
+    }
+}
+
+/// What every part of one answer repeats.
+#[derive(Debug, Clone)]
+pub(super) struct Envelope {
+    pub(super) kind: Kind,
+    pub(super) id: String,
+    pub(super) created: i64,
+    pub(super) model: String,
+    pub(super) fingerprint: String,
+    /// Whether chunks have a member for usage, which is null in all but the last.
+    pub(super) include_usage: bool,
+}
+
+#[derive(Serialize)]
+struct Wire<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    system_fingerprint: &'a str,
+    choices: Vec<Choice<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<WireUsage>>,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    #[serde(flatten)]
+    content: Content<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Content<'a> {
+    Message(Message<'a>),
+    Delta(Delta<'a>),
+    Text(&'a str),
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: Option<()>,
+}
+
+#[derive(Serialize, Default)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct WireUsage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+}
+
+impl From<Usage> for WireUsage {
+    fn from(usage: Usage) -> Self {
+        let Usage {
+            prompt_tokens,
+            completion_tokens,
+        } = usage;
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
+}
+
+impl Envelope {
+    /// The whole answer.
+    pub(super) fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> String {
+        let (object, content) = match self.kind {
+            Kind::Chat => {
+                let message = Message {
+                    role: "assistant",
+                    content: text,
+                    refusal: None,
+                };
+                ("chat.completion", Content::Message(message))
+            }
+            Kind::Text => ("text_completion", Content::Text(text)),
+        };
+        self.wire(object, Some((content, Some(reason))), Some(Some(usage.into())))
+    }
+
+    /// The first chunk of a stream, if it has one of its own: who speaks.
+    pub(super) fn opening(&self) -> Option<String> {
+        let delta = Delta {
+            role: Some("assistant"),
+            content: Some(""),
+        };
+        (self.kind == Kind::Chat).then(|| self.chunk(Content::Delta(delta), None))
+    }
+
+    /// A chunk with text.
+    pub(super) fn text_chunk(&self, text: &str) -> String {
+        let content = match self.kind {
+            Kind::Chat => Content::Delta(Delta {
+                content: Some(text),
+                ..Delta::default()
+            }),
+            Kind::Text => Content::Text(text),
+        };
+        self.chunk(content, None)
+    }
+
+    /// The chunk that says what ended the answer.
+    pub(super) fn finish_chunk(&self, reason: FinishReason) -> String {
+        let content = match self.kind {
+            Kind::Chat => Content::Delta(Delta::default()),
+            Kind::Text => Content::Text(""),
+        };
+        self.chunk(content, Some(reason))
+    }
+
+    /// The chunk with the usage, when it was asked for.
+    pub(super) fn usage_chunk(&self, usage: Usage) -> Option<String> {
+        self.include_usage
+            .then(|| self.wire(self.chunk_object(), None, Some(Some(usage.into()))))
+    }
+
+    fn chunk(&self, content: Content<'_>, reason: Option<FinishReason>) -> String {
+        let usage = self.include_usage.then_some(None);
+        self.wire(self.chunk_object(), Some((content, reason)), usage)
+    }
+
+    fn chunk_object(&self) -> &'static str {
+        match self.kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Text => "text_completion",
+        }
+    }
+
+    fn wire(
+        &self,
+        object: &'static str,
+        choice: Option<(Content<'_>, Option<FinishReason>)>,
+        usage: Option<Option<WireUsage>>,
+    ) -> String {
+        let choices = choice.map(|(content, reason)| Choice {
+            index: 0,
+            content,
+            logprobs: None,
+            finish_reason: reason.map(Into::into),
+        });
+        let wire = Wire {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            choices: choices.into_iter().collect(),
+            usage,
+        };
+        serde_json::to_string(&wire).expect("strings and numbers are always JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn envelope(kind: Kind, include_usage: bool) -> Envelope {
+        Envelope {
+            kind,
+            id: "id-1".into(),
+            created: 7,
+            model: "m".into(),
+            fingerprint: "fp_x".into(),
+            include_usage,
+        }
+    }
+
+    fn parse(text: &str) -> Value {
+        serde_json::from_str(text).unwrap()
+    }
+
+    const USAGE: Usage = Usage {
+        prompt_tokens: 3,
+        completion_tokens: 4,
+    };
+
+    #[test]
+    fn whole_chat_answer_is_that_of_openai() {
+        assert_eq!(
+            parse(&envelope(Kind::Chat, false).whole("hi", FinishReason::Stop, USAGE)),
+            json!({
+                "id": "id-1", "object": "chat.completion", "created": 7, "model": "m", "system_fingerprint": "fp_x",
+                "choices": [{
+                    "index": 0, "message": {"role": "assistant", "content": "hi", "refusal": null},
+                    "logprobs": null, "finish_reason": "stop"
+                }],
+                "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+            })
+        );
+    }
+
+    #[test]
+    fn whole_plain_answer_is_that_of_openai() {
+        let answer = parse(&envelope(Kind::Text, false).whole("hi", FinishReason::Length, USAGE));
+        assert_eq!(answer["object"], "text_completion");
+        assert_eq!(answer["choices"][0], json!({"index": 0, "text": "hi", "logprobs": null, "finish_reason": "length"}));
+    }
+
+    #[test]
+    fn stream_has_usage_only_when_asked_and_then_only_in_the_end() {
+        let without = envelope(Kind::Chat, false);
+        assert!(parse(&without.text_chunk("a")).get("usage").is_none());
+        assert_eq!(without.usage_chunk(USAGE), None);
+        let with = envelope(Kind::Chat, true);
+        assert_eq!(parse(&with.text_chunk("a"))["usage"], Value::Null);
+        let last = parse(&with.usage_chunk(USAGE).unwrap());
+        assert_eq!((&last["choices"], &last["usage"]["total_tokens"]), (&json!([]), &json!(7)));
+    }
+
+    #[test]
+    fn stream_begins_with_the_role_and_ends_with_the_reason() {
+        let chat = envelope(Kind::Chat, false);
+        let opening = parse(&chat.opening().unwrap());
+        assert_eq!(opening["object"], "chat.completion.chunk");
+        assert_eq!(opening["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+        assert_eq!(parse(&chat.text_chunk("x"))["choices"][0]["delta"], json!({"content": "x"}));
+        let finish = parse(&chat.finish_chunk(FinishReason::Stop));
+        assert_eq!(finish["choices"][0], json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"}));
+        assert_eq!(envelope(Kind::Text, false).opening(), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! The parameters that chat and plain completions share. Pure.
+
+use super::fields::{Fields, invalid};
+use crate::engine::Sampling;
+use crate::model::GenerationDefaults;
+use crate::server::error::{ApiError, Code};
+use serde_json::Value;
+
+/// More stop strings than this are a mistake.
+const MAX_STOPS: usize = 16;
+/// A stop string that is longer never occurs.
+const MAX_STOP_BYTES: usize = 1024;
+
+/// Fields that cannot change an answer, whatever their value.
+pub(super) const HARMLESS: [&str; 6] = [
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+];
+
+/// How an answer is generated and delivered.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Parameters {
+    pub(super) max_tokens: Option<usize>,
+    pub(super) sampling: Sampling,
+    pub(super) stop: Vec<String>,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+impl Parameters {
+    /// Takes the shared fields. `random_seed` is used when the request names none.
+    pub(super) fn take(
+        fields: &mut Fields,
+        defaults: &GenerationDefaults,
+        random_seed: u64,
+    ) -> Result<Self, ApiError> {
+        take_unsupported(fields)?;
+        let max_tokens = fields.count("max_tokens", 1)?;
+        let max_completion_tokens = fields.count("max_completion_tokens", 1)?;
+        if max_tokens.is_some() && max_completion_tokens.is_some() && max_tokens != max_completion_tokens {
+            return Err(invalid("max_tokens", "and `max_completion_tokens` contradict each other; leave one out"));
+        }
+        let stream = fields.boolean("stream")?;
+        Ok(Self {
+            max_tokens: max_completion_tokens.or(max_tokens),
+            sampling: take_sampling(fields, defaults, random_seed)?,
+            stop: take_stop(fields)?,
+            stream,
+            include_usage: take_stream_options(fields, stream)?,
+        })
+    }
+}
+
+fn take_sampling(fields: &mut Fields, defaults: &GenerationDefaults, random_seed: u64) -> Result<Sampling, ApiError> {
+    let seed = match fields.take("seed") {
+        None => random_seed,
+        Some(value) => value
+            .as_u64()
+            .or_else(|| value.as_i64().map(i64::cast_unsigned))
+            .ok_or_else(|| invalid("seed", "must be a whole number"))?,
+    };
+    // -1 is how some clients write "all".
+    let top_k = match fields.take("top_k") {
+        None => defaults.top_k,
+        Some(value) if value.as_i64() == Some(-1) => Some(0),
+        Some(value) => {
+            let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+            Some(count.ok_or_else(|| invalid("top_k", "must be a whole number of at least 0"))?)
+        }
+    };
+    Ok(Sampling {
+        temperature: fields.number("temperature", 0.0..=2.0)?.or(defaults.temperature).unwrap_or(1.0),
+        top_k: top_k.unwrap_or(0),
+        top_p: fields.number("top_p", 0.0..=1.0)?.or(defaults.top_p).unwrap_or(1.0),
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        repetition_penalty: fields
+            .number("repetition_penalty", 0.01..=10.0)?
+            .or(defaults.repetition_penalty)
+            .unwrap_or(1.0),
+        seed,
+    })
+}
+
+fn take_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let wrong = || {
+        let problem = format!("must be a string or a list of at most {MAX_STOPS} strings, none empty or longer than {MAX_STOP_BYTES} bytes");
+        invalid("stop", &problem)
+    };
+    let stops = match fields.take("stop") {
+        None => Vec::new(),
+        Some(Value::String(stop)) => vec![stop],
+        Some(Value::Array(stops)) => stops
+            .into_iter()
+            .map(|stop| match stop {
+                Value::String(stop) => Ok(stop),
+                _ => Err(wrong()),
+            })
+            .collect::<Result<_, _>>()?,
+        Some(_) => return Err(wrong()),
+    };
+    let is_wrong = |stop: &String| stop.is_empty() || stop.len() > MAX_STOP_BYTES;
+    if stops.len() > MAX_STOPS || stops.iter().any(is_wrong) {
+        return Err(wrong());
+    }
+    Ok(stops)
+}
+
+fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    let options = match fields.take("stream_options") {
+        None => return Ok(false),
+        Some(Value::Object(options)) => options,
+        Some(_) => return Err(invalid("stream_options", "must be an object")),
+    };
+    if !stream {
+        return Err(invalid("stream_options", "is only allowed with `stream: true`"));
+    }
+    let mut options = Fields::new(options);
+    let include_usage = options.boolean("include_usage")?;
+    // Padding against observers of the network; leaving it out changes no answer.
+    options.boolean("include_obfuscation")?;
+    options.finish(&[])?;
+    Ok(include_usage)
+}
+
+/// Fields of OpenAI's API that this server does not have. Their neutral values are accepted, since clients send them.
+fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.neutral("n", |value| value.as_u64() == Some(1))?;
+    fields.neutral("logit_bias", is_empty)?;
+    fields.neutral("store", |value| value == false)?;
+    fields.neutral("service_tier", |value| value == "auto" || value == "default")?;
+    Ok(())
+}
+
+pub(super) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// How many tokens the answer may have: what was asked for, or else what the context leaves.
+pub(super) fn answer_room(
+    prompt: usize,
+    max_tokens: Option<usize>,
+    context: usize,
+    param: &'static str,
+) -> Result<usize, ApiError> {
+    let wanted = max_tokens.unwrap_or(1);
+    if prompt.saturating_add(wanted) <= context {
+        return Ok(max_tokens.unwrap_or(context - prompt));
+    }
+    let message = format!(
+        "this model's context is {context} tokens, but {} were asked for ({prompt} in the prompt, {wanted} for the answer); shorten the prompt or lower `max_tokens`",
+        prompt.saturating_add(wanted)
+    );
+    Err(ApiError::new(Code::ContextLengthExceeded, message).param(param))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn take(value: Value) -> Result<Parameters, ApiError> {
+        let Value::Object(object) = value else { panic!() };
+        let mut fields = Fields::new(object);
+        let defaults = GenerationDefaults {
+            temperature: Some(0.6),
+            ..GenerationDefaults::default()
+        };
+        let parameters = Parameters::take(&mut fields, &defaults, 99)?;
+        fields.finish(&HARMLESS)?;
+        Ok(parameters)
+    }
+
+    #[test]
+    fn request_goes_before_the_model_and_the_model_before_the_api() {
+        assert!((take(json!({})).unwrap().sampling.temperature - 0.6).abs() < 1e-6);
+        assert!((take(json!({"temperature": 0})).unwrap().sampling.temperature).abs() < 1e-6);
+        let parameters = take(json!({"seed": -1, "top_k": -1, "stop": "x", "max_completion_tokens": 5})).unwrap();
+        assert_eq!(parameters.sampling.seed, u64::MAX);
+        assert_eq!((parameters.sampling.top_k, parameters.max_tokens), (0, Some(5)));
+        assert_eq!(parameters.stop, ["x"]);
+        assert_eq!(take(json!({})).unwrap().sampling.seed, 99);
+    }
+
+    #[test]
+    fn whatever_would_change_the_answer_is_refused_by_name() {
+        for (name, value) in [
+            ("n", json!(2)),
+            ("logit_bias", json!({"1": 5})),
+            ("store", json!(true)),
+            ("temperature", json!(2.1)),
+            ("top_p", json!(-0.1)),
+            ("stop", json!([1])),
+            ("stop", json!([""])),
+            ("seed", json!(1.5)),
+            ("max_tokens", json!(0)),
+            ("stream", json!("yes")),
+            ("stream_options", json!({"include_usage": true})),
+            ("reasoning_effort", json!("high")),
+        ] {
+            let error = take(json!({name: value})).unwrap_err();
+            let body = serde_json::to_value(error.body()).unwrap();
+            assert_eq!(body["error"]["param"], name, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_change_the_answer_is_accepted() {
+        take(json!({"user": "me", "metadata": {"a": "b"}, "n": 1, "store": false, "logit_bias": {}, "service_tier": "auto"}))
+            .unwrap();
+    }
+
+    #[test]
+    fn answer_fills_the_context_unless_it_is_told_not_to() {
+        assert_eq!(answer_room(10, None, 100, "messages").unwrap(), 90);
+        assert_eq!(answer_room(10, Some(90), 100, "messages").unwrap(), 90);
+        for (prompt, wanted) in [(10, Some(91)), (100, None), (1, Some(usize::MAX))] {
+            let error = answer_room(prompt, wanted, 100, "messages").unwrap_err();
+            let body = serde_json::to_value(error.body()).unwrap();
+            assert_eq!(body["error"]["code"], "context_length_exceeded");
+            assert!(body["error"]["message"].as_str().unwrap().contains(&prompt.to_string()));
+        }
+    }
+}

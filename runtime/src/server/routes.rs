@@ -1,0 +1,53 @@
+//! The API's routes, what is counted about them, and answers to everything else.
+
+use super::App;
+use super::error::{ApiError, Code};
+use super::openai::{create_chat_completion, create_completion, list_models, retrieve_model};
+use crate::metrics::{Answered, Route};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+/// The API.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(create_chat_completion))
+        .route("/v1/completions", post(create_completion))
+        .route("/v1/models", get(list_models))
+        // A name may have slashes.
+        .route("/v1/models/{*id}", get(retrieve_model))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&app), count))
+        .with_state(app)
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    let message = format!("there is nothing at {path}; this server has /v1/models, /v1/chat/completions and /v1/completions");
+    ApiError::new(Code::NotFound, message)
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(Code::MethodNotAllowed, format!("{} does not take {method}", uri.path()))
+}
+
+async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let route = match request.uri().path() {
+        "/v1/chat/completions" => Route::ChatCompletions,
+        "/v1/completions" => Route::Completions,
+        path if path.starts_with("/v1/models") => Route::Models,
+        _ => Route::Other,
+    };
+    let response = next.run(request).await;
+    let answered = Answered {
+        route,
+        code: response.status().as_u16(),
+    };
+    app.metrics.http_requests.get_or_create(&answered).inc();
+    response
+}
