@@ -106,8 +106,7 @@ async fn status(cache: &Cache, args: &StatusArgs) -> Result<ExitCode> {
 async fn show(cluster: &Cluster) -> Result<bool> {
     let processes = cluster.processes();
     let answers = cluster.is_ready().await;
-    let dead = processes.dead();
-    let complete = answers && dead.is_empty();
+    let complete = answers && cluster.broken().is_empty();
     let node = if cluster.state().node { "one node" } else { "no node" };
     let word = if complete { "up" } else { "incomplete" };
     say(&format!("{}: {word}, {node}, {} fake nodes", cluster.name(), cluster.state().fake_nodes))?;

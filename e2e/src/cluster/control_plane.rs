@@ -23,14 +23,15 @@ impl Cluster {
         })
         .await?;
         self.start_component(Component::KubeApiserver, self.apiserver_arguments())?;
-        self.start_component(Component::KubeControllerManager, self.controller_manager_arguments())?;
-        self.start_component(Component::KubeScheduler, self.scheduler_arguments())?;
         let api = Target::Address(format!("{NODE_ADDRESS}:{API_PORT}").parse().context("the API's address is wrong")?);
         let forward = self.forward("api", "127.0.0.1:0", &api).await?;
         let server = format!("https://{}", forward.listen);
         let context = format!("escadre-{}", self.name());
         self.certificates().write_kubeconfig("admin", &server, &context, &self.kubeconfig())?;
-        self.wait("the API server", PATIENCE, async || Ok(self.is_ready().await.then_some(()))).await
+        self.wait("the API server", PATIENCE, async || Ok(self.is_ready().await.then_some(()))).await?;
+        // Not earlier: they end when the API server has not yet made the roles that they need.
+        self.start_component(Component::KubeControllerManager, self.controller_manager_arguments())?;
+        self.start_component(Component::KubeScheduler, self.scheduler_arguments())
     }
 
     /// Whether the API server says that it is ready.

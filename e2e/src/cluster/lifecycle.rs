@@ -87,11 +87,10 @@ fn needed(options: &Options) -> Vec<Component> {
 async fn reuse(cache: &Cache, folder: &Path, options: &Options, programs: &Programs) -> Result<Option<Cluster>> {
     let Some(state) = State::read(folder)? else { return Ok(None) };
     let name = &options.name;
-    let dead = Processes::new(folder, &state.identity).dead();
-    if state.phase == Phase::Up && state.node == options.node && dead.is_empty() && Network::of(name).exists() {
-        let mut cluster =
-            Cluster { cache: cache.clone(), folder: folder.to_owned(), state, programs: programs.clone() };
-        if cluster.is_ready().await {
+    let mut cluster = Cluster { cache: cache.clone(), folder: folder.to_owned(), state, programs: programs.clone() };
+    let dead = cluster.broken();
+    if cluster.state.phase == Phase::Up && cluster.state.node == options.node && Network::of(name).exists() {
+        if dead.is_empty() && cluster.is_ready().await {
             cluster.link_programs()?;
             cluster.start_fake_nodes(options).await?;
             eprintln!("the cluster {name} is up already");

@@ -112,6 +112,13 @@ impl Cluster {
         Processes::new(&self.folder, &self.state.identity)
     }
 
+    /// Processes without which the cluster does not work, and that have ended.
+    pub fn broken(&self) -> Vec<Record> {
+        let mut dead = self.processes().dead();
+        dead.retain(|record| is_essential(&record.name));
+        dead
+    }
+
     /// A kubeconfig that works inside the cluster's network (`exec`, pods with the host's network).
     pub fn inner_kubeconfig(&self) -> PathBuf {
         self.folder.join("kubeconfig-inside")
@@ -249,7 +256,8 @@ impl Cluster {
             if let Ok(Some(found)) = answer {
                 return Ok(found);
             }
-            if let Some(dead) = self.processes().dead().first() {
+            let dead = self.processes().dead();
+            if let Some(dead) = dead.iter().find(|record| record.name == what || is_essential(&record.name)) {
                 bail!(
                     "{} ended while we waited for {what}; the end of its log:\n{}",
                     dead.name,
@@ -269,4 +277,9 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Whether a cluster without this process is broken; a person's forward or mirror may come and go.
+fn is_essential(process: &str) -> bool {
+    process == "forward-api" || Component::ALL.iter().any(|component| component.name() == process)
 }

@@ -14,12 +14,10 @@ use tokio::process::Command;
 
 /// The node's own address: API server, kubelet, cluster DNS.
 pub const NODE_ADDRESS: &str = "10.99.0.1";
-/// Range of the node network.
-pub const NODE_RANGE: &str = "10.99.0.0/24";
 /// Range of Service addresses.
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
 /// The API server's Service address.
-pub const API_SERVICE_ADDRESS: &str = "10.96.0.1";
+pub(crate) const API_SERVICE_ADDRESS: &str = "10.96.0.1";
 /// Range of the real node's pods.
 pub const POD_RANGE: &str = "10.244.0.0/24";
 /// Range of the pods on fake nodes.

@@ -44,22 +44,22 @@ const RUNC: &[Package] = &[
 ];
 
 /// Packages that every cluster needs.
-pub async fn require_base_packages() -> Result<()> {
+pub(crate) async fn require_base_packages() -> Result<()> {
     require(BASE, "starting a cluster").await
 }
 
 /// Packages that a node needs at run time.
-pub async fn require_node_packages() -> Result<()> {
+pub(crate) async fn require_node_packages() -> Result<()> {
     require(NODE, "running a node").await
 }
 
 /// Packages that building runc needs.
-pub async fn require_runc_packages() -> Result<()> {
+pub(crate) async fn require_runc_packages() -> Result<()> {
     require(RUNC, "building runc").await
 }
 
 /// The error for somebody who is not root.
-pub fn require_root(doing: &str) -> Result<()> {
+pub(crate) fn require_root(doing: &str) -> Result<()> {
     if is_root() {
         return Ok(());
     }
@@ -67,12 +67,12 @@ pub fn require_root(doing: &str) -> Result<()> {
 }
 
 /// Whether this process runs as root.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 /// The file of a program on `$PATH`, or in the usual folders of system programs.
-pub fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
     env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|file| file.is_file())
@@ -131,16 +131,16 @@ async fn apt_get(arguments: &[&str], log: &Path) -> Result<bool> {
 
 /// A Go compiler that is new enough.
 #[derive(Debug, Clone)]
-pub struct Go {
+pub(crate) struct Go {
     /// Its program file.
-    pub program: PathBuf,
+    pub(crate) program: PathBuf,
     /// As it says itself: `go1.26.6`.
-    pub version: String,
+    pub(crate) version: String,
 }
 
 impl Go {
     /// Finds Go on `$PATH`, or an earlier download, or downloads it.
-    pub async fn find(cache: &Cache) -> Result<Self> {
+    pub(crate) async fn find(cache: &Cache) -> Result<Self> {
         if let Some(go) = find_program("go").and_then(|program| Self::ask(&program))
             && go.is_new_enough()
         {
