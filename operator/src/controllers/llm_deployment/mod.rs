@@ -7,6 +7,8 @@ pub mod events;
 pub mod observe;
 pub mod plan;
 pub mod revision;
+#[cfg(test)]
+mod fixtures;
 pub mod status;
 pub mod validate;
 

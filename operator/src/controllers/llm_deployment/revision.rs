@@ -178,7 +178,7 @@ mod tests {
     /// A changed name would restart every pod of every user at an upgrade.
     #[test]
     fn revision_name_never_changes_between_versions() {
-        assert_eq!(intent().revision_name().as_str(), "PLACEHOLDER");
+        assert_eq!(intent().revision_name().as_str(), "k4m4wml5");
     }
 
     #[test]

@@ -214,3 +214,99 @@ impl Valid {
         ])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{DIGEST, object, world};
+    use super::super::observe::ObservedService;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn valid_spec_gets_its_defaults() {
+        let object = object(&json!({}));
+        let valid = validate(&object, &world(vec![])).unwrap();
+        assert_eq!(valid.intent.served_name, "support");
+        assert_eq!(valid.image, "registry.example.com/runtime:7");
+        assert_eq!(valid.replicas, 2);
+        assert_eq!(valid.next_number, 1);
+        assert_eq!(valid.intent.digest, DIGEST);
+    }
+
+    #[test]
+    fn suspended_object_wants_no_pods() {
+        let valid = validate(&object(&json!({"suspend": true})), &world(vec![])).unwrap();
+        assert_eq!(valid.replicas, 0);
+        assert!(valid.suspended);
+    }
+
+    #[test]
+    fn spec_that_the_schema_missed_is_rejected_by_name() {
+        let cases = [
+            (json!({"model": {"source": "oci://x/y"}}), "spec.model.source"),
+            (json!({"model": {"verification": {"digest": "sha256:12"}}}), "spec.model.verification.digest"),
+            (json!({"replicas": -1}), "spec.replicas"),
+            (json!({"resources": {"memory": "lots"}}), "spec.resources.memory"),
+            (json!({"resources": {"cpu": "0"}}), "spec.resources.cpu"),
+            (json!({"resources": {"gpu": {"count": 2}}}), "spec.resources.gpu.count"),
+            (json!({"drain": {"timeoutSeconds": -5}}), "spec.drain.timeoutSeconds"),
+        ];
+        for (spec, field) in cases {
+            let rejected = validate(&object(&spec), &world(vec![])).unwrap_err();
+            assert_eq!(rejected.reason, Reason::InvalidSpec);
+            assert!(rejected.message.contains(field), "{}", rejected.message);
+        }
+    }
+
+    #[test]
+    fn quantities_of_kubernetes_are_understood() {
+        for text in ["1", "500m", "1.5", "8Gi", "1e3", "2E6", "12E", "100u"] {
+            assert!(is_positive_quantity(text), "{text}");
+        }
+        for text in ["", "0", "-1", "1Q", "Gi", "1 Gi", "1.2.3", "0.0", "1ee3"] {
+            assert!(!is_positive_quantity(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn foreign_service_is_never_taken_over() {
+        let mut observed = world(vec![]);
+        observed.service = Some(ObservedService { service: Service::default(), is_ours: false });
+        let rejected = validate(&object(&json!({})), &observed).unwrap_err();
+        assert!(rejected.message.contains("a Service named support exists already"));
+    }
+
+    #[test]
+    fn edits_that_work_live_make_no_revision() {
+        let base = validate(&object(&json!({})), &world(vec![])).unwrap();
+        for spec in [
+            json!({"replicas": 9}),
+            json!({"suspend": true}),
+            json!({"service": {"port": 81}}),
+            json!({"drain": {"timeoutSeconds": 9}}),
+            json!({"model": {"endpoint": "https://mirror"}}),
+            json!({"placement": {}, "runtime": {}, "resources": {"gpu": {"count": 0}}}),
+        ] {
+            let edited = validate(&object(&spec), &world(vec![])).unwrap();
+            assert_eq!(edited.revision, base.revision, "{spec}");
+        }
+        for spec in [
+            json!({"model": {"revision": "v2"}}),
+            json!({"model": {"files": ["a.gguf"]}}),
+            json!({"placement": {"runtimeClassName": "nvidia"}}),
+            json!({"resources": {"memory": "1Gi"}}),
+        ] {
+            let edited = validate(&object(&spec), &world(vec![])).unwrap();
+            assert_ne!(edited.revision, base.revision, "{spec}");
+        }
+    }
+
+    #[test]
+    fn new_default_image_makes_no_revision() {
+        let mut upgraded = world(vec![]);
+        upgraded.defaults.runtime_image = "registry.example.com/runtime:8".to_owned();
+        let before = validate(&object(&json!({})), &world(vec![])).unwrap();
+        let after = validate(&object(&json!({})), &upgraded).unwrap();
+        assert_eq!(before.revision, after.revision);
+    }
+}

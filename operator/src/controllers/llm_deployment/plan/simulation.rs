@@ -109,7 +109,7 @@ impl World {
 #[test]
 fn every_life_keeps_the_invariants_and_settles() {
     for seed in 1..=400 {
-        let mut chance = Chance(seed * 0x9E37_79B9_7F4A_7C15);
+        let mut chance = Chance(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
         let target = Target { revision: "r0".to_owned(), replicas: 2, is_recorded: false, remake: None };
         let mut world = World { pods: vec![], lost: BTreeSet::new(), second: 1000, made: 0, target };
         for _ in 0..120 {
