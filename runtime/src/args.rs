@@ -68,7 +68,7 @@ pub struct Identity {
     pub pod_name: Option<String>,
 
     /// The revision of the deployment that this pod belongs to.
-    #[arg(long = "pod-revision", hide = true, env = "ESCADRE_REVISION")]
+    #[arg(id = "pod_revision", long = "pod-revision", hide = true, env = "ESCADRE_REVISION")]
     pub revision: Option<String>,
 }
 
@@ -145,7 +145,7 @@ pub struct ServeArgs {
     #[arg(long, default_value = "4")]
     pub max_concurrency: NonZeroUsize,
 
-    /// The port of the API.
+    /// The port of the API; 0 is any free one, which the log names.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
 

@@ -48,7 +48,7 @@ impl StepModel for Counting {
             }
             if span.logits == LogitsWanted::Last {
                 let mut row = vec![0.0; VOCABULARY];
-                row[(last as usize + 1) % VOCABULARY] = if last == 50 { f32::NAN } else { 100.0 };
+                row[(last as usize + 1) % VOCABULARY] = if last == 62 { f32::NAN } else { 100.0 };
                 values.extend(row);
             }
         }
@@ -241,7 +241,7 @@ async fn failed_step_fails_its_requests_and_the_engine_goes_on() {
     let harness = start(1, false, Some(33));
     let (_, last) = collect(harness.engine.submit(request(&[33], 5)).unwrap()).await;
     assert!(matches!(last, Event::Failed(EngineError::Model(_))), "{last:?}");
-    let (_, last) = collect(harness.engine.submit(request(&[50], 5)).unwrap()).await;
+    let (_, last) = collect(harness.engine.submit(request(&[62], 5)).unwrap()).await;
     assert_eq!(last, Event::Failed(EngineError::NotFinite));
     let (text, _) = collect(harness.engine.submit(request(&[1], 1)).unwrap()).await;
     assert_eq!(text, "<2>");

@@ -23,6 +23,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::info;
 
@@ -35,6 +36,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let place = Place::of(&args)?;
     let api_listener = listen::bind(place.host, args.port, "--port").await?;
     let admin_listener = admin::bind(place.host, args.admin_port).await?;
+    let (port, admin_port) = (bound_port(&api_listener), bound_port(&admin_listener));
     let served_name = args.served_name.clone().unwrap_or_else(|| name_of(&place.model));
     let board = Board::new(args.identity.clone(), Stage::Verifying);
     let metrics = Arc::new(Metrics::new(&served_name));
@@ -66,7 +68,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         metrics: Some(Arc::clone(&metrics)),
     };
     let api = tokio::spawn(server.run());
-    info!(host = %place.host, port = args.port, admin_port = args.admin_port, threads, memory_limit, "ports are open, loading the model");
+    info!(host = %place.host, port, admin_port, threads, memory_limit, "ports are open, loading the model");
 
     let plan = Plan {
         path: place.model,
@@ -117,6 +119,11 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let _ = tokio::time::timeout(drain::LAST_WORDS, admin).await;
     info!("ended");
     Ok(())
+}
+
+/// The port that the system chose when it was asked for any.
+fn bound_port(listener: &TcpListener) -> u16 {
+    listener.local_addr().map_or(0, |address| address.port())
 }
 
 /// What follows from whether a store or a file is served.
