@@ -50,7 +50,7 @@ pub enum Command {
     Fetch(FetchArgs),
     /// Verify a model, load it, and serve it over an OpenAI-compatible API.
     ///
-    /// On a laptop: `escadre-runtime serve --model model.gguf`, then talk to http://127.0.0.1:8080/v1.
+    /// On a laptop: `escadre-runtime serve --model model.gguf`, then talk to `http://127.0.0.1:8080/v1`.
     Serve(ServeArgs),
     /// Check a model's structure and print what it is and how much memory it needs.
     Inspect(InspectArgs),
@@ -217,7 +217,10 @@ mod tests {
         let Command::Fetch(args) = parse(&fetch).unwrap().command else {
             panic!("not a fetch")
         };
-        assert_eq!((args.files.as_slice(), args.revision.as_str()), (["*.gguf".to_owned()].as_slice(), "v2"));
+        assert_eq!(
+            (args.files.as_slice(), args.revision.as_str()),
+            (["*.gguf".to_owned()].as_slice(), "v2")
+        );
         let serve = format!(
             "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s"
         );

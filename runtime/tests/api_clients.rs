@@ -1,5 +1,7 @@
 //! The official OpenAI clients, unmodified, against the real server. `make clients` installs them.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod serving;
 
 use serving::{Process, cache, run_to_end};
@@ -12,13 +14,24 @@ fn script(name: &str) -> PathBuf {
 
 fn from_env(name: &str, default: &str) -> PathBuf {
     let path = std::env::var_os(name).map_or_else(|| cache().join(default), PathBuf::from);
-    assert!(path.exists(), "{} is not there; run `make clients`, or set {name}", path.display());
+    assert!(
+        path.exists(),
+        "{} is not there; run `make clients`, or set {name}",
+        path.display()
+    );
     path
 }
 
 fn runs_well(process: &Process, mut command: Command, more: &[&Path]) {
     command.arg(process.api("/v1")).args(more);
-    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+    for proxy in [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ] {
         command.env_remove(proxy);
     }
     let (status, output) = run_to_end(command);
@@ -33,7 +46,9 @@ fn official_clients_work_unmodified() {
     let mut command = Command::new(python);
     command.arg(script("openai_client.py"));
     runs_well(&process, command, &[]);
-    let mut command = Command::new("node");
+    // Where the machine has no Node.js, one is installed beside the client.
+    let own = modules.with_file_name("runtime").join("bin/node");
+    let mut command = Command::new(if own.exists() { own } else { "node".into() });
     command.arg(script("openai_client.mjs"));
     runs_well(&process, command, &[&modules]);
 }

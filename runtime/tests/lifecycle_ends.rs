@@ -1,5 +1,7 @@
 //! How the process ends when it is asked to: nobody's request is lost.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod serving;
 
 use futures::StreamExt;
@@ -27,8 +29,14 @@ fn read_answer(stream: &mut TcpStream) -> String {
         let read = stream.read(&mut part).expect("the connection broke");
         text.extend_from_slice(&part[..read]);
         let answer = String::from_utf8_lossy(&text);
-        let length = answer.to_lowercase().split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
-        let complete = answer.split_once("\r\n\r\n").is_some_and(|(_, body)| length.is_some_and(|length| body.len() >= length));
+        let length = answer
+            .to_lowercase()
+            .split("content-length: ")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
+        let complete = answer
+            .split_once("\r\n\r\n")
+            .is_some_and(|(_, body)| length.is_some_and(|length| body.len() >= length));
         if read == 0 || complete {
             return answer.into_owned();
         }
@@ -40,13 +48,22 @@ fn asks_to_close(answer: &str) -> bool {
 }
 
 async fn probe(process: &Process, page: &str) -> u16 {
-    client().get(process.admin(page)).send().await.unwrap().status().as_u16()
+    client()
+        .get(process.admin(page))
+        .send()
+        .await
+        .unwrap()
+        .status()
+        .as_u16()
 }
 
 #[tokio::test]
 async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes_streams() {
     let mut process = Process::ready(&[DELAY, "--drain-timeout=60s"]);
-    let body = question("Tell me a long story.", json!({"max_tokens": 400, "stream": true, "stop": ["never occurs"]}));
+    let body = question(
+        "Tell me a long story.",
+        json!({"max_tokens": 400, "stream": true, "stop": ["never occurs"]}),
+    );
     let request = client().post(process.api(CHAT)).json(&body);
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -58,7 +75,14 @@ async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes
     process.terminate();
     process.wait_for_line("still accepting");
     assert_eq!(probe(&process, "/readyz").await, 200);
-    let status: serde_json::Value = client().get(process.admin("/status")).send().await.unwrap().json().await.unwrap();
+    let status: serde_json::Value = client()
+        .get(process.admin("/status"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
     assert_eq!(status["stage"], "Draining");
     assert!(status["servedDigest"].is_string());
     // A connection that was idle, and one that is new: both are served, and told not to come back.
@@ -67,7 +91,11 @@ async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes
     let mut new = TcpStream::connect(("127.0.0.1", process.port)).unwrap();
     let answer = ask(&mut new, "/v1/models");
     assert!(answer.starts_with("HTTP/1.1 200") && asks_to_close(&answer), "{answer}");
-    assert_eq!(new.read(&mut [0; 1]).unwrap(), 0, "the connection was not closed in order");
+    assert_eq!(
+        new.read(&mut [0; 1]).unwrap(),
+        0,
+        "the connection was not closed in order"
+    );
     let still_idle = TcpStream::connect(("127.0.0.1", process.port)).unwrap();
 
     process.wait_for_line("no longer accepting");
@@ -81,13 +109,20 @@ async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes
     let (status, log) = process.wait(Duration::from_secs(20));
     assert_eq!(status.code(), Some(0), "{log}");
     still_idle.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    assert_eq!((&still_idle).read(&mut [0; 1]).unwrap(), 0, "an idle connection was reset");
+    assert_eq!(
+        (&still_idle).read(&mut [0; 1]).unwrap(),
+        0,
+        "an idle connection was reset"
+    );
 }
 
 #[tokio::test]
 async fn ready_ends_with_the_delay_and_no_connection_is_accepted_after_it() {
     let mut process = Process::ready(&["--endpoint-delay=1s", "--drain-timeout=60s"]);
-    let body = question("Tell me a long story.", json!({"max_tokens": 1500, "stream": true, "temperature": 1.5, "seed": 1}));
+    let body = question(
+        "Tell me a long story.",
+        json!({"max_tokens": 1500, "stream": true, "temperature": 1.5, "seed": 1}),
+    );
     let answer = client().post(process.api(CHAT)).json(&body).send().await.unwrap();
     process.terminate();
     process.wait_for_line("no longer accepting");
@@ -119,7 +154,10 @@ async fn second_request_to_end_skips_the_delay() {
 #[tokio::test]
 async fn stream_that_takes_longer_than_the_drain_timeout_is_cut() {
     let mut process = Process::ready(&["--endpoint-delay=0s", "--drain-timeout=1s"]);
-    let body = question("Tell me a long story.", json!({"max_tokens": 6000, "stream": true, "temperature": 1.5, "seed": 1}));
+    let body = question(
+        "Tell me a long story.",
+        json!({"max_tokens": 6000, "stream": true, "temperature": 1.5, "seed": 1}),
+    );
     let answer = client().post(process.api(CHAT)).json(&body).send().await.unwrap();
     let mut stream = answer.bytes_stream();
     stream.next().await.unwrap().unwrap();
@@ -139,7 +177,10 @@ fn loading_server_answers_503_and_ends_at_once() {
     let answer = ask(&mut stream, "/v1/models");
     // A very fast machine may have loaded it already.
     if answer.starts_with("HTTP/1.1 503") {
-        assert!(answer.contains("model_loading") && answer.to_lowercase().contains("\r\nretry-after: "), "{answer}");
+        assert!(
+            answer.contains("model_loading") && answer.to_lowercase().contains("\r\nretry-after: "),
+            "{answer}"
+        );
         let mut page = TcpStream::connect(("127.0.0.1", process.admin_port)).unwrap();
         assert!(ask(&mut page, "/livez").starts_with("HTTP/1.1 200"));
         assert!(ask(&mut page, "/readyz").starts_with("HTTP/1.1 503"));

@@ -36,7 +36,10 @@ impl StepModel for Counting {
         if let Some(permits) = &self.permits {
             let _ = permits.recv();
         }
-        self.steps.lock().unwrap().push(batch.spans.iter().map(|span| span.tokens.len()).sum());
+        self.steps
+            .lock()
+            .unwrap()
+            .push(batch.spans.iter().map(|span| span.tokens.len()).sum());
         let mut values = Vec::new();
         for span in &batch.spans {
             let length = self.lengths.get_mut(&span.sequence).unwrap();
@@ -157,7 +160,10 @@ async fn answer_ends_at_its_length_and_the_prompt_is_computed_in_chunks() {
     let harness = start(1, false, None);
     let prompt: Vec<u32> = (0..20).map(|_| 5).collect();
     let (text, last) = collect(harness.engine.submit(request(&prompt, 3)).unwrap()).await;
-    assert_eq!((text.as_str(), last), ("<6><7><8>", finish(FinishReason::Length, 20, 3)));
+    assert_eq!(
+        (text.as_str(), last),
+        ("<6><7><8>", finish(FinishReason::Length, 20, 3))
+    );
     assert_eq!(*harness.steps.lock().unwrap(), [8, 8, 4, 1, 1]);
     harness.engine.drain();
     harness.thread.join().unwrap();
@@ -206,7 +212,10 @@ async fn full_queue_refuses_at_once_and_cancelled_requests_make_room() {
     }
     let waiting = harness.engine.submit(request(&[1], 1)).unwrap();
     let _also_waiting = harness.engine.submit(request(&[1], 1)).unwrap();
-    assert!(matches!(harness.engine.submit(request(&[1], 1)), Err(SubmitError::Full { .. })));
+    assert!(matches!(
+        harness.engine.submit(request(&[1], 1)),
+        Err(SubmitError::Full { .. })
+    ));
     drop((running, waiting));
     for _ in 0..5 {
         harness.permits.send(()).unwrap();

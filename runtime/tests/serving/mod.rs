@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// How long the model may take to load on a busy machine.
-const LOAD_DEADLINE: Duration = Duration::from_secs(180);
+const LOAD_DEADLINE: Duration = Duration::from_mins(3);
 /// The name under which tests serve it.
 pub(crate) const NAME: &str = "smol";
 
@@ -35,8 +35,14 @@ pub(crate) fn patched_model(folder: &Path, from: &[u8], to: &[u8]) -> PathBuf {
     assert_eq!(from.len(), to.len());
     let mut bytes = std::fs::read(model()).unwrap();
     let header = bytes.len().min(4 << 20);
-    let found: Vec<usize> = (0..header - from.len()).filter(|at| bytes[*at..].starts_with(from)).collect();
-    assert!(!found.is_empty(), "the model has no {:?}", String::from_utf8_lossy(from));
+    let found: Vec<usize> = (0..header - from.len())
+        .filter(|at| bytes[*at..].starts_with(from))
+        .collect();
+    assert!(
+        !found.is_empty(),
+        "the model has no {:?}",
+        String::from_utf8_lossy(from)
+    );
     for at in found {
         bytes[at..at + to.len()].copy_from_slice(to);
     }
@@ -59,7 +65,10 @@ pub(crate) struct Process {
 impl Process {
     /// `serve` on free ports, with these arguments besides. Returns when the ports are open.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut process = Self::spawn(&[&["serve", "--port=0", "--admin-port=0", "--log-format=json"], args].concat(), None);
+        let mut process = Self::spawn(
+            &[&["serve", "--port=0", "--admin-port=0", "--log-format=json"], args].concat(),
+            None,
+        );
         let line = process.wait_for_line("ports are open");
         let line: Value = serde_json::from_str(&line).unwrap();
         let port = |name: &str| u16::try_from(line[name].as_u64().unwrap()).unwrap();
@@ -78,12 +87,24 @@ impl Process {
     /// Any subcommand, with its standard error collected.
     pub(crate) fn spawn(args: &[&str], termination_log: Option<&Path>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_escadre-runtime"));
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.env("ESCADRE_TERMINATION_LOG", termination_log.unwrap_or(Path::new("/nonexistent")));
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command.env(
+            "ESCADRE_TERMINATION_LOG",
+            termination_log.unwrap_or(Path::new("/nonexistent")),
+        );
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            stderr
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
         Self {
             child,
             port: 0,
@@ -150,15 +171,19 @@ pub(crate) fn client() -> reqwest::Client {
 }
 
 /// A conversation with one question.
-pub(crate) fn question(text: &str, more: Value) -> Value {
-    let mut body = serde_json::json!({"model": NAME, "messages": [{"role": "user", "content": text}], "temperature": 0});
+pub(crate) fn question(text: &str, more: &Value) -> Value {
+    let mut body =
+        serde_json::json!({"model": NAME, "messages": [{"role": "user", "content": text}], "temperature": 0});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }
 
 /// The data of an event stream.
 pub(crate) fn events(text: &str) -> Vec<String> {
-    text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).map(str::to_owned).collect()
+    text.split("\n\n")
+        .filter_map(|event| event.strip_prefix("data: "))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The text of a chat's stream.

@@ -57,9 +57,11 @@ impl Reply {
         self
     }
 
-    /// A file that can be asked for in part, under this ETag.
+    /// A file that can be asked for in part, under this validator.
     pub(crate) fn file(asked: &Asked, body: &[u8], etag: &str) -> Self {
-        let range = asked.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        let range = asked
+            .header("range")
+            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
         let may_resume = asked.header("if-range").is_none_or(|known| known == etag);
         match range {
             Some(start) if start >= body.len() => Self::status(416),
@@ -68,7 +70,10 @@ impl Reply {
                 body: body[start..].to_vec(),
                 ..Self::default()
             }
-            .header("content-range", format!("bytes {start}-{}/{}", body.len() - 1, body.len())),
+            .header(
+                "content-range",
+                format!("bytes {start}-{}/{}", body.len() - 1, body.len()),
+            ),
             _ => Self::ok(body),
         }
         .header("etag", etag)
@@ -104,7 +109,10 @@ impl SourceServer {
         files: &[(&str, &[u8])],
         script: impl Fn(&Asked, usize) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
-        let files: Vec<(String, Vec<u8>)> = files.iter().map(|(name, body)| ((*name).to_owned(), body.to_vec())).collect();
+        let files: Vec<(String, Vec<u8>)> = files
+            .iter()
+            .map(|(name, body)| ((*name).to_owned(), body.to_vec()))
+            .collect();
         Self::start(move |asked, before| {
             if let Some(reply) = script(asked, before) {
                 return reply;
@@ -112,7 +120,9 @@ impl SourceServer {
             if asked.path.starts_with("/api/models/o/n/revision/main") {
                 return Reply::ok(listing(&files));
             }
-            let found = files.iter().find(|(name, _)| asked.path == format!("/o/n/resolve/{COMMIT}/{name}"));
+            let found = files
+                .iter()
+                .find(|(name, _)| asked.path == format!("/o/n/resolve/{COMMIT}/{name}"));
             found.map_or_else(|| Reply::status(404), |(_, body)| Reply::file(asked, body, "\"v1\""))
         })
     }
@@ -153,14 +163,16 @@ fn answer(stream: TcpStream, log: &Mutex<Vec<Asked>>, script: &Script) {
         let reply = script(&asked, before);
         let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
         if !reply.headers.iter().any(|(name, _)| name == "content-length") {
-            head += &format!("content-length: {}\r\n", reply.body.len());
+            head.extend(["content-length: ", &reply.body.len().to_string(), "\r\n"]);
         }
         for (name, value) in &reply.headers {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         let sent = reply.cut_after.unwrap_or(reply.body.len()).min(reply.body.len());
         let stream = reader.get_mut();
-        let written = stream.write_all((head + "\r\n").as_bytes()).and_then(|()| stream.write_all(&reply.body[..sent]));
+        let written = stream
+            .write_all((head + "\r\n").as_bytes())
+            .and_then(|()| stream.write_all(&reply.body[..sent]));
         if written.is_err() || reply.cut_after.is_some() {
             return;
         }
@@ -181,7 +193,10 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Asked> {
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     let asked = Asked { path, headers };
-    let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let length = asked
+        .header("content-length")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(0);
     reader.read_exact(&mut vec![0; length]).ok()?;
     Some(asked)
 }
