@@ -62,7 +62,7 @@ async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes
     let mut process = Process::ready(&[DELAY, "--drain-timeout=60s"]);
     let body = question(
         "Tell me a long story.",
-        json!({"max_tokens": 400, "stream": true, "stop": ["never occurs"]}),
+        &json!({"max_tokens": 400, "stream": true, "stop": ["never occurs"]}),
     );
     let request = client().post(process.api(CHAT)).json(&body);
     let answer = request.send().await.unwrap();
@@ -121,7 +121,7 @@ async fn ready_ends_with_the_delay_and_no_connection_is_accepted_after_it() {
     let mut process = Process::ready(&["--endpoint-delay=1s", "--drain-timeout=60s"]);
     let body = question(
         "Tell me a long story.",
-        json!({"max_tokens": 1500, "stream": true, "temperature": 1.5, "seed": 1}),
+        &json!({"max_tokens": 1500, "stream": true, "temperature": 1.5, "seed": 1}),
     );
     let answer = client().post(process.api(CHAT)).json(&body).send().await.unwrap();
     process.terminate();
@@ -156,7 +156,7 @@ async fn stream_that_takes_longer_than_the_drain_timeout_is_cut() {
     let mut process = Process::ready(&["--endpoint-delay=0s", "--drain-timeout=1s"]);
     let body = question(
         "Tell me a long story.",
-        json!({"max_tokens": 6000, "stream": true, "temperature": 1.5, "seed": 1}),
+        &json!({"max_tokens": 6000, "stream": true, "temperature": 1.5, "seed": 1}),
     );
     let answer = client().post(process.api(CHAT)).json(&body).send().await.unwrap();
     let mut stream = answer.bytes_stream();
