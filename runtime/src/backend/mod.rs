@@ -1,1 +1,199 @@
-//! backend
+//! The seam between graphs and arithmetic: what a decoder asks for, on buffers and matrices that it cannot look into.
+//!
+//! A decoder is written against [`Backend`] and nothing else. `candle` implements it with tensors that are allocated
+//! per call; a backend with a preallocated arena and a paged cache implements the same calls with slices of it:
+//! buffers are moved into the last call that needs them, the layout of a step is told once ([`Backend::begin`]),
+//! and keys and values are only reached through the cache.
+
+pub mod candle;
+
+use crate::model::{ModelError, SequenceId};
+use escadre_verify::structure::gguf::TensorType;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// How a backend may change weights while it packs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Quantised weights stay as they are in the file and are multiplied with quantised activations.
+    #[default]
+    AsStored,
+    /// Every weight is widened to f32, so that products are exact to f32: for tests and audits.
+    Widened,
+}
+
+/// What a matrix is for, which decides how it is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixUse {
+    /// It is multiplied with activations; its rows may also be looked up.
+    Linear,
+    /// Its rows are only looked up.
+    Table,
+}
+
+/// The weights of one matrix as a file stores them.
+#[derive(Debug, Clone)]
+pub struct StoredMatrix<'a> {
+    /// How values are packed.
+    pub kind: TensorType,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs, contiguous.
+    pub columns: usize,
+    /// Exactly the packed values.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// The sizes of a key and value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers with attention.
+    pub layers: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_size: usize,
+}
+
+/// How the pairs that a rotary embedding turns lie in a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// Values `2i` and `2i + 1`: GGUF files of the `llama` architecture.
+    Adjacent,
+    /// Values `i` and `i + n/2`: files that follow the layout of Hugging Face.
+    Halves,
+}
+
+/// A rotary position embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Radians per position for each pair; values of a head beyond the pairs are not turned.
+    pub frequencies: Vec<f64>,
+    /// Where the pairs are.
+    pub pairs: RopePairs,
+}
+
+/// The rows of one sequence in a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanLayout {
+    /// Whose keys and values they extend.
+    pub sequence: SequenceId,
+    /// The rows in every buffer of the step.
+    pub rows: Range<usize>,
+    /// The position of the first row: how many tokens of the sequence are cached.
+    pub start: usize,
+}
+
+/// The heads of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Heads of queries; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_size: usize,
+    /// What scores are multiplied with.
+    pub scale: f32,
+}
+
+/// Queries, keys and values of one layer before their rotation.
+#[derive(Debug)]
+pub struct Projections<B> {
+    /// `heads * head_size` wide.
+    pub query: B,
+    /// `kv_heads * head_size` wide.
+    pub key: B,
+    /// `kv_heads * head_size` wide.
+    pub value: B,
+}
+
+/// The gate of a feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// Arithmetic on activations. Buffers are `[rows, width]` of f32, one row per token of the step.
+pub trait Backend: Send {
+    /// Activations of a step.
+    type Buffer;
+    /// Weights, packed as the backend likes them.
+    type Matrix: Send;
+    /// A norm's weight or a bias.
+    type Vector: Send;
+    /// Keys and values of all layers and sequences.
+    type Cache: Send;
+    /// What a step's layers share: where rows belong, how far they are turned.
+    type Step;
+
+    /// Whether matrices of this type can be packed.
+    fn supports(&self, kind: TensorType) -> bool;
+    /// Bytes that a packed matrix holds in memory, rounded up where it is not known exactly.
+    fn resident_bytes(&self, kind: TensorType, elements: u64, usage: MatrixUse) -> u64;
+    /// Packs a matrix.
+    fn matrix(&self, stored: StoredMatrix<'_>, usage: MatrixUse) -> Result<Self::Matrix, ModelError>;
+    /// Takes over a vector.
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, ModelError>;
+
+    /// An empty cache.
+    fn cache(&self, shape: CacheShape) -> Self::Cache;
+    /// Adds an empty sequence.
+    fn open_sequence(&self, cache: &mut Self::Cache, sequence: SequenceId);
+    /// Frees what a sequence holds.
+    fn close_sequence(&self, cache: &mut Self::Cache, sequence: SequenceId);
+    /// Bytes that the cache holds now.
+    fn cache_bytes(&self, cache: &Self::Cache) -> u64;
+
+    /// Starts a step: reserves cache for its rows and prepares their rotation.
+    fn begin(&self, spans: &[SpanLayout], rope: &Rope, cache: &mut Self::Cache) -> Result<Self::Step, ModelError>;
+    /// The rows of `table` for the tokens.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32]) -> Result<Self::Buffer, ModelError>;
+    /// Scales every row to a root mean square of 1, then by `weight`.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Vector, epsilon: f32) -> Result<Self::Buffer, ModelError>;
+    /// `x` times the transposed matrix, plus the bias.
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+    ) -> Result<Self::Buffer, ModelError>;
+    /// Turns queries and keys, appends keys and values to the cache of `layer`, gives the queries back.
+    fn rope_append(
+        &self,
+        projections: Projections<Self::Buffer>,
+        shape: AttentionShape,
+        layer: usize,
+        step: &Self::Step,
+        cache: &mut Self::Cache,
+    ) -> Result<Self::Buffer, ModelError>;
+    /// Causal attention of every row over its own sequence, the step's rows included.
+    fn attention(
+        &self,
+        query: Self::Buffer,
+        shape: AttentionShape,
+        layer: usize,
+        step: &Self::Step,
+        cache: &Self::Cache,
+    ) -> Result<Self::Buffer, ModelError>;
+    /// `activation(gate) * up`.
+    fn gate(&self, gate: Self::Buffer, up: Self::Buffer, activation: Activation) -> Result<Self::Buffer, ModelError>;
+    /// `x + y`.
+    fn add(&self, x: Self::Buffer, y: Self::Buffer) -> Result<Self::Buffer, ModelError>;
+    /// Some of the rows, in the given order.
+    fn select(&self, x: &Self::Buffer, rows: &[usize]) -> Result<Self::Buffer, ModelError>;
+    /// Logits of every row, appended to `out`.
+    fn lm_head(&self, x: &Self::Buffer, head: &Self::Matrix, out: &mut Vec<f32>) -> Result<(), ModelError>;
+}
+
+/// The environment that makes the arithmetic of this process use `threads` threads.
+///
+/// candle reads it once, before its first operation, and offers no other way: its spin barrier, its pool and the
+/// matrix library would otherwise each take a thread per core of the *machine*, which in a container with a smaller
+/// quota spend their time waiting for each other. A running process cannot change its own environment safely, so
+/// `main` compares it with this list and, when it differs, executes itself once more with these variables set.
+pub fn thread_environment(threads: usize) -> [(&'static str, String); 2] {
+    let threads = threads.max(1).to_string();
+    [("RAYON_NUM_THREADS", threads.clone()), ("CANDLE_NUM_THREADS", threads)]
+}

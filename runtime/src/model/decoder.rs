@@ -1,29 +1,315 @@
-//! stub
-use super::{Logits, ModelError, SequenceId, StepBatch};
-/// The decoder.
-#[derive(Debug)]
-pub struct Decoder {}
+//! The transformer graph: one parametrised decoder over any [`Backend`].
+//!
+//! Names no tensor library. What differs between models of the family is a value in [`ModelSpec`] or an absent
+//! weight; a backend with other memory and other kernels changes no line here.
+
+use super::batch::{Logits, SequenceId, Span, StepBatch};
+use super::error::ModelError;
+use super::spec::ModelSpec;
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Projections, Rope, SpanLayout};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+/// Rows computed at a time, which bounds the memory of activations for prompts of any length. Large enough that
+/// reading the weights is shared well between rows.
+pub(super) const MAX_STEP_ROWS: usize = 512;
+
+/// A loaded model that computes. Owned by one thread at a time.
+pub struct Decoder {
+    graph: Box<dyn Graph>,
+    vocabulary: usize,
+    context: usize,
+    next: u64,
+    /// Tokens in the cache of every open sequence.
+    lengths: BTreeMap<SequenceId, usize>,
+}
+
+/// What a step asks of a graph; hides the type of the backend.
+trait Graph: Send {
+    fn open(&mut self, sequence: SequenceId);
+    fn close(&mut self, sequence: SequenceId);
+    fn cache_bytes(&self) -> u64;
+    fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError>;
+}
+
+/// A part of a span that fits into one step.
+struct Piece<'a> {
+    sequence: SequenceId,
+    tokens: &'a [u32],
+    start: usize,
+    /// Rows of this piece that need logits, ascending.
+    wanted: std::ops::Range<usize>,
+}
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Decoder")
+            .field("vocabulary", &self.vocabulary)
+            .field("context", &self.context)
+            .field("sequences", &self.lengths.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Decoder {
-    /// Tokens per sequence.
+    pub(super) fn new<B: Backend + 'static>(backend: B, spec: &ModelSpec, weights: Weights<B>) -> Self {
+        Self {
+            vocabulary: spec.vocabulary,
+            context: spec.context,
+            graph: Box::new(Transformer::new(backend, spec, weights)),
+            next: 0,
+            lengths: BTreeMap::new(),
+        }
+    }
+
+    /// Tokens per sequence, prompt and answer together.
     pub fn context_length(&self) -> usize {
-        todo!()
+        self.context
     }
-    /// Width of a row of logits.
+
+    /// The width of a row of logits.
     pub fn vocabulary(&self) -> usize {
-        todo!()
+        self.vocabulary
     }
-    /// Opens a sequence.
+
+    /// Opens an empty sequence.
     pub fn add_sequence(&mut self) -> SequenceId {
-        todo!()
+        let sequence = SequenceId(self.next);
+        self.next += 1;
+        self.lengths.insert(sequence, 0);
+        self.graph.open(sequence);
+        sequence
     }
-    /// Frees a sequence.
-    pub fn remove_sequence(&mut self, _sequence: SequenceId) {}
-    /// One step.
-    pub fn forward(&mut self, _batch: &StepBatch) -> Result<Logits, ModelError> {
-        todo!()
+
+    /// Frees a sequence. Does nothing when it is not open.
+    pub fn remove_sequence(&mut self, sequence: SequenceId) {
+        if self.lengths.remove(&sequence).is_some() {
+            self.graph.close(sequence);
+        }
     }
-    /// Bytes of keys and values held.
+
+    /// Bytes that keys and values hold now.
     pub fn kv_bytes(&self) -> u64 {
-        todo!()
+        self.graph.cache_bytes()
+    }
+
+    /// Computes a batch and appends its tokens to their sequences.
+    ///
+    /// # Errors
+    /// A batch that breaks a rule is refused before anything changes. After any other error the sequences of the
+    /// batch must be removed.
+    pub fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
+        self.check(batch)?;
+        let mut values = Vec::new();
+        let mut pieces: Vec<Piece<'_>> = Vec::new();
+        let mut room = MAX_STEP_ROWS;
+        for span in &batch.spans {
+            let mut from = 0;
+            while from < span.tokens.len() {
+                let to = span.tokens.len().min(from + room);
+                pieces.push(piece(span, from, to));
+                room -= to - from;
+                from = to;
+                if room == 0 {
+                    self.graph.step(&pieces, &mut values)?;
+                    pieces.clear();
+                    room = MAX_STEP_ROWS;
+                }
+            }
+        }
+        if !pieces.is_empty() {
+            self.graph.step(&pieces, &mut values)?;
+        }
+        for span in &batch.spans {
+            self.lengths.insert(span.sequence, span.start + span.tokens.len());
+        }
+        Ok(Logits::new(values, self.vocabulary))
+    }
+
+    fn check(&self, batch: &StepBatch) -> Result<(), ModelError> {
+        let mut seen = HashSet::new();
+        for span in &batch.spans {
+            self.check_span(span).map_err(ModelError::Batch)?;
+            if !seen.insert(span.sequence) {
+                return Err(ModelError::Batch(format!("{:?} occurs twice", span.sequence)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_span(&self, span: &Span) -> Result<(), String> {
+        let sequence = span.sequence;
+        let length = *self.lengths.get(&sequence).ok_or_else(|| format!("{sequence:?} is not open"))?;
+        if span.tokens.is_empty() {
+            return Err(format!("{sequence:?} has no tokens"));
+        }
+        if span.start != length {
+            return Err(format!("{sequence:?} starts at {}, but has {length} tokens", span.start));
+        }
+        if span.tokens.len() > self.context - length {
+            let end = length + span.tokens.len();
+            return Err(format!("{sequence:?} would have {end} tokens, more than {}", self.context));
+        }
+        match span.tokens.iter().find(|&&token| token as usize >= self.vocabulary) {
+            Some(token) => Err(format!("token {token} is not in the vocabulary of {}", self.vocabulary)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn piece(span: &Span, from: usize, to: usize) -> Piece<'_> {
+    let wanted = span.logits.rows(span.tokens.len());
+    Piece {
+        sequence: span.sequence,
+        tokens: &span.tokens[from..to],
+        start: span.start + from,
+        wanted: wanted.start.clamp(from, to) - from..wanted.end.clamp(from, to) - from,
+    }
+}
+
+/// The weights of one layer. Biases are absent in most models.
+pub(super) struct Layer<B: Backend> {
+    pub(super) attention_norm: B::Vector,
+    pub(super) query: Projection<B>,
+    pub(super) key: Projection<B>,
+    pub(super) value: Projection<B>,
+    pub(super) output: Projection<B>,
+    pub(super) feed_forward_norm: B::Vector,
+    pub(super) gate: Projection<B>,
+    pub(super) up: Projection<B>,
+    pub(super) down: Projection<B>,
+}
+
+/// A matrix and its bias.
+pub(super) struct Projection<B: Backend> {
+    pub(super) weight: B::Matrix,
+    pub(super) bias: Option<B::Vector>,
+}
+
+/// All weights.
+pub(super) struct Weights<B: Backend> {
+    pub(super) embedding: B::Matrix,
+    pub(super) layers: Vec<Layer<B>>,
+    pub(super) norm: B::Vector,
+    /// Absent when the embedding serves as the head too.
+    pub(super) head: Option<B::Matrix>,
+}
+
+struct Transformer<B: Backend> {
+    backend: B,
+    weights: Weights<B>,
+    cache: B::Cache,
+    rope: Rope,
+    attention: AttentionShape,
+    epsilon: f32,
+}
+
+impl<B: Backend> Transformer<B> {
+    fn new(backend: B, spec: &ModelSpec, weights: Weights<B>) -> Self {
+        let cache = backend.cache(CacheShape {
+            layers: spec.layers,
+            kv_heads: spec.kv_heads,
+            head_size: spec.head_size,
+        });
+        Self {
+            cache,
+            rope: spec.rope.table(),
+            attention: spec.attention_shape(),
+            epsilon: spec.norm_epsilon,
+            backend,
+            weights,
+        }
+    }
+
+    fn project(&self, x: &B::Buffer, projection: &Projection<B>) -> Result<B::Buffer, ModelError> {
+        self.backend.linear(x, &projection.weight, projection.bias.as_ref())
+    }
+
+    /// One layer: attention and feed-forward, each on a normalised copy and added to the stream.
+    fn layer(&mut self, x: B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
+        let layer = &self.weights.layers[index];
+        let normed = self.backend.rms_norm(&x, &layer.attention_norm, self.epsilon)?;
+        let projections = Projections {
+            query: self.project(&normed, &layer.query)?,
+            key: self.project(&normed, &layer.key)?,
+            value: self.project(&normed, &layer.value)?,
+        };
+        let query = self
+            .backend
+            .rope_append(projections, self.attention, index, step, &mut self.cache)?;
+        let mixed = self
+            .backend
+            .attention(query, self.attention, index, step, &self.cache)?;
+        let x = self.backend.add(x, self.project(&mixed, &layer.output)?)?;
+
+        let normed = self.backend.rms_norm(&x, &layer.feed_forward_norm, self.epsilon)?;
+        let gate = self.project(&normed, &layer.gate)?;
+        let up = self.project(&normed, &layer.up)?;
+        let gated = self.backend.gate(gate, up, Activation::Silu)?;
+        let down = self.project(&gated, &layer.down)?;
+        self.backend.add(x, down)
+    }
+}
+
+impl<B: Backend> Graph for Transformer<B> {
+    fn open(&mut self, sequence: SequenceId) {
+        self.backend.open_sequence(&mut self.cache, sequence);
+    }
+
+    fn close(&mut self, sequence: SequenceId) {
+        self.backend.close_sequence(&mut self.cache, sequence);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.backend.cache_bytes(&self.cache)
+    }
+
+    fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError> {
+        let (mut tokens, mut spans, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        for piece in pieces {
+            let first = tokens.len();
+            tokens.extend_from_slice(piece.tokens);
+            wanted.extend(piece.wanted.clone().map(|row| first + row));
+            spans.push(SpanLayout {
+                sequence: piece.sequence,
+                rows: first..tokens.len(),
+                start: piece.start,
+            });
+        }
+        let step = self.backend.begin(&spans, &self.rope, &mut self.cache)?;
+        let mut x = self.backend.embed(&self.weights.embedding, &tokens)?;
+        for index in 0..self.weights.layers.len() {
+            x = self.layer(x, index, &step)?;
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let x = self.backend.select(&x, &wanted)?;
+        let x = self.backend.rms_norm(&x, &self.weights.norm, self.epsilon)?;
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        self.backend.lm_head(&x, head, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::LogitsWanted;
+    use super::*;
+
+    #[test]
+    fn pieces_want_exactly_the_rows_of_their_span() {
+        let span = |logits| Span {
+            sequence: SequenceId(1),
+            tokens: vec![5; 10],
+            start: 3,
+            logits,
+        };
+        let wanted = |logits, from, to| piece(&span(logits), from, to).wanted;
+        assert_eq!(wanted(LogitsWanted::All, 4, 10), 0..6);
+        assert_eq!(wanted(LogitsWanted::Last, 4, 10), 5..6);
+        assert!(wanted(LogitsWanted::Last, 0, 4).is_empty());
+        assert!(wanted(LogitsWanted::None, 0, 10).is_empty());
+        assert_eq!(piece(&span(LogitsWanted::All), 4, 10).start, 7);
     }
 }

@@ -1,20 +1,189 @@
-//! stub
-use super::{LoadError, LoadOptions, Loaded};
-use escadre_verify::VerifiedModel;
+//! Turns verified bytes into a decoder, a tokenizer and a chat template.
+//!
+//! One order for every format: names and structure, then the specification, then limits (context, memory), then
+//! weights. Nothing large is packed before the numbers say that it fits.
 
-/// Loads a model.
+mod defaults;
+mod gguf;
+mod inventory;
+mod memory;
+mod pack;
+mod safetensors;
+
+pub(crate) use gguf::{embedding_rows, names as gguf_names};
+pub(crate) use inventory::{Entry, Inventory, Slot};
+pub(crate) use memory::{CONTEXT_TO_FIT, Need};
+
+use super::spec::ModelSpec;
+use super::{Format, LoadError, LoadOptions, Loaded};
+use crate::backend::Precision;
+use crate::backend::candle::Candle;
+use escadre_verify::structure::content;
+use escadre_verify::{Reason, Refusal, VerifiedModel};
+
+/// The largest file that is not weights: tokenizers of large vocabularies have about 35 MB.
+const MAX_SIDE_FILE: u64 = 256 << 20;
+
+/// Loads a model with its weights as they are stored.
+///
+/// `progress` gets bytes done and in all; reading and packing count half each.
 pub fn load(
-    _model: &VerifiedModel,
-    _options: &LoadOptions,
-    _progress: &mut dyn FnMut(u64, u64),
+    model: &VerifiedModel,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    todo!()
+    load_with(model, options, Candle::new(Precision::AsStored), progress)
 }
-/// Exact.
+
+/// Loads a model with every weight widened to f32: several times the memory, but products are exact to f32. It is
+/// how the graph is compared with a reference without the noise of quantised arithmetic.
 pub fn load_exact(
-    _model: &VerifiedModel,
-    _options: &LoadOptions,
-    _progress: &mut dyn FnMut(u64, u64),
+    model: &VerifiedModel,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    todo!()
+    load_with(model, options, Candle::new(Precision::Widened), progress)
+}
+
+fn load_with(
+    model: &VerifiedModel,
+    options: &LoadOptions,
+    backend: Candle,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Loaded, LoadError> {
+    match find(model)? {
+        Container::Gguf(file) => gguf::load(model, &file, options, backend, progress),
+        Container::Safetensors => safetensors::load(model, options, backend, progress),
+    }
+}
+
+/// How a model is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Container {
+    /// One file has everything.
+    Gguf(String),
+    /// A folder with `config.json`.
+    Safetensors,
+}
+
+/// Finds out by the names of the files; content is checked by the parsers.
+pub(crate) fn find(model: &VerifiedModel) -> Result<Container, Refusal> {
+    let with_extension = |extension: &str| {
+        let files = model.files().map(|(name, _)| name);
+        files.filter(|name| has_extension(name, extension)).collect::<Vec<_>>()
+    };
+    let (gguf, safetensors) = (with_extension("gguf"), with_extension("safetensors"));
+    match (gguf.as_slice(), safetensors.is_empty()) {
+        ([file], true) => Ok(Container::Gguf((*file).to_owned())),
+        ([], false) => Ok(Container::Safetensors),
+        ([], true) => without_extension(model),
+        (several, true) => Err(Refusal::new(
+            Reason::FormatRefused,
+            "there are several GGUF files; name one of them (split files must be joined first)",
+        )
+        .values("one .gguf file", several.join(", "))),
+        (_, false) => Err(Refusal::new(
+            Reason::FormatRefused,
+            "there are GGUF and safetensors files; name those of one format",
+        )),
+    }
+}
+
+/// A single file is what its content says; a folder without weights is refused.
+fn without_extension(model: &VerifiedModel) -> Result<Container, Refusal> {
+    let files: Vec<_> = model.files().collect();
+    let weights = files.iter().find(|(name, _)| {
+        files.len() == 1 || ["bin", "pt", "pth", "pkl", "ckpt"].iter().any(|extension| has_extension(name, extension))
+    });
+    let Some((name, _)) = weights else {
+        return Err(Refusal::new(
+            Reason::FormatRefused,
+            "there are no weights: neither a .gguf file nor .safetensors files",
+        ));
+    };
+    match content::require_weights(name, &model.read(name)?)? {
+        content::Kind::Gguf if files.len() == 1 => Ok(Container::Gguf((*name).to_owned())),
+        kind => Err(Refusal::new(
+            Reason::FormatRefused,
+            format!("the content is {kind}, but the name does not say so, and the files that belong to it are missing"),
+        )
+        .in_file(*name)),
+    }
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, found)| found.eq_ignore_ascii_case(extension))
+}
+
+/// A small file of the model, whole.
+fn read_side_file(model: &VerifiedModel, name: &str) -> Result<Vec<u8>, Refusal> {
+    let size = model.files().find(|(file, _)| *file == name).map_or(0, |(_, size)| size);
+    if size > MAX_SIDE_FILE {
+        return Err(Refusal::new(Reason::SizeLimit, "the file is larger than any of its kind")
+            .in_file(name)
+            .values(format!("at most {MAX_SIDE_FILE} bytes"), size));
+    }
+    model.read(name)
+}
+
+/// Lowers the model's context to the one that was asked for.
+fn limit_context(spec: &mut ModelSpec, options: &LoadOptions) -> Result<(), LoadError> {
+    let Some(requested) = options.max_context else {
+        return Ok(());
+    };
+    if requested > spec.context {
+        return Err(LoadError::ContextTooLong {
+            requested,
+            limit: spec.context,
+        });
+    }
+    spec.context = requested.max(1);
+    Ok(())
+}
+
+/// The type that most weights have.
+fn main_type(inventory: &Inventory) -> String {
+    let mut bytes = std::collections::BTreeMap::new();
+    for entry in inventory.entries() {
+        *bytes.entry(entry.kind).or_insert(0) += entry.range.len();
+    }
+    let largest = bytes.into_iter().max_by_key(|&(_, bytes)| bytes);
+    largest.map_or_else(String::new, |(kind, _)| kind.to_string())
+}
+
+fn parameters(inventory: &Inventory) -> u64 {
+    inventory.entries().map(|entry| entry.elements() as u64).sum()
+}
+
+/// What both formats know in the end, for the description of the loaded model.
+struct Facts<'a> {
+    format: Format,
+    spec: &'a ModelSpec,
+    parameters: u64,
+    quantization: String,
+    weights_bytes: u64,
+    template_digest: Option<String>,
+}
+
+impl Facts<'_> {
+    fn describe(self) -> super::ModelDescription {
+        let Self {
+            format,
+            spec,
+            parameters,
+            quantization,
+            weights_bytes,
+            template_digest,
+        } = self;
+        super::ModelDescription {
+            format,
+            architecture: spec.architecture.clone(),
+            parameters,
+            quantization,
+            context_length: spec.context,
+            weights_bytes,
+            kv_bytes_per_token: spec.kv_bytes_per_token(memory::CACHE_VALUE_BYTES),
+            template_digest,
+        }
+    }
 }

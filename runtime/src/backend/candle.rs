@@ -1,0 +1,192 @@
+//! [`Backend`] on candle: quantised blocks as they are in the file, or f32 matrices; an allocation per operation.
+//!
+//! # Guarantees
+//! Results do not depend on how tokens are cut into steps beyond rounding; there is no promise of equal bits.
+//! Scratch memory of attention is bounded, whatever the length of a prompt.
+
+mod attention;
+mod cache;
+mod ops;
+mod weights;
+
+pub use cache::Cache;
+pub use weights::Matrix;
+
+use super::{
+    Activation, AttentionShape, Backend, CacheShape, MatrixUse, Precision, Projections, Rope, RopePairs, SpanLayout,
+    StoredMatrix,
+};
+use crate::model::{ModelError, SequenceId};
+use candle_core::{Device, Tensor};
+use escadre_verify::structure::gguf::TensorType;
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error.to_string())
+    }
+}
+
+/// The backend; it holds no state but how weights are packed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Candle {
+    precision: Precision,
+}
+
+impl Candle {
+    /// A backend on the processor.
+    pub fn new(precision: Precision) -> Self {
+        Self { precision }
+    }
+}
+
+/// Cosine and sine of every row and pair, and where rows belong.
+#[derive(Debug)]
+pub struct Step {
+    spans: Vec<SpanLayout>,
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+    pairs: usize,
+    layout: RopePairs,
+}
+
+impl Step {
+    fn new(spans: &[SpanLayout], rope: &Rope) -> Self {
+        let positions = spans.iter().flat_map(|span| span.start..span.start + span.rows.len());
+        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        for position in positions {
+            for frequency in &rope.frequencies {
+                let (sine, cosine) = (position_value(position) * frequency).sin_cos();
+                cosines.push(to_f32(cosine));
+                sines.push(to_f32(sine));
+            }
+        }
+        Self {
+            spans: spans.to_vec(),
+            cosines,
+            sines,
+            pairs: rope.frequencies.len(),
+            layout: rope.pairs,
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "positions are far below 2^52")]
+fn position_value(position: usize) -> f64 {
+    position as f64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounding a value of at most 1 is what is wanted")]
+fn to_f32(value: f64) -> f32 {
+    value as f32
+}
+
+impl Backend for Candle {
+    type Buffer = Tensor;
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Cache = Cache;
+    type Step = Step;
+
+    fn supports(&self, kind: TensorType) -> bool {
+        weights::block_type(kind).is_some()
+    }
+
+    fn resident_bytes(&self, kind: TensorType, elements: u64, usage: MatrixUse) -> u64 {
+        weights::resident_bytes(kind, elements, usage, self.precision)
+    }
+
+    fn matrix(&self, stored: StoredMatrix<'_>, usage: MatrixUse) -> Result<Matrix, ModelError> {
+        Matrix::new(stored, usage, self.precision)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {
+        Ok(values)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Cache {
+        Cache::new(shape)
+    }
+
+    fn open_sequence(&self, cache: &mut Cache, sequence: SequenceId) {
+        cache.open(sequence);
+    }
+
+    fn close_sequence(&self, cache: &mut Cache, sequence: SequenceId) {
+        cache.close(sequence);
+    }
+
+    fn cache_bytes(&self, cache: &Cache) -> u64 {
+        cache.bytes()
+    }
+
+    fn begin(&self, spans: &[SpanLayout], rope: &Rope, cache: &mut Cache) -> Result<Step, ModelError> {
+        for span in spans {
+            cache.reserve(span.sequence, span.start + span.rows.len())?;
+        }
+        Ok(Step::new(spans, rope))
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Tensor, ModelError> {
+        let tokens = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
+        table.rows_of(&tokens)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, epsilon: f32) -> Result<Tensor, ModelError> {
+        ops::rms_norm(x, weight, epsilon)
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Matrix, bias: Option<&Vec<f32>>) -> Result<Tensor, ModelError> {
+        let product = weight.multiply(x)?;
+        match bias {
+            None => Ok(product),
+            Some(bias) => ops::add_bias(product, bias),
+        }
+    }
+
+    fn rope_append(
+        &self,
+        projections: Projections<Tensor>,
+        shape: AttentionShape,
+        layer: usize,
+        step: &Step,
+        cache: &mut Cache,
+    ) -> Result<Tensor, ModelError> {
+        let Projections { query, key, value } = projections;
+        ops::rotate(&query, shape.head_size, step)?;
+        ops::rotate(&key, shape.head_size, step)?;
+        for span in &step.spans {
+            cache.append(layer, span, &key, &value)?;
+        }
+        Ok(query)
+    }
+
+    fn attention(
+        &self,
+        query: Tensor,
+        shape: AttentionShape,
+        layer: usize,
+        step: &Step,
+        cache: &Cache,
+    ) -> Result<Tensor, ModelError> {
+        attention::attend(&query, shape, layer, &step.spans, cache)
+    }
+
+    fn gate(&self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+        match activation {
+            Activation::Silu => ops::silu_times(&gate, &up),
+        }
+    }
+
+    fn add(&self, x: Tensor, y: Tensor) -> Result<Tensor, ModelError> {
+        Ok((x + y)?)
+    }
+
+    fn select(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor, ModelError> {
+        ops::select(x, rows)
+    }
+
+    fn lm_head(&self, x: &Tensor, head: &Matrix, out: &mut Vec<f32>) -> Result<(), ModelError> {
+        let logits = head.multiply(x)?;
+        ops::with_values(&logits, |values| out.extend_from_slice(values))
+    }
+}

@@ -1,0 +1,160 @@
+//! Matrices: quantised blocks straight from the file's bytes, or dense f32.
+
+use super::super::{MatrixUse, Precision, StoredMatrix};
+use crate::model::ModelError;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Tensor};
+use escadre_verify::structure::gguf::TensorType;
+use std::borrow::Cow;
+
+/// A packed matrix, `[outputs, inputs]`.
+#[derive(Debug)]
+pub enum Matrix {
+    /// Blocks as in the file.
+    Blocks(QTensor),
+    /// f32 values.
+    Dense(Tensor),
+}
+
+/// candle's name of a block type; absent for those that it cannot compute with.
+pub(super) fn block_type(kind: TensorType) -> Option<GgmlDType> {
+    Some(match kind {
+        TensorType::F32 => GgmlDType::F32,
+        TensorType::F16 => GgmlDType::F16,
+        TensorType::Bf16 => GgmlDType::BF16,
+        TensorType::Q4_0 => GgmlDType::Q4_0,
+        TensorType::Q4_1 => GgmlDType::Q4_1,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q8_0 => GgmlDType::Q8_0,
+        TensorType::Q2K => GgmlDType::Q2K,
+        TensorType::Q3K => GgmlDType::Q3K,
+        TensorType::Q4K => GgmlDType::Q4K,
+        TensorType::Q5K => GgmlDType::Q5K,
+        TensorType::Q6K => GgmlDType::Q6K,
+        _ => return None,
+    })
+}
+
+/// Whether a matrix becomes dense: floats that are multiplied, and everything when widening was asked for.
+fn is_dense(kind: TensorType, usage: MatrixUse, precision: Precision) -> bool {
+    let is_float = matches!(kind, TensorType::F32 | TensorType::F16 | TensorType::Bf16);
+    precision == Precision::Widened || (is_float && usage == MatrixUse::Linear)
+}
+
+/// Bytes of a packed copy that candle makes beside the blocks at the first product, per 256 values: a tile has a
+/// scale (and a minimum) in f32 per group and its values with 4 or 8 bits.
+fn tile_bytes(kind: TensorType) -> u64 {
+    match kind {
+        TensorType::Q4K => 128 + 2 * 8 * 4,
+        TensorType::Q6K => 256 + 16 * 4,
+        TensorType::Q8_0 => 256 + 8 * 2,
+        _ => 0,
+    }
+}
+
+pub(super) fn resident_bytes(kind: TensorType, elements: u64, usage: MatrixUse, precision: Precision) -> u64 {
+    if is_dense(kind, usage, precision) {
+        return elements.saturating_mul(4);
+    }
+    let blocks = elements / kind.block_elements() as u64 * kind.block_bytes() as u64;
+    match usage {
+        MatrixUse::Table => blocks,
+        MatrixUse::Linear => blocks.saturating_add(elements.div_ceil(256).saturating_mul(tile_bytes(kind))),
+    }
+}
+
+impl Matrix {
+    pub(super) fn new(stored: StoredMatrix<'_>, usage: MatrixUse, precision: Precision) -> Result<Self, ModelError> {
+        let StoredMatrix {
+            kind,
+            rows,
+            columns,
+            bytes,
+        } = stored;
+        let block = block_type(kind).ok_or_else(|| ModelError::Tensor(format!("no arithmetic for type {kind}")))?;
+        let expected = (rows * columns) / kind.block_elements() * kind.block_bytes();
+        if bytes.len() != expected || !columns.is_multiple_of(kind.block_elements()) {
+            let message = format!("{rows} x {columns} of {kind} is not {} bytes", bytes.len());
+            return Err(ModelError::Tensor(message));
+        }
+        let aligned = aligned(&bytes);
+        let storage = QStorage::from_data(aligned.as_cow(), &Device::Cpu, block)?;
+        let blocks = QTensor::new(storage, (rows, columns))?;
+        if is_dense(kind, usage, precision) {
+            return Ok(Self::Dense(blocks.dequantize(&Device::Cpu)?));
+        }
+        Ok(Self::Blocks(blocks))
+    }
+
+    pub(super) fn rows_of(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(match self {
+            Self::Blocks(blocks) => blocks.embedding(tokens)?,
+            Self::Dense(values) => values.index_select(tokens, 0)?,
+        })
+    }
+
+    pub(super) fn multiply(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(match self {
+            Self::Blocks(blocks) => x.apply_op1_no_bwd(blocks)?,
+            Self::Dense(values) => x.matmul(&values.t()?)?,
+        })
+    }
+}
+
+/// The strictest alignment of a block type; candle panics when bytes lie otherwise.
+const ALIGNMENT: usize = 8;
+
+/// Bytes at an aligned address: the given ones, or a copy with some bytes before it.
+struct Aligned<'a> {
+    bytes: Cow<'a, [u8]>,
+    skip: usize,
+}
+
+impl Aligned<'_> {
+    fn as_cow(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes[self.skip..])
+    }
+}
+
+fn aligned(bytes: &[u8]) -> Aligned<'_> {
+    if bytes.as_ptr().addr().is_multiple_of(ALIGNMENT) {
+        return Aligned {
+            bytes: Cow::Borrowed(bytes),
+            skip: 0,
+        };
+    }
+    let mut copy: Vec<u8> = Vec::with_capacity(bytes.len() + ALIGNMENT);
+    let skip = copy.as_ptr().addr().next_multiple_of(ALIGNMENT) - copy.as_ptr().addr();
+    copy.resize(skip, 0);
+    copy.extend_from_slice(bytes);
+    Aligned {
+        bytes: Cow::Owned(copy),
+        skip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unaligned_bytes_are_copied() {
+        let bytes: Vec<u8> = (0..64).collect();
+        for skip in 0..16 {
+            let aligned = aligned(&bytes[skip..]);
+            assert!(aligned.as_cow().as_ptr().addr().is_multiple_of(ALIGNMENT));
+            assert_eq!(&*aligned.as_cow(), &bytes[skip..]);
+        }
+    }
+
+    #[test]
+    fn every_supported_type_has_the_layout_that_candle_has() {
+        for &kind in TensorType::ALL {
+            if let Some(block) = block_type(kind) {
+                assert_eq!(block.block_size(), kind.block_elements(), "{kind}");
+                assert_eq!(block.type_size(), kind.block_bytes(), "{kind}");
+            }
+        }
+    }
+}

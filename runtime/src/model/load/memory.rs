@@ -1,0 +1,117 @@
+//! How much memory a model needs, before it is loaded. Pure.
+
+use crate::model::LoadError;
+use crate::model::spec::ModelSpec;
+
+/// Bytes of a key's or a value's number as the cache of the present backend holds it (f32).
+pub(crate) const CACHE_VALUE_BYTES: u64 = 4;
+/// The context for which keys and values must fit when none was asked for. Longer sequences are then served as long
+/// as memory lasts.
+pub(crate) const CONTEXT_TO_FIT: usize = 4096;
+/// Bytes for the process itself: code, stacks, tokenizer, HTTP buffers.
+const PROCESS: u64 = 96 << 20;
+
+/// The parts of a model's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) weights: u64,
+    pub(crate) kv_cache: u64,
+    /// Activations, logits, and the process itself.
+    pub(crate) headroom: u64,
+    /// Tokens that `kv_cache` is for.
+    pub(crate) context: usize,
+}
+
+impl Need {
+    /// `largest` is what loading holds twice for a moment: the largest tensor or file.
+    pub(crate) fn new(spec: &ModelSpec, weights: u64, largest: u64, context: usize) -> Self {
+        Self {
+            weights,
+            kv_cache: spec.kv_bytes_per_token(CACHE_VALUE_BYTES).saturating_mul(context as u64),
+            headroom: PROCESS.saturating_add(largest.max(activations(spec))),
+            context,
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv_cache).saturating_add(self.headroom)
+    }
+
+    pub(crate) fn check(&self, limit: Option<u64>) -> Result<(), LoadError> {
+        match limit {
+            Some(available) if self.total() > available => Err(LoadError::OutOfMemoryHost {
+                needed: self.total(),
+                available,
+                weights: self.weights,
+                kv_cache: self.kv_cache,
+                headroom: self.headroom,
+                context: self.context,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses a file that alone is larger than the limit, before it is read.
+pub(super) fn check_file(bytes: u64, limit: Option<u64>) -> Result<(), LoadError> {
+    let need = Need {
+        weights: bytes,
+        kv_cache: 0,
+        headroom: PROCESS,
+        context: 0,
+    };
+    need.check(limit)
+}
+
+/// The tokens whose keys and values must fit.
+pub(super) fn context_to_fit(spec: &ModelSpec, requested: Option<usize>) -> usize {
+    match requested {
+        Some(_) => spec.context,
+        None => spec.context.min(CONTEXT_TO_FIT),
+    }
+}
+
+/// Buffers of one step with all its rows (the stream, the projections, both halves of the feed-forward block), and
+/// the scores of attention.
+fn activations(spec: &ModelSpec) -> u64 {
+    let width = 4 * spec.hidden + 3 * spec.feed_forward + 3 * spec.heads * spec.head_size;
+    let rows = crate::model::decoder::MAX_STEP_ROWS;
+    4 * (rows * width + 2 * spec.vocabulary) as u64 + (64 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec() -> ModelSpec {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32, "hidden_size": 4096,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14_336,
+            "vocab_size": 128_256, "max_position_embeddings": 131_072,
+        });
+        ModelSpec::from_config("config.json", &config).unwrap()
+    }
+
+    #[test]
+    fn too_little_memory_is_said_with_all_numbers() {
+        let need = Need::new(&spec(), 5_000_000_000, 600_000_000, context_to_fit(&spec(), None));
+        assert_eq!(need.kv_cache, 4096 * 262_144);
+        let error = need.check(Some(4_000_000_000)).unwrap_err();
+        assert_eq!(error.reason(), "OutOfMemoryHost");
+        let text = error.to_string();
+        for number in [need.total(), need.kv_cache, need.headroom, 5_000_000_000, 4_000_000_000] {
+            assert!(text.contains(&number.to_string()), "{text}");
+        }
+        assert!(need.check(Some(need.total())).is_ok());
+        assert!(need.check(None).is_ok());
+    }
+
+    #[test]
+    fn an_explicit_context_must_fit_whole() {
+        let mut spec = spec();
+        spec.context = 100_000;
+        assert_eq!(context_to_fit(&spec, Some(100_000)), 100_000);
+        assert_eq!(context_to_fit(&spec, None), CONTEXT_TO_FIT);
+    }
+}

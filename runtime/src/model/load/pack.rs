@@ -1,0 +1,188 @@
+//! Packs tensors into a backend's matrices and vectors, and puts the decoder's weights together.
+
+use super::inventory::{Entry, Inventory, Part, Shape, Slot};
+use crate::backend::{Backend, MatrixUse, StoredMatrix};
+use crate::model::decoder::{Layer, Projection, Weights};
+use crate::model::spec::ModelSpec;
+use crate::model::{LoadError, ModelError};
+use escadre_verify::structure::gguf::TensorType;
+use escadre_verify::{Reason, Refusal};
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// Bytes that pile up behind the last packed tensor before they are given back: giving back is a system call.
+const RELEASE: usize = 64 << 20;
+
+/// Weights that are packed already.
+pub(super) struct Packed<B: Backend> {
+    matrices: HashMap<Slot, B::Matrix>,
+    vectors: HashMap<Slot, B::Vector>,
+}
+
+impl<B: Backend> Packed<B> {
+    pub(super) fn new() -> Self {
+        Self {
+            matrices: HashMap::new(),
+            vectors: HashMap::new(),
+        }
+    }
+
+    /// Packs every tensor of one file and gives its bytes back on the way, so that the file and the packed weights
+    /// are never both whole in memory.
+    pub(super) fn add_file(
+        &mut self,
+        backend: &B,
+        mut bytes: Vec<u8>,
+        entries: &[(Slot, Entry)],
+        target: Target<'_>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), LoadError> {
+        let mut entries: Vec<_> = entries.iter().collect();
+        entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.range.start));
+        for (slot, entry) in entries {
+            self.add(backend, &bytes[entry.range.clone()], *slot, entry, target)?;
+            progress(entry.range.len() as u64);
+            bytes.truncate(entry.range.start);
+            if bytes.capacity() - bytes.len() > RELEASE {
+                bytes.shrink_to_fit();
+            }
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        backend: &B,
+        bytes: &[u8],
+        slot: Slot,
+        entry: &Entry,
+        target: Target<'_>,
+    ) -> Result<(), LoadError> {
+        let failed = |source: ModelError| LoadError::Backend {
+            tensor: entry.name.clone(),
+            source,
+        };
+        match slot.shape(target.spec) {
+            Shape::Vector(_) => {
+                let values = widen(entry, bytes)?;
+                self.vectors.insert(slot, backend.vector(values).map_err(failed)?);
+            }
+            Shape::Matrix { rows, columns } => {
+                let stored = StoredMatrix {
+                    kind: entry.kind,
+                    rows,
+                    columns,
+                    bytes: Cow::Borrowed(bytes),
+                };
+                let matrix = backend.matrix(stored, usage(slot, target.tied)).map_err(failed)?;
+                self.matrices.insert(slot, matrix);
+            }
+        }
+        Ok(())
+    }
+
+    /// All weights of the decoder; [`Inventory::check_complete`] came before.
+    pub(super) fn assemble(mut self, spec: &ModelSpec) -> Result<Weights<B>, Refusal> {
+        let layers = (0..spec.layers).map(|index| self.layer(index)).collect::<Result<_, _>>()?;
+        Ok(Weights {
+            embedding: self.matrix(Slot::Embedding)?,
+            layers,
+            norm: self.vector(Slot::Norm)?,
+            head: self.matrices.remove(&Slot::Head),
+        })
+    }
+
+    fn layer(&mut self, index: usize) -> Result<Layer<B>, Refusal> {
+        let mut projection = |weight, bias| {
+            Ok(Projection {
+                weight: self.matrix(Slot::Layer(index, weight))?,
+                bias: self.vectors.remove(&Slot::Layer(index, bias)),
+            })
+        };
+        Ok(Layer {
+            query: projection(Part::Query, Part::QueryBias)?,
+            key: projection(Part::Key, Part::KeyBias)?,
+            value: projection(Part::Value, Part::ValueBias)?,
+            output: projection(Part::Output, Part::OutputBias)?,
+            gate: projection(Part::Gate, Part::GateBias)?,
+            up: projection(Part::Up, Part::UpBias)?,
+            down: projection(Part::Down, Part::DownBias)?,
+            attention_norm: self.vector(Slot::Layer(index, Part::AttentionNorm))?,
+            feed_forward_norm: self.vector(Slot::Layer(index, Part::FeedForwardNorm))?,
+        })
+    }
+
+    fn matrix(&mut self, slot: Slot) -> Result<B::Matrix, Refusal> {
+        self.matrices.remove(&slot).ok_or_else(|| absent(slot))
+    }
+
+    fn vector(&mut self, slot: Slot) -> Result<B::Vector, Refusal> {
+        self.vectors.remove(&slot).ok_or_else(|| absent(slot))
+    }
+}
+
+fn absent(slot: Slot) -> Refusal {
+    Refusal::new(Reason::WeightsMismatch, format!("the model lacks the tensor for {slot:?}"))
+}
+
+/// What weights are packed for.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) spec: &'a ModelSpec,
+    /// The embedding is the head too.
+    pub(super) tied: bool,
+}
+
+fn usage(slot: Slot, tied: bool) -> MatrixUse {
+    if slot == Slot::Embedding && !tied {
+        MatrixUse::Table
+    } else {
+        MatrixUse::Linear
+    }
+}
+
+/// Refuses types that the backend has no arithmetic for.
+pub(super) fn check_types<B: Backend>(backend: &B, file: &str, inventory: &Inventory) -> Result<(), Refusal> {
+    match inventory.entries().find(|entry| !backend.supports(entry.kind)) {
+        None => Ok(()),
+        Some(entry) => Err(Refusal::new(
+            Reason::WeightsMismatch,
+            format!("tensor {:?} has a type that cannot be computed with; use another quantisation", entry.name),
+        )
+        .in_file(file)
+        .values("F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K", entry.kind)),
+    }
+}
+
+/// Bytes of all weights as the backend will hold them.
+pub(crate) fn resident_bytes<B: Backend>(backend: &B, inventory: &Inventory, target: Target<'_>) -> u64 {
+    let bytes = inventory.iter().map(|(slot, entry)| match slot.shape(target.spec) {
+        Shape::Vector(length) => 4 * length as u64,
+        Shape::Matrix { .. } => backend.resident_bytes(entry.kind, entry.elements() as u64, usage(slot, target.tied)),
+    });
+    bytes.fold(0, u64::saturating_add)
+}
+
+/// The values of a float tensor.
+pub(super) fn widen(entry: &Entry, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
+    let values: Vec<f32> = match entry.kind {
+        TensorType::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+        TensorType::F16 => bytes.as_chunks().0.iter().map(|&bytes| half::f16::from_le_bytes(bytes).to_f32()).collect(),
+        TensorType::Bf16 => {
+            bytes.as_chunks().0.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect()
+        }
+        other => {
+            return Err(Refusal::new(
+                Reason::WeightsMismatch,
+                format!("tensor {:?} has type {other}, which a vector cannot have", entry.name),
+            ));
+        }
+    };
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(Refusal::new(
+            Reason::WeightsMismatch,
+            format!("tensor {:?} has values that are not finite", entry.name),
+        )),
+    }
+}

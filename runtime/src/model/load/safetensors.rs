@@ -1,0 +1,334 @@
+//! A folder as Hugging Face's libraries write it: `config.json`, `tokenizer.json`, and weights in one or more
+//! safetensors files.
+
+use super::gguf::{layer_slot, part_name};
+use super::inventory::{Entry, Inventory, Names, Part, Slot};
+use super::memory::{self, Need};
+use super::pack::{self, Packed, Target};
+use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file};
+use crate::backend::Backend;
+use crate::model::decoder::Decoder;
+use crate::model::spec::ModelSpec;
+use crate::model::template::ChatTemplate;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{Format, LoadError, LoadOptions, Loaded};
+use escadre_verify::structure::gguf::TensorType;
+use escadre_verify::structure::safetensors::{DataType, TensorInfo};
+use escadre_verify::structure::{index, json, safetensors};
+use escadre_verify::{Reason, Refusal, VerifiedModel};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+pub(super) fn load<B: Backend + 'static>(
+    model: &VerifiedModel,
+    options: &LoadOptions,
+    backend: B,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Loaded, LoadError> {
+    let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
+    let mut spec = ModelSpec::from_config(CONFIG, &config)?;
+    limit_context(&mut spec, options)?;
+    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let shards = shards(model)?;
+    check_memory(&spec, options, &shards, tied)?;
+
+    let side = side_files(model)?;
+    let tokenizer = Tokenizer::from_json(TOKENIZER, &read_side_file(model, TOKENIZER)?, &side.tokenizer)?;
+    if tokenizer.vocabulary() > spec.vocabulary {
+        return Err(Refusal::new(Reason::TokenizerInvalid, "there are more tokens than rows of the embedding")
+            .in_file(TOKENIZER)
+            .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary())
+            .into());
+    }
+    let template = side.template(&tokenizer)?;
+
+    let mut loading = Loading {
+        model,
+        backend: &backend,
+        target: Target { spec: &spec, tied },
+        inventory: Inventory::default(),
+        packed: Packed::new(),
+    };
+    loading.shards(&shards, progress)?;
+    let Loading { inventory, packed, .. } = loading;
+    inventory.check_complete(&HfNames, &spec, tied)?;
+    let facts = Facts {
+        format: Format::Safetensors,
+        spec: &spec,
+        parameters: parameters(&inventory),
+        quantization: main_type(&inventory),
+        weights_bytes: pack::resident_bytes(&backend, &inventory, Target { spec: &spec, tied }),
+        template_digest: template.as_ref().map(ChatTemplate::digest),
+    };
+    let description = facts.describe();
+    let weights = packed.assemble(&spec)?;
+    Ok(Loaded {
+        description,
+        generation: defaults::from_config(&config, &side.generation, &tokenizer),
+        tokenizer,
+        template,
+        decoder: Decoder::new(backend, &spec, weights),
+    })
+}
+
+/// Shards one after the other: only one is in memory beside what is packed.
+struct Loading<'a, B: Backend> {
+    model: &'a VerifiedModel,
+    backend: &'a B,
+    target: Target<'a>,
+    inventory: Inventory,
+    packed: Packed<B>,
+}
+
+impl<B: Backend> Loading<'_, B> {
+    fn shards(&mut self, shards: &Shards, progress: &mut dyn FnMut(u64, u64)) -> Result<(), LoadError> {
+        let total = shards.files.values().sum();
+        let mut before = 0;
+        for (file, size) in &shards.files {
+            let bytes = self
+                .model
+                .read_with(file, &mut |done, _| progress(before + done / 2, total))?;
+            let tensors = safetensors::parse(file, &bytes)?;
+            shards.check(file, &tensors)?;
+            let mut entries = Vec::with_capacity(tensors.len());
+            for tensor in tensors {
+                entries.push(entry(file, tensor)?);
+            }
+            self.inventory
+                .add(file, entries.iter().cloned(), &HfNames, self.target.spec)?;
+            let placed: Vec<_> = entries
+                .into_iter()
+                .filter_map(|entry| Some((HfNames.slot(&entry.name)?, entry)))
+                .filter(|(slot, _)| self.target.keeps(*slot))
+                .collect();
+            let mut done = before + size / 2;
+            self.packed
+                .add_file(self.backend, bytes, &placed, self.target, &mut |bytes| {
+                    done += bytes / 2;
+                    progress(done, total);
+                })?;
+            before += size;
+            progress(before, total);
+        }
+        Ok(())
+    }
+}
+
+impl Target<'_> {
+    /// A head beside a tied embedding is a copy of it.
+    fn keeps(&self, slot: Slot) -> bool {
+        !(self.tied && slot == Slot::Head)
+    }
+}
+
+/// The weight files, and which of them must have which tensor.
+struct Shards {
+    files: BTreeMap<String, u64>,
+    weight_map: Option<BTreeMap<String, String>>,
+}
+
+impl Shards {
+    /// A shard must have exactly the tensors that the index says.
+    fn check(&self, file: &str, tensors: &[TensorInfo]) -> Result<(), Refusal> {
+        let Some(map) = &self.weight_map else {
+            return Ok(());
+        };
+        let refuse = |message| Err(Refusal::new(Reason::IndexInvalid, message).in_file(file));
+        for tensor in tensors {
+            if map.get(&tensor.name).map(String::as_str) != Some(file) {
+                return refuse(format!("tensor {:?} is not where the index says", tensor.name));
+            }
+        }
+        let expected = map.values().filter(|shard| *shard == file).count();
+        if expected != tensors.len() {
+            return refuse(format!("the shard has {} tensors, the index names {expected}", tensors.len()));
+        }
+        Ok(())
+    }
+}
+
+fn shards(model: &VerifiedModel) -> Result<Shards, Refusal> {
+    let sizes: BTreeMap<_, _> = model
+        .files()
+        .filter(|(name, _)| has_extension(name, "safetensors"))
+        .map(|(name, size)| (name.to_owned(), size))
+        .collect();
+    if model.contains(INDEX) {
+        let index = index::parse(INDEX, &read_side_file(model, INDEX)?, |shard| sizes.contains_key(shard))?;
+        let named = index.shards();
+        let files = sizes.iter().filter(|(name, _)| named.contains(name.as_str()));
+        return Ok(Shards {
+            files: files.map(|(name, size)| (name.clone(), *size)).collect(),
+            weight_map: Some(index.weight_map),
+        });
+    }
+    match sizes.len() {
+        1 => Ok(Shards {
+            files: sizes,
+            weight_map: None,
+        }),
+        _ => Err(Refusal::new(
+            Reason::IndexInvalid,
+            format!("there are several safetensors files, but no {INDEX} that says what they hold"),
+        )
+        .values(format!("{INDEX} or only {SINGLE}"), format!("{} files", sizes.len()))),
+    }
+}
+
+/// The specification says how many numbers there are, so the memory is known before a shard is read.
+fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards, tied: bool) -> Result<(), LoadError> {
+    let largest = shards.files.values().copied().max().unwrap_or(0);
+    let matrices = Part::REQUIRED.map(|part| match Slot::Layer(0, part).shape(spec) {
+        super::inventory::Shape::Vector(length) => length as u64,
+        super::inventory::Shape::Matrix { rows, columns } => rows as u64 * columns as u64,
+    });
+    let layers = matrices.iter().sum::<u64>().saturating_mul(spec.layers as u64);
+    let tables = (spec.vocabulary * spec.hidden) as u64 * if tied { 1 } else { 2 };
+    let weights = layers.saturating_add(tables).saturating_mul(4);
+    let context = memory::context_to_fit(spec, options.max_context);
+    Need::new(spec, weights, largest, context).check(options.memory_limit)
+}
+
+fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {
+    let kind = match tensor.kind {
+        DataType::F32 => TensorType::F32,
+        DataType::F16 => TensorType::F16,
+        DataType::Bf16 => TensorType::Bf16,
+        other => {
+            return Err(Refusal::new(
+                Reason::WeightsMismatch,
+                format!("tensor {:?} has a type that cannot be computed with", tensor.name),
+            )
+            .in_file(file)
+            .values("F32, F16 or BF16", other));
+        }
+    };
+    Ok(Entry {
+        name: tensor.name,
+        shape: tensor.shape,
+        kind,
+        range: tensor.range,
+    })
+}
+
+/// What stands beside the weights.
+struct SideFiles {
+    tokenizer: Value,
+    generation: Value,
+    template: Option<(String, String)>,
+}
+
+impl SideFiles {
+    fn template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Refusal> {
+        let Some((file, text)) = &self.template else {
+            return Ok(None);
+        };
+        ChatTemplate::new(file, text, tokenizer.begin_text(), tokenizer.end_text()).map(Some)
+    }
+}
+
+fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
+    let optional = |name, reason| match model.contains(name) {
+        true => read_json(model, name, reason),
+        false => Ok(Value::Null),
+    };
+    let tokenizer = optional(TOKENIZER_CONFIG, Reason::TokenizerInvalid)?;
+    let inside = template_in(&tokenizer);
+    let beside = match model.contains(TEMPLATE) {
+        true => Some(String::from_utf8(read_side_file(model, TEMPLATE)?).map_err(|_| {
+            Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE)
+        })?),
+        false => None,
+    };
+    let template = match (beside, inside) {
+        (Some(beside), Some(inside)) if beside != inside => {
+            return Err(Refusal::new(
+                Reason::TemplateRefused,
+                format!("it differs from the template in {TOKENIZER_CONFIG}; leave one of the two files out"),
+            )
+            .in_file(TEMPLATE));
+        }
+        (Some(text), _) => Some((TEMPLATE.to_owned(), text)),
+        (None, Some(text)) => Some((TOKENIZER_CONFIG.to_owned(), text)),
+        (None, None) => None,
+    };
+    Ok(SideFiles {
+        generation: optional(GENERATION, Reason::ConfigInvalid)?,
+        tokenizer,
+        template,
+    })
+}
+
+/// A text, or a list of named texts of which `default` counts.
+fn template_in(config: &Value) -> Option<String> {
+    match config.get("chat_template")? {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(entries) => {
+            let default = entries.iter().find(|entry| entry["name"] == "default")?;
+            default["template"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+fn read_json(model: &VerifiedModel, name: &str, reason: Reason) -> Result<Value, Refusal> {
+    if !model.contains(name) {
+        return Err(Refusal::new(Reason::FileMissing, "the model needs this file beside its weights").in_file(name));
+    }
+    json::parse(&read_side_file(model, name)?).map_err(|error| Refusal::new(reason, format!("it {error}")).in_file(name))
+}
+
+/// The names of `LlamaForCausalLM`.
+struct HfNames;
+
+const PARTS: [(&str, Part); 16] = [
+    ("input_layernorm.weight", Part::AttentionNorm),
+    ("self_attn.q_proj.weight", Part::Query),
+    ("self_attn.k_proj.weight", Part::Key),
+    ("self_attn.v_proj.weight", Part::Value),
+    ("self_attn.o_proj.weight", Part::Output),
+    ("post_attention_layernorm.weight", Part::FeedForwardNorm),
+    ("mlp.gate_proj.weight", Part::Gate),
+    ("mlp.up_proj.weight", Part::Up),
+    ("mlp.down_proj.weight", Part::Down),
+    ("self_attn.q_proj.bias", Part::QueryBias),
+    ("self_attn.k_proj.bias", Part::KeyBias),
+    ("self_attn.v_proj.bias", Part::ValueBias),
+    ("self_attn.o_proj.bias", Part::OutputBias),
+    ("mlp.gate_proj.bias", Part::GateBias),
+    ("mlp.up_proj.bias", Part::UpBias),
+    ("mlp.down_proj.bias", Part::DownBias),
+];
+
+impl Names for HfNames {
+    fn name(&self, slot: Slot) -> String {
+        match slot {
+            Slot::Embedding => "model.embed_tokens.weight".to_owned(),
+            Slot::Norm => "model.norm.weight".to_owned(),
+            Slot::Head => "lm_head.weight".to_owned(),
+            Slot::Layer(index, part) => format!("model.layers.{index}.{}", part_name(&PARTS, part)),
+        }
+    }
+
+    fn slot(&self, name: &str) -> Option<Slot> {
+        match name {
+            "model.embed_tokens.weight" => Some(Slot::Embedding),
+            "model.norm.weight" => Some(Slot::Norm),
+            "lm_head.weight" => Some(Slot::Head),
+            _ => layer_slot(&PARTS, name.strip_prefix("model.layers.")?),
+        }
+    }
+
+    /// Old files carry the frequencies that follow from the configuration.
+    fn is_ignored(&self, name: &str) -> bool {
+        name.ends_with(".rotary_emb.inv_freq")
+    }
+}
