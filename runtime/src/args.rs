@@ -50,7 +50,7 @@ pub enum Command {
     Fetch(FetchArgs),
     /// Verify a model, load it, and serve it over an OpenAI-compatible API.
     ///
-    /// On a laptop: `escadre-runtime serve --model model.gguf`, then talk to http://127.0.0.1:8080/v1.
+    /// On a laptop: `escadre-runtime serve --model model.gguf`, then talk to `http://127.0.0.1:8080/v1`.
     Serve(ServeArgs),
     /// Check a model's structure and print what it is and how much memory it needs.
     Inspect(InspectArgs),
@@ -68,7 +68,7 @@ pub struct Identity {
     pub pod_name: Option<String>,
 
     /// The revision of the deployment that this pod belongs to.
-    #[arg(long = "pod-revision", hide = true, env = "ESCADRE_REVISION")]
+    #[arg(id = "pod_revision", long = "pod-revision", hide = true, env = "ESCADRE_REVISION")]
     pub revision: Option<String>,
 }
 
@@ -145,7 +145,7 @@ pub struct ServeArgs {
     #[arg(long, default_value = "4")]
     pub max_concurrency: NonZeroUsize,
 
-    /// The port of the API.
+    /// The port of the API; 0 is any free one, which the log names.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
 
@@ -217,7 +217,10 @@ mod tests {
         let Command::Fetch(args) = parse(&fetch).unwrap().command else {
             panic!("not a fetch")
         };
-        assert_eq!((args.files.as_slice(), args.revision.as_str()), (["*.gguf".to_owned()].as_slice(), "v2"));
+        assert_eq!(
+            (args.files.as_slice(), args.revision.as_str()),
+            (["*.gguf".to_owned()].as_slice(), "v2")
+        );
         let serve = format!(
             "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s"
         );

@@ -70,14 +70,14 @@ pub struct Files {
 
 /// The limits that the texts say. What cannot be understood is no limit.
 pub fn limits(files: &Files) -> Limits {
-    let cpu_v2 = files.cpu_max.as_deref().and_then(|text| {
+    let version_2 = files.cpu_max.as_deref().and_then(|text| {
         let mut words = text.split_whitespace();
         ratio(words.next()?, words.next()?)
     });
-    let cpu_v1 = || ratio(files.cfs_quota.as_deref()?.trim(), files.cfs_period.as_deref()?.trim());
+    let version_1 = || ratio(files.cfs_quota.as_deref()?.trim(), files.cfs_period.as_deref()?.trim());
     let memory = files.memory.as_deref().and_then(|text| text.trim().parse().ok());
     Limits {
-        cpu: cpu_v2.or_else(cpu_v1),
+        cpu: version_2.or_else(version_1),
         cpuset: files.cpus.as_deref().and_then(count_cpus),
         memory: memory.filter(|bytes| *bytes < UNLIMITED),
     }
@@ -89,9 +89,9 @@ fn ratio(quota: &str, period: &str) -> Option<f64> {
 }
 
 /// How many processors a list such as `0-3,8` names.
-fn count_cpus(list: &str) -> Option<usize> {
+fn count_cpus(text: &str) -> Option<usize> {
     let mut count = 0;
-    for range in list.trim().split(',').filter(|range| !range.is_empty()) {
+    for range in text.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         count += last.checked_sub(first)?.checked_add(1)?;
@@ -165,6 +165,7 @@ mod tests {
 
     const EIGHT: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
+    #[expect(clippy::unnecessary_wraps, reason = "every field is optional")]
     fn some(text: &str) -> Option<String> {
         Some(text.to_owned())
     }
@@ -178,7 +179,10 @@ mod tests {
             ..Files::default()
         };
         let found = limits(&files);
-        assert_eq!((found.cpu, found.cpuset, found.memory), (Some(1.5), Some(4), Some(512 << 20)));
+        assert_eq!(
+            (found.cpu, found.cpuset, found.memory),
+            (Some(1.5), Some(4), Some(512 << 20))
+        );
         assert_eq!(found.threads(EIGHT).get(), 2);
     }
 
@@ -197,7 +201,12 @@ mod tests {
 
     #[test]
     fn unlimited_and_nonsense_are_no_limit() {
-        for (cpu, memory) in [("max 100000", "max"), ("", ""), ("1 0", "-1"), ("x y", "9223372036854771712")] {
+        for (cpu, memory) in [
+            ("max 100000", "max"),
+            ("", ""),
+            ("1 0", "-1"),
+            ("x y", "9223372036854771712"),
+        ] {
             let files = Files {
                 cpu_max: some(cpu),
                 cfs_quota: some("-1"),

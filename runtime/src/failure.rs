@@ -34,7 +34,7 @@ impl Failure {
         let mut message = self.message.clone();
         loop {
             let shortened = Self::new(self.reason, message.as_str());
-            let json = serde_json::to_vec(&shortened).expect("two strings are always JSON");
+            let json = serde_json::to_vec(&shortened).unwrap_or_default();
             if json.len() <= TERMINATION_LOG_LIMIT {
                 let file = OpenOptions::new().write(true).truncate(true).open(path);
                 let _ = file.and_then(|mut file| file.write_all(&json));

@@ -101,10 +101,26 @@ impl Metrics {
     }
 
     fn register_own(&self, registry: &mut Registry) {
-        registry.register("escadre_http_requests", "Requests to the API by route and status", self.http_requests.clone());
-        registry.register("escadre_http_connections", "Open connections of the API", self.connections.clone());
-        registry.register("escadre_requests_running", "Requests that are being answered", self.requests_running.clone());
-        registry.register("escadre_requests_waiting", "Requests that wait for their turn", self.requests_waiting.clone());
+        registry.register(
+            "escadre_http_requests",
+            "Requests to the API by route and status",
+            self.http_requests.clone(),
+        );
+        registry.register(
+            "escadre_http_connections",
+            "Open connections of the API",
+            self.connections.clone(),
+        );
+        registry.register(
+            "escadre_requests_running",
+            "Requests that are being answered",
+            self.requests_running.clone(),
+        );
+        registry.register(
+            "escadre_requests_waiting",
+            "Requests that wait for their turn",
+            self.requests_waiting.clone(),
+        );
         registry.register(
             "escadre_requests_refused",
             "Requests that were refused because the queue was full",
@@ -115,14 +131,26 @@ impl Metrics {
             "Requests whose client went away before the answer was complete",
             self.requests_cancelled.clone(),
         );
-        registry.register("escadre_requests_failed", "Requests that the engine failed", self.requests_failed.clone());
+        registry.register(
+            "escadre_requests_failed",
+            "Requests that the engine failed",
+            self.requests_failed.clone(),
+        );
         registry.register(
             "escadre_requests_finished",
             "Answers that are complete, by what ended them",
             self.requests_finished.clone(),
         );
-        registry.register("escadre_prompt_tokens", "Prompt tokens that were computed", self.prompt_tokens.clone());
-        registry.register("escadre_generation_tokens", "Tokens that were generated", self.generation_tokens.clone());
+        registry.register(
+            "escadre_prompt_tokens",
+            "Prompt tokens that were computed",
+            self.prompt_tokens.clone(),
+        );
+        registry.register(
+            "escadre_generation_tokens",
+            "Tokens that were generated",
+            self.generation_tokens.clone(),
+        );
         registry.register(
             "escadre_kv_cache_usage_ratio",
             "The part of the room for keys and values that running requests have reserved",
@@ -143,7 +171,11 @@ impl Metrics {
             "From a request's arrival in the engine to the end of its answer",
             self.request_latency.clone(),
         );
-        registry.register("escadre_request_queue_seconds", "The time that a request waited", self.queue_time.clone());
+        registry.register(
+            "escadre_request_queue_seconds",
+            "The time that a request waited",
+            self.queue_time.clone(),
+        );
     }
 
     fn register_mirror(&self, registry: &mut Registry) {
@@ -154,16 +186,25 @@ impl Metrics {
         registry.register("vllm:prompt_tokens", TEXT, self.prompt_tokens.clone());
         registry.register("vllm:generation_tokens", TEXT, self.generation_tokens.clone());
         registry.register("vllm:request_success", TEXT, self.requests_finished.clone());
-        registry.register("vllm:time_to_first_token_seconds", TEXT, self.time_to_first_token.clone());
-        registry.register("vllm:inter_token_latency_seconds", TEXT, self.inter_token_latency.clone());
+        registry.register(
+            "vllm:time_to_first_token_seconds",
+            TEXT,
+            self.time_to_first_token.clone(),
+        );
+        registry.register(
+            "vllm:inter_token_latency_seconds",
+            TEXT,
+            self.inter_token_latency.clone(),
+        );
         registry.register("vllm:e2e_request_latency_seconds", TEXT, self.request_latency.clone());
         registry.register("vllm:request_queue_time_seconds", TEXT, self.queue_time.clone());
     }
 
-    /// The metrics in the OpenMetrics text format.
+    /// The metrics in the text format of Prometheus and its successors.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        text::encode(&mut text, &self.registry).expect("writing to a String cannot fail");
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut text, &self.registry);
         text
     }
 }
@@ -177,7 +218,12 @@ mod tests {
         let metrics = Metrics::new("smol");
         metrics.prompt_tokens.inc_by(5);
         metrics.kv_cache_usage.set(0.25);
-        metrics.requests_finished.get_or_create(&Finished { finished_reason: "stop" }).inc();
+        metrics
+            .requests_finished
+            .get_or_create(&Finished {
+                finished_reason: "stop",
+            })
+            .inc();
         let text = metrics.text();
         for line in [
             "escadre_prompt_tokens_total{model_name=\"smol\"} 5",

@@ -293,7 +293,11 @@ impl Meter {
     /// Adds what is known now and returns the progress.
     pub fn progress(&mut self, now: Instant, done: u64) -> Download {
         let oldest = self.samples[0];
-        if self.samples.back().is_some_and(|(at, _)| now.duration_since(*at) >= Self::STEP) {
+        if self
+            .samples
+            .back()
+            .is_some_and(|(at, _)| now.duration_since(*at) >= Self::STEP)
+        {
             self.samples.push_back((now, done));
             while self.samples.len() > 2 && now.duration_since(self.samples[0].0) > Self::WINDOW {
                 self.samples.pop_front();
@@ -352,7 +356,12 @@ mod tests {
         let mut last = meter.progress(start, 1000);
         assert_eq!(last.bytes_per_second, None);
         for second in 1..=100_u64 {
-            let done = 1000 + if second <= 50 { second * 100 } else { 5000 + (second - 50) * 1000 };
+            let done = 1000
+                + if second <= 50 {
+                    second * 100
+                } else {
+                    5000 + (second - 50) * 1000
+                };
             last = meter.progress(start + Duration::from_secs(second), done);
         }
         assert_eq!(last.bytes_per_second, Some(1000));

@@ -1,5 +1,7 @@
 //! `fetch` against sources that misbehave.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod source_server;
 
 use escadre_runtime::args::Identity;
@@ -67,7 +69,11 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn repository_lands_under_its_digest_and_is_not_downloaded_again() {
-    let files: [(&str, &[u8]); 3] = [("model.gguf", WEIGHTS), ("config.json", b"{}"), ("README.md", b"not part of it")];
+    let files: [(&str, &[u8]); 3] = [
+        ("model.gguf", WEIGHTS),
+        ("config.json", b"{}"),
+        ("README.md", b"not part of it"),
+    ];
     let server = SourceServer::hub(&files, |_, _| None);
     let digest = model_digest(&BTreeMap::from([
         ("model.gguf".to_owned(), Digest::of(WEIGHTS)),
@@ -81,25 +87,35 @@ async fn repository_lands_under_its_digest_and_is_not_downloaded_again() {
     assert_eq!(std::fs::read(folder.join("model.gguf")).unwrap(), WEIGHTS);
     let note: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.with_extension("json")).unwrap()).unwrap();
-    assert_eq!((&note["source"], &note["resolvedRevision"]), (&"hf://o/n".into(), &COMMIT.into()));
+    assert_eq!(
+        (&note["source"], &note["resolvedRevision"]),
+        (&"hf://o/n".into(), &COMMIT.into())
+    );
     let status = fetching.board.snapshot();
     assert_eq!(status.verification.result, Verdict::Verified);
     assert_eq!(status.download.unwrap().bytes_done, WEIGHTS.len() as u64 + 2);
     let before = server.asked().len();
     fetching.run(&server, digest).await.unwrap();
-    assert_eq!(server.asked().len(), before, "a model that is in the store was asked for again");
+    assert_eq!(
+        server.asked().len(),
+        before,
+        "a model that is in the store was asked for again"
+    );
 }
 
 #[tokio::test]
 async fn body_that_breaks_off_is_resumed_where_it_broke() {
     let server = SourceServer::hub(&[("m.gguf", WEIGHTS)], |asked, _| {
-        (is_file(asked) && asked.header("range").is_none())
-            .then(|| Reply::file(asked, WEIGHTS, "\"v1\"").cut_after(20))
+        (is_file(asked) && asked.header("range").is_none()).then(|| Reply::file(asked, WEIGHTS, "\"v1\"").cut_after(20))
     });
     let fetching = Fetching::new();
     let folder = fetching.run(&server, Digest::of(WEIGHTS)).await.unwrap();
     assert_eq!(std::fs::read(folder.join("m.gguf")).unwrap(), WEIGHTS);
-    let resumed = server.asked().into_iter().find(|asked| asked.header("range").is_some()).unwrap();
+    let resumed = server
+        .asked()
+        .into_iter()
+        .find(|asked| asked.header("range").is_some())
+        .unwrap();
     assert_eq!(resumed.header("range"), Some("bytes=20-"));
     assert_eq!(resumed.header("if-range"), Some("\"v1\""));
 }
@@ -122,7 +138,11 @@ async fn next_run_goes_on_with_what_an_earlier_one_left() {
         asked.path.ends_with("m.gguf").then(|| {
             let reply = Reply::file(asked, WEIGHTS, "\"v1\"");
             // The first answer brings 20 bytes, every later one nothing.
-            if asked.header("range").is_some() { reply.cut_after(0) } else { reply.cut_after(20) }
+            if asked.header("range").is_some() {
+                reply.cut_after(0)
+            } else {
+                reply.cut_after(20)
+            }
         })
     });
     let digest = model_digest(&BTreeMap::from([
@@ -132,7 +152,10 @@ async fn next_run_goes_on_with_what_an_earlier_one_left() {
     .unwrap();
     let error = fetching.run(&broken, digest).await.unwrap_err();
     assert_eq!(error.reason(), "DownloadIncomplete");
-    assert!(error.to_string().contains(&format!("20 of {}", WEIGHTS.len())), "{error}");
+    assert!(
+        error.to_string().contains(&format!("20 of {}", WEIGHTS.len())),
+        "{error}"
+    );
     assert!(!fetching.final_name(digest).exists(), "half a model got its final name");
 
     let healed = SourceServer::hub(&[("m.gguf", WEIGHTS), ("config.json", b"{}")], |_, _| None);
@@ -150,7 +173,10 @@ async fn wrong_bytes_are_refused_with_both_digests_and_leave_nothing() {
     let error = fetching.run(&server, expected).await.unwrap_err();
     assert_eq!(error.reason(), "DigestMismatch");
     let text = error.to_string();
-    assert!(text.contains(&expected.to_string()) && text.contains(&Digest::of(WEIGHTS).to_string()), "{text}");
+    assert!(
+        text.contains(&expected.to_string()) && text.contains(&Digest::of(WEIGHTS).to_string()),
+        "{text}"
+    );
     assert_eq!(names(&fetching.store.path().join("sha256")), Vec::<String>::new());
     assert!(!fetching.store.path().join("quarantine").join(expected.hex()).exists());
 }
@@ -159,7 +185,10 @@ async fn wrong_bytes_are_refused_with_both_digests_and_leave_nothing() {
 async fn file_that_is_not_what_the_hub_listed_is_refused_before_the_rest_is_downloaded() {
     let server = SourceServer::hub(&[("a.gguf", WEIGHTS), ("b.gguf", WEIGHTS)], |asked, _| {
         let wrong = vec![b'x'; WEIGHTS.len()];
-        asked.path.ends_with("a.gguf").then(|| Reply::file(asked, &wrong, "\"v1\""))
+        asked
+            .path
+            .ends_with("a.gguf")
+            .then(|| Reply::file(asked, &wrong, "\"v1\""))
     });
     let error = Fetching::new().run(&server, Digest::of(b"any")).await.unwrap_err();
     assert_eq!(error.reason(), "DigestMismatch");
@@ -176,7 +205,10 @@ async fn missing_repository_and_missing_file_name_the_url_and_what_to_check() {
         let error = Fetching::new().run(&server, Digest::of(WEIGHTS)).await.unwrap_err();
         assert_eq!(error.reason(), "SourceUnavailable");
         let text = error.to_string();
-        assert!(text.contains(&server.url) && text.contains("404") && text.contains("check"), "{text}");
+        assert!(
+            text.contains(&server.url) && text.contains("404") && text.contains("check"),
+            "{text}"
+        );
         assert_eq!(server.count("404"), 0);
     }
 }
@@ -191,7 +223,10 @@ async fn busy_source_is_asked_again_when_it_says_so() {
     });
     let began = Instant::now();
     Fetching::new().run(&server, Digest::of(WEIGHTS)).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(1), "Retry-After was not honoured");
+    assert!(
+        began.elapsed() >= Duration::from_secs(1),
+        "Retry-After was not honoured"
+    );
     assert_eq!(server.asked().len(), 5);
 }
 
@@ -204,7 +239,10 @@ async fn source_that_stays_broken_or_away_is_given_up() {
     assert_eq!(server.asked().len(), 4);
 
     let fetching = Fetching::new();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));
     request.endpoint = format!("http://{nobody}");
     let error = fetch(&request, &fetching.board).await.unwrap_err();
@@ -229,7 +267,12 @@ async fn token_goes_to_the_source_and_not_where_it_redirects_to() {
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));
     request.token = Some("secret".into());
     fetch(&request, &fetching.board).await.unwrap();
-    assert!(server.asked().iter().all(|asked| asked.header("authorization") == Some("Bearer secret")));
+    assert!(
+        server
+            .asked()
+            .iter()
+            .all(|asked| asked.header("authorization") == Some("Bearer secret"))
+    );
     assert_eq!(storage.asked().len(), 1);
     assert_eq!(storage.asked()[0].header("authorization"), None, "the token leaked");
 }
@@ -254,7 +297,10 @@ async fn source_that_wants_a_token_says_so() {
     request.token = Some("wrong".into());
     let error = fetch(&request, &fetching.board).await.unwrap_err();
     assert_eq!(error.reason(), "SourceUnavailable");
-    assert!(error.to_string().contains("token") && !error.to_string().contains("wrong"), "{error}");
+    assert!(
+        error.to_string().contains("token") && !error.to_string().contains("wrong"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -304,7 +350,11 @@ async fn listing_of_another_kind_of_server_is_refused() {
 async fn single_file_is_fetched_and_resumed_without_a_hub() {
     let server = SourceServer::start(|asked, _| {
         let reply = Reply::file(asked, WEIGHTS, "\"v1\"");
-        if asked.header("range").is_some() { reply } else { reply.cut_after(11) }
+        if asked.header("range").is_some() {
+            reply
+        } else {
+            reply.cut_after(11)
+        }
     });
     let fetching = Fetching::new();
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));

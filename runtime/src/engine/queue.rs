@@ -9,7 +9,7 @@ const NEWEST: f64 = 0.2;
 /// A guess for the first request's duration, in seconds.
 const FIRST_GUESS: f64 = 2.0;
 /// The longest time that a client is sent away for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// How much may wait.
 #[derive(Debug, Clone, Copy)]
@@ -62,8 +62,8 @@ impl Admission {
     /// Counts a request in, or refuses it.
     pub(crate) fn enter(&self, tokens: usize) -> Result<(), SubmitError> {
         let mut state = self.lock();
-        let is_full = state.waiting >= self.limits.requests
-            || state.waiting > 0 && state.tokens + tokens > self.limits.tokens;
+        let is_full =
+            state.waiting >= self.limits.requests || state.waiting > 0 && state.tokens + tokens > self.limits.tokens;
         if is_full {
             let retry_after = self.estimate(&state);
             return Err(SubmitError::Full { retry_after });

@@ -124,7 +124,9 @@ impl Sampler {
             repetition_penalty,
             ..
         } = self.parameters;
-        !is_neutral(frequency_penalty, 0.0) || !is_neutral(presence_penalty, 0.0) || !is_neutral(repetition_penalty, 1.0)
+        !is_neutral(frequency_penalty, 0.0)
+            || !is_neutral(presence_penalty, 0.0)
+            || !is_neutral(repetition_penalty, 1.0)
     }
 
     fn penalise(&self, candidates: &mut [Candidate]) {
@@ -162,7 +164,9 @@ impl Sampler {
             candidates.truncate(top_k);
         }
         let best = candidates.iter().max().copied().filter(|best| best.logit.is_finite())?;
-        let weight = |candidate: &Candidate| ((f64::from(candidate.logit) - f64::from(best.logit)) / f64::from(temperature)).exp();
+        let weight = |candidate: &Candidate| {
+            ((f64::from(candidate.logit) - f64::from(best.logit)) / f64::from(temperature)).exp()
+        };
         if min_p > 0.0 {
             candidates.retain(|candidate| weight(candidate) >= f64::from(min_p));
         }
@@ -190,9 +194,9 @@ impl Sampler {
         const WORDS: u128 = 2;
         let mut generator = ChaCha8Rng::seed_from_u64(self.parameters.seed);
         generator.set_word_pos(u128::from(self.drawn) * WORDS);
-        #[expect(clippy::cast_precision_loss, reason = "53 bits fit exactly")]
-        let fraction = (generator.next_u64() >> 11) as f64;
-        fraction / (1_u64 << 53) as f64
+        #[expect(clippy::cast_precision_loss, reason = "53 bits and a power of two fit exactly")]
+        let (numerator, denominator) = ((generator.next_u64() >> 11) as f64, (1_u64 << 53) as f64);
+        numerator / denominator
     }
 }
 
@@ -286,11 +290,41 @@ mod tests {
         };
         assert_eq!(kept(Sampling { top_k: 2, ..sampling() }), [0, 1]);
         assert_eq!(kept(Sampling { top_k: 3, ..sampling() }), [0, 1, 2]);
-        assert_eq!(kept(Sampling { top_p: 0.5, ..sampling() }), [0]);
-        assert_eq!(kept(Sampling { top_p: 0.6, ..sampling() }), [0, 1]);
-        assert_eq!(kept(Sampling { top_p: 0.0, ..sampling() }), [0]);
-        assert_eq!(kept(Sampling { min_p: 0.4, ..sampling() }), [0, 1]);
-        assert_eq!(kept(Sampling { min_p: 1.0, ..sampling() }), [0]);
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.5,
+                ..sampling()
+            }),
+            [0]
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.6,
+                ..sampling()
+            }),
+            [0, 1]
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.0,
+                ..sampling()
+            }),
+            [0]
+        );
+        assert_eq!(
+            kept(Sampling {
+                min_p: 0.4,
+                ..sampling()
+            }),
+            [0, 1]
+        );
+        assert_eq!(
+            kept(Sampling {
+                min_p: 1.0,
+                ..sampling()
+            }),
+            [0]
+        );
         assert_eq!(kept(sampling()), [0, 1, 2, 3]);
     }
 
@@ -304,9 +338,15 @@ mod tests {
             };
             tokens(&greedy, &logits, 3)
         };
-        let presence = Sampling { presence_penalty: 0.5, ..sampling() };
+        let presence = Sampling {
+            presence_penalty: 0.5,
+            ..sampling()
+        };
         assert_eq!(greedy(presence), [0, 1, 0]);
-        let frequency = Sampling { frequency_penalty: 0.3, ..sampling() };
+        let frequency = Sampling {
+            frequency_penalty: 0.3,
+            ..sampling()
+        };
         assert_eq!(greedy(frequency), [0, 1, 0]);
         let mut repetition = Sampler::new(
             Sampling {

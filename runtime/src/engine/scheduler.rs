@@ -38,7 +38,10 @@ mod tests {
     use super::*;
 
     fn shares(pending: &[usize], budget: usize) -> Vec<(usize, usize)> {
-        plan(pending, budget).into_iter().map(|share| (share.index, share.tokens)).collect()
+        plan(pending, budget)
+            .into_iter()
+            .map(|share| (share.index, share.tokens))
+            .collect()
     }
 
     #[test]
@@ -56,7 +59,10 @@ mod tests {
                 let step = plan(&pending, budget);
                 assert!(!step.is_empty());
                 let generating = pending.iter().filter(|tokens| **tokens == 0).count();
-                assert_eq!(step.iter().filter(|share| pending[share.index] == 0).count(), generating);
+                assert_eq!(
+                    step.iter().filter(|share| pending[share.index] == 0).count(),
+                    generating
+                );
                 for share in step {
                     assert!(share.tokens >= 1);
                     pending[share.index] = pending[share.index].saturating_sub(share.tokens);

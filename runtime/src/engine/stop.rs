@@ -44,7 +44,12 @@ impl StopMatcher {
                 stopped: true,
             };
         }
-        let keep = self.stops.iter().map(|stop| longest_start(&self.held, stop)).max().unwrap_or(0);
+        let keep = self
+            .stops
+            .iter()
+            .map(|stop| longest_start(&self.held, stop))
+            .max()
+            .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         Passed {
             text: std::mem::replace(&mut self.held, rest),
@@ -88,7 +93,10 @@ mod tests {
 
     #[test]
     fn stop_across_pieces_is_found_and_not_said() {
-        assert_eq!(run(&["\n\nUser:"], &["Hello", "\n", "\nUs", "er: more"]), ("Hello".into(), true));
+        assert_eq!(
+            run(&["\n\nUser:"], &["Hello", "\n", "\nUs", "er: more"]),
+            ("Hello".into(), true)
+        );
         assert_eq!(run(&["END"], &["E", "N", "D"]), (String::new(), true));
     }
 

@@ -247,7 +247,10 @@ impl<M: StepModel> Worker<M> {
     fn step(&mut self) {
         let pending: Vec<usize> = self.running.iter().map(Running::pending).collect();
         let shares = plan(&pending, self.settings.step_tokens);
-        let spans: Vec<Span> = shares.iter().map(|share| span(&self.running[share.index], share.tokens)).collect();
+        let spans: Vec<Span> = shares
+            .iter()
+            .map(|share| span(&self.running[share.index], share.tokens))
+            .collect();
         match self.model.forward(&StepBatch { spans }) {
             Ok(logits) => self.publish(&shares, &logits),
             Err(problem) => {
@@ -292,9 +295,14 @@ impl<M: StepModel> Worker<M> {
             match event {
                 Event::Finished { reason, .. } => {
                     self.admission.learn(running.started.elapsed());
-                    self.metrics.request_latency.observe(running.arrived.elapsed().as_secs_f64());
+                    self.metrics
+                        .request_latency
+                        .observe(running.arrived.elapsed().as_secs_f64());
                     let finished_reason = reason.into();
-                    self.metrics.requests_finished.get_or_create(&Finished { finished_reason }).inc();
+                    self.metrics
+                        .requests_finished
+                        .get_or_create(&Finished { finished_reason })
+                        .inc();
                 }
                 Event::Failed(_) | Event::Text(_) => {
                     self.metrics.requests_failed.inc();
@@ -335,14 +343,16 @@ impl<M: StepModel> Worker<M> {
 
 /// What a sequence computes next. The last chunk of a prompt, and every token after it, needs a row of logits.
 fn span(running: &Running, tokens: usize) -> Span {
-    let (tokens, logits) = match running.next {
-        Some(token) => (vec![token], LogitsWanted::Last),
-        None => {
-            let end = running.computed + tokens;
-            let is_last = end == running.prompt.len();
-            let logits = if is_last { LogitsWanted::Last } else { LogitsWanted::None };
-            (running.prompt[running.computed..end].to_vec(), logits)
-        }
+    let (tokens, logits) = if let Some(token) = running.next {
+        (vec![token], LogitsWanted::Last)
+    } else {
+        let end = running.computed + tokens;
+        let logits = if end == running.prompt.len() {
+            LogitsWanted::Last
+        } else {
+            LogitsWanted::None
+        };
+        (running.prompt[running.computed..end].to_vec(), logits)
     };
     Span {
         sequence: running.sequence,
@@ -396,7 +406,9 @@ fn observe_token(running: &mut Running, metrics: &Metrics) {
             let waited = now.duration_since(running.arrived);
             metrics.time_to_first_token.observe(waited.as_secs_f64());
         }
-        Some(before) => metrics.inter_token_latency.observe(now.duration_since(before).as_secs_f64()),
+        Some(before) => metrics
+            .inter_token_latency
+            .observe(now.duration_since(before).as_secs_f64()),
     }
     running.last_token = Some(now);
 }

@@ -36,7 +36,10 @@ impl StepModel for Counting {
         if let Some(permits) = &self.permits {
             let _ = permits.recv();
         }
-        self.steps.lock().unwrap().push(batch.spans.iter().map(|span| span.tokens.len()).sum());
+        self.steps
+            .lock()
+            .unwrap()
+            .push(batch.spans.iter().map(|span| span.tokens.len()).sum());
         let mut values = Vec::new();
         for span in &batch.spans {
             let length = self.lengths.get_mut(&span.sequence).unwrap();
@@ -48,7 +51,7 @@ impl StepModel for Counting {
             }
             if span.logits == LogitsWanted::Last {
                 let mut row = vec![0.0; VOCABULARY];
-                row[(last as usize + 1) % VOCABULARY] = if last == 50 { f32::NAN } else { 100.0 };
+                row[(last as usize + 1) % VOCABULARY] = if last == 62 { f32::NAN } else { 100.0 };
                 values.extend(row);
             }
         }
@@ -157,7 +160,10 @@ async fn answer_ends_at_its_length_and_the_prompt_is_computed_in_chunks() {
     let harness = start(1, false, None);
     let prompt: Vec<u32> = (0..20).map(|_| 5).collect();
     let (text, last) = collect(harness.engine.submit(request(&prompt, 3)).unwrap()).await;
-    assert_eq!((text.as_str(), last), ("<6><7><8>", finish(FinishReason::Length, 20, 3)));
+    assert_eq!(
+        (text.as_str(), last),
+        ("<6><7><8>", finish(FinishReason::Length, 20, 3))
+    );
     assert_eq!(*harness.steps.lock().unwrap(), [8, 8, 4, 1, 1]);
     harness.engine.drain();
     harness.thread.join().unwrap();
@@ -206,7 +212,10 @@ async fn full_queue_refuses_at_once_and_cancelled_requests_make_room() {
     }
     let waiting = harness.engine.submit(request(&[1], 1)).unwrap();
     let _also_waiting = harness.engine.submit(request(&[1], 1)).unwrap();
-    assert!(matches!(harness.engine.submit(request(&[1], 1)), Err(SubmitError::Full { .. })));
+    assert!(matches!(
+        harness.engine.submit(request(&[1], 1)),
+        Err(SubmitError::Full { .. })
+    ));
     drop((running, waiting));
     for _ in 0..5 {
         harness.permits.send(()).unwrap();
@@ -241,7 +250,7 @@ async fn failed_step_fails_its_requests_and_the_engine_goes_on() {
     let harness = start(1, false, Some(33));
     let (_, last) = collect(harness.engine.submit(request(&[33], 5)).unwrap()).await;
     assert!(matches!(last, Event::Failed(EngineError::Model(_))), "{last:?}");
-    let (_, last) = collect(harness.engine.submit(request(&[50], 5)).unwrap()).await;
+    let (_, last) = collect(harness.engine.submit(request(&[62], 5)).unwrap()).await;
     assert_eq!(last, Event::Failed(EngineError::NotFinite));
     let (text, _) = collect(harness.engine.submit(request(&[1], 1)).unwrap()).await;
     assert_eq!(text, "<2>");

@@ -10,11 +10,11 @@ use url::{Origin, Url};
 /// More redirects than this are a loop.
 const MAX_REDIRECTS: usize = 5;
 /// A server that says nothing for this long is treated as gone.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 /// A connection that takes longer will not come.
 const CONNECT: Duration = Duration::from_secs(20);
 /// The longest wait that a server may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
 /// The most that a listing or another answer that is not a file may have.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
@@ -43,7 +43,10 @@ impl Default for RetryPolicy {
 impl RetryPolicy {
     /// How long to wait after the `failures`-th failure in a row. `noise` in 0..=1 spreads clients that failed together.
     pub(crate) fn wait(&self, failures: u32, asked: Option<Duration>, noise: f64) -> Duration {
-        let doubled = self.base.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.cap);
+        let doubled = self
+            .base
+            .saturating_mul(1 << failures.saturating_sub(1).min(16))
+            .min(self.cap);
         let spread = doubled.mul_f64(0.5 + noise.clamp(0.0, 1.0) / 2.0);
         asked.map_or(spread, |asked| asked.min(MAX_RETRY_AFTER))
     }
@@ -86,7 +89,10 @@ impl Client {
             .map_err(|error| FetchError::unavailable(home, crate::failure::chain(&error)))?;
         let token = token.map(|token| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|_| {
-                FetchError::unavailable(home, "the token has characters that no header can carry; check the Secret")
+                FetchError::unavailable(
+                    home,
+                    "the token has characters that no header can carry; check the Secret",
+                )
             })?;
             value.set_sensitive(true);
             Ok::<_, FetchError>(value)
@@ -175,7 +181,13 @@ impl Client {
     /// Waits before the next attempt and says why.
     pub(crate) async fn pause(&self, url: &Url, failures: u32, problem: &str, asked: Option<Duration>) {
         let wait = self.retry.wait(failures, asked, rand::random());
-        warn!(url = printable(url), problem, attempt = failures, wait_ms = wait.as_millis(), "source failed, trying again");
+        warn!(
+            url = printable(url),
+            problem,
+            attempt = failures,
+            wait_ms = wait.as_millis(),
+            "source failed, trying again"
+        );
         tokio::time::sleep(wait).await;
     }
 }
@@ -223,13 +235,19 @@ fn redirect_target(at: &Url, response: &Response) -> Result<Url, FetchError> {
         problem,
     };
     let Some(target) = target else {
-        return Err(refuse("nowhere".to_owned(), "the redirect names no URL; check the source"));
+        return Err(refuse(
+            "nowhere".to_owned(),
+            "the redirect names no URL; check the source",
+        ));
     };
     if !matches!(target.scheme(), "http" | "https") {
         return Err(refuse(target.scheme().to_owned(), "only http and https are followed"));
     }
     if at.scheme() == "https" && target.scheme() == "http" {
-        return Err(refuse(printable(&target), "a redirect from https to http is not followed"));
+        return Err(refuse(
+            printable(&target),
+            "a redirect from https to http is not followed",
+        ));
     }
     Ok(target)
 }
@@ -250,7 +268,9 @@ mod tests {
             base: Duration::from_secs(1),
             cap: Duration::from_secs(10),
         };
-        let waits: Vec<u64> = (1..=6).map(|failures| policy.wait(failures, None, 1.0).as_secs()).collect();
+        let waits: Vec<u64> = (1..=6)
+            .map(|failures| policy.wait(failures, None, 1.0).as_secs())
+            .collect();
         assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
         assert_eq!(policy.wait(40, None, 0.0), Duration::from_secs(5));
         assert_eq!(policy.wait(1, Some(Duration::from_secs(42)), 0.0).as_secs(), 42);

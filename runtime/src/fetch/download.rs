@@ -33,7 +33,11 @@ pub(crate) struct Download<'a> {
 
 impl<'a> Download<'a> {
     /// Goes on with the part of the file that is there, or begins it. What is there is hashed again.
-    pub(crate) async fn begin(client: &'a Client, store: &'a Store, remote: &'a RemoteFile) -> Result<Self, FetchError> {
+    pub(crate) async fn begin(
+        client: &'a Client,
+        store: &'a Store,
+        remote: &'a RemoteFile,
+    ) -> Result<Self, FetchError> {
         let path = store.partial();
         let known = store.partial_of(&remote.name);
         let (hasher, bytes) = if known.is_some() {
@@ -104,7 +108,10 @@ impl<'a> Download<'a> {
         FetchError::DownloadIncomplete {
             url: printable(&self.remote.url),
             got: self.bytes,
-            expected: self.remote.bytes.map_or_else(|| "an unknown number of".to_owned(), |bytes| bytes.to_string()),
+            expected: self
+                .remote
+                .bytes
+                .map_or_else(|| "an unknown number of".to_owned(), |bytes| bytes.to_string()),
             attempts,
         }
     }
@@ -168,7 +175,10 @@ impl<'a> Download<'a> {
         if response.status() != StatusCode::PARTIAL_CONTENT {
             return self.bytes == 0;
         }
-        let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let range = response
+            .headers()
+            .get(CONTENT_RANGE)
+            .and_then(|value| value.to_str().ok());
         let start = range.and_then(|range| range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok());
         start == Some(self.bytes)
     }
@@ -179,7 +189,8 @@ impl<'a> Download<'a> {
             && listed != announced
             && announced > LFS_MAX_BYTES
         {
-            let problem = format!("the listing says {listed} bytes and the answer {announced}; the source contradicts itself");
+            let problem =
+                format!("the listing says {listed} bytes and the answer {announced}; the source contradicts itself");
             return Err(Attempt::Fatal(FetchError::unavailable(&self.remote.url, problem)));
         }
         Ok(announced.or(self.remote.bytes))

@@ -1,7 +1,7 @@
 //! Why a model could not be fetched. Each variant is one stable reason.
 
 use crate::failure::Failure;
-use escadre_verify::{Refusal, Reason};
+use escadre_verify::{Reason, Refusal};
 use url::Url;
 
 /// Why a model could not be fetched: its variant's name is the stable reason.
@@ -44,7 +44,9 @@ pub enum FetchError {
         attempts: u32,
     },
     /// The bytes are not those of the digest.
-    #[error("{what} has the digest {got}, expected {expected}: check the source, or approve this digest if the change is wanted")]
+    #[error(
+        "{what} has the digest {got}, expected {expected}: check the source, or approve this digest if the change is wanted"
+    )]
     DigestMismatch {
         /// The model or the file.
         what: String,

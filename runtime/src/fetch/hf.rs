@@ -47,7 +47,10 @@ struct LargeFile {
 impl Repository<'_> {
     /// Resolves the revision to a commit and lists the files that `filter` chooses.
     pub(crate) async fn list(&self, client: &Client, filter: &GlobSet) -> Result<Listing, FetchError> {
-        let mut url = join(self.endpoint, &["api", "models", self.owner, self.name, "revision", self.revision])?;
+        let mut url = join(
+            self.endpoint,
+            &["api", "models", self.owner, self.name, "revision", self.revision],
+        )?;
         url.set_query(Some("blobs=true"));
         let answer = client.json(&url).await?;
         let info: RevisionInfo = serde_json::from_value(answer).map_err(|error| {
@@ -59,13 +62,23 @@ impl Repository<'_> {
     fn choose(&self, url: &Url, info: RevisionInfo, filter: &GlobSet) -> Result<Listing, FetchError> {
         let commit = info.sha;
         if commit.len() < 7 || commit.len() > 64 || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(FetchError::unavailable(url, "the answer names no commit; check the endpoint"));
+            return Err(FetchError::unavailable(
+                url,
+                "the answer names no commit; check the endpoint",
+            ));
         }
         if info.siblings.len() > MAX_FILES {
-            return Err(FetchError::unavailable(url, format!("the repository has more than {MAX_FILES} files")));
+            return Err(FetchError::unavailable(
+                url,
+                format!("the repository has more than {MAX_FILES} files"),
+            ));
         }
         let mut files = Vec::new();
-        for sibling in info.siblings.iter().filter(|sibling| filter.is_match(&sibling.rfilename)) {
+        for sibling in info
+            .siblings
+            .iter()
+            .filter(|sibling| filter.is_match(&sibling.rfilename))
+        {
             let path = &sibling.rfilename;
             check_path(path).map_err(|problem| FetchError::PathInvalid {
                 path: path.clone(),
@@ -132,7 +145,11 @@ mod tests {
             revision: "main",
         };
         let info = serde_json::json!({"sha": "0123456789abcdef0123456789abcdef01234567", "siblings": siblings});
-        repository.choose(&endpoint, serde_json::from_value(info).unwrap(), &file_filter(&[]).unwrap())
+        repository.choose(
+            &endpoint,
+            serde_json::from_value(info).unwrap(),
+            &file_filter(&[]).unwrap(),
+        )
     }
 
     #[test]
@@ -148,7 +165,10 @@ mod tests {
             listing.files[0].url.as_str(),
             "http://mirror:8000/hub/o/n/resolve/0123456789abcdef0123456789abcdef01234567/model%20file.gguf"
         );
-        assert_eq!((listing.files[0].bytes, listing.files[0].sha256), (Some(5), Some(digest)));
+        assert_eq!(
+            (listing.files[0].bytes, listing.files[0].sha256),
+            (Some(5), Some(digest))
+        );
     }
 
     #[test]
@@ -161,6 +181,9 @@ mod tests {
     #[test]
     fn revision_is_one_segment() {
         let endpoint = Url::parse("http://mirror").unwrap();
-        assert_eq!(join(&endpoint, &["a", "refs/pr/1"]).unwrap().as_str(), "http://mirror/a/refs%2Fpr%2F1");
+        assert_eq!(
+            join(&endpoint, &["a", "refs/pr/1"]).unwrap().as_str(),
+            "http://mirror/a/refs%2Fpr%2F1"
+        );
     }
 }

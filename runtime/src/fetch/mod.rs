@@ -259,8 +259,8 @@ async fn hash_quarantined(store: &Store, file: &RemoteFile) -> Option<(Digest, u
     let path = store.quarantined(&file.name);
     let hashed = tokio::task::spawn_blocking(move || hash_file(&path)).await.ok()?.ok()?;
     let (digest, bytes) = (hashed.0.finish(), hashed.1);
-    let right = file.bytes.is_none_or(|expected| expected == bytes)
-        && file.sha256.is_none_or(|expected| expected == digest);
+    let right =
+        file.bytes.is_none_or(|expected| expected == bytes) && file.sha256.is_none_or(|expected| expected == digest);
     right.then_some((digest, bytes))
 }
 
@@ -271,7 +271,11 @@ fn check(digests: &BTreeMap<String, Digest>, request: &Request) -> Result<(), Fe
         return Ok(());
     }
     Err(FetchError::DigestMismatch {
-        what: format!("the model of {} ({} files)", error_safe_source(&request.source), digests.len()),
+        what: format!(
+            "the model of {} ({} files)",
+            error_safe_source(&request.source),
+            digests.len()
+        ),
         expected: request.digest.to_string(),
         got: got.to_string(),
     })

@@ -79,7 +79,9 @@ fn is_hub_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 96
         && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -125,7 +127,10 @@ pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
 /// The globs that choose a model's files; `*` does not cross folders.
 pub(crate) fn file_filter(globs: &[String]) -> Result<GlobSet, FetchError> {
     let mut builder = GlobSetBuilder::new();
-    let defaults = DEFAULT_FILES.iter().copied().take(if globs.is_empty() { DEFAULT_FILES.len() } else { 0 });
+    let defaults = DEFAULT_FILES
+        .iter()
+        .copied()
+        .take(if globs.is_empty() { DEFAULT_FILES.len() } else { 0 });
     for glob in globs.iter().map(String::as_str).chain(defaults) {
         let compiled = GlobBuilder::new(glob).literal_separator(true).build();
         builder.add(compiled.map_err(|error| FetchError::InvalidSource {
@@ -190,7 +195,17 @@ mod tests {
 
     #[test]
     fn paths_that_leave_the_folder_are_refused() {
-        for path in ["/etc/passwd", "../x", "a/../../x", "a//b", "a/.", "", "a\\b", "a\nb", &"a/".repeat(600)] {
+        for path in [
+            "/etc/passwd",
+            "../x",
+            "a/../../x",
+            "a//b",
+            "a/.",
+            "",
+            "a\\b",
+            "a\nb",
+            &"a/".repeat(600),
+        ] {
             assert!(check_path(path).is_err(), "{path:?}");
         }
         for path in ["model.gguf", "a/b c.json", "..hidden", "ünï.gguf"] {
@@ -201,7 +216,12 @@ mod tests {
     #[test]
     fn default_files_are_weights_and_what_belongs_to_them() {
         let filter = file_filter(&[]).unwrap();
-        for name in ["m-00001-of-00002.safetensors", "model.safetensors.index.json", "a.gguf", "LICENSE.txt"] {
+        for name in [
+            "m-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "a.gguf",
+            "LICENSE.txt",
+        ] {
             assert!(filter.is_match(name), "{name}");
         }
         for name in ["pytorch_model.bin", "onnx/model.gguf", "README.md", "code.py"] {

@@ -104,7 +104,9 @@ impl Store {
     /// Keeps a quarantine of the same origin, empties any other.
     pub(crate) fn begin(&self, origin: &Origin) -> Result<(), FetchError> {
         let note = self.origin_note();
-        let known = fs::read(&note).ok().and_then(|text| serde_json::from_slice::<Origin>(&text).ok());
+        let known = fs::read(&note)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Origin>(&text).ok());
         if known.as_ref() == Some(origin) {
             return Ok(());
         }

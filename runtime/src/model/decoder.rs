@@ -3,7 +3,7 @@
 //! Names no tensor library. What differs between models of the family is a value in [`ModelSpec`] or an absent
 //! weight; a backend with other memory and other kernels changes no line here.
 
-use super::batch::{Logits, LogitsWanted, SequenceId, Span, StepBatch};
+use super::batch::{Logits, SequenceId, Span, StepBatch};
 use super::error::ModelError;
 use super::spec::ModelSpec;
 use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Projections, Rope, SpanLayout};
@@ -294,6 +294,7 @@ impl<B: Backend> Graph for Transformer<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::batch::LogitsWanted;
     use super::*;
 
     #[test]

@@ -24,7 +24,10 @@ pub(super) struct Drain {
 impl Drain {
     /// Ends the server whose task is `api`. Never takes longer than both times and a few seconds.
     pub(super) async fn run(self, shutdown: &mut Shutdown, api: JoinHandle<()>) {
-        info!(delay_seconds = self.endpoint_delay.as_secs_f64(), "asked to end, still accepting connections");
+        info!(
+            delay_seconds = self.endpoint_delay.as_secs_f64(),
+            "asked to end, still accepting connections"
+        );
         self.phase.send_replace(Phase::LastCall);
         tokio::select! {
             () = tokio::time::sleep(self.endpoint_delay) => {}
@@ -32,7 +35,10 @@ impl Drain {
         }
         self.phase.send_replace(Phase::Finishing);
         let deadline = Instant::now() + self.timeout;
-        info!(timeout_seconds = self.timeout.as_secs_f64(), "no longer accepting connections, finishing answers");
+        info!(
+            timeout_seconds = self.timeout.as_secs_f64(),
+            "no longer accepting connections, finishing answers"
+        );
         tokio::time::sleep(SETTLE.min(self.timeout)).await;
         let is_finished = tokio::select! {
             () = self.in_flight.none() => true,

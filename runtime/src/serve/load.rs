@@ -29,6 +29,7 @@ const KV_SHARE: f64 = 0.9;
 const WARM_UP_TEXT: &str = "The quick brown fox jumps over the lazy dog. ";
 
 /// What is to be served.
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) path: PathBuf,
     pub(super) digest: Option<Digest>,
@@ -64,7 +65,8 @@ pub(super) fn start(plan: Plan, board: Board, metrics: Arc<Metrics>) -> Result<E
             }
         }
     });
-    let handle = thread.map_err(|error| Failure::new("Internal", format!("could not start the engine's thread: {error}")))?;
+    let handle =
+        thread.map_err(|error| Failure::new("Internal", format!("could not start the engine's thread: {error}")))?;
     Ok(EngineThread {
         served,
         ended,
@@ -139,7 +141,14 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     let tokenizer = Arc::new(tokenizer);
     let for_text = Arc::clone(&tokenizer);
     let new_text = Box::new(move || Box::new(for_text.decoder()) as Box<dyn engine::TextStream>);
-    let worker = Worker::new(decoder, new_text, settings, (commands, admission), metrics, board.clone());
+    let worker = Worker::new(
+        decoder,
+        new_text,
+        settings,
+        (commands, admission),
+        metrics,
+        board.clone(),
+    );
     let digest = verified.digest();
     let served = Served {
         name: plan.served_name.clone(),
@@ -173,8 +182,8 @@ fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Lo
             status.verification.failed_file.clone_from(&refusal.file);
         });
     };
-    let verified = VerifiedModel::open(&plan.path, plan.digest.as_ref(), &mut progress(Stage::Verifying))
-        .inspect_err(refused)?;
+    let verified =
+        VerifiedModel::open(&plan.path, plan.digest.as_ref(), &mut progress(Stage::Verifying)).inspect_err(refused)?;
     board.update(|status| {
         status.stage = Stage::Loading;
         status.model.digest = Some(verified.digest());
@@ -204,7 +213,9 @@ fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Lo
 }
 
 fn warm_up_prompt(tokenizer: &Tokenizer) -> Vec<u32> {
-    let text = tokenizer.encode(WARM_UP_TEXT, SpecialTokens::AsText).unwrap_or_default();
+    let text = tokenizer
+        .encode(WARM_UP_TEXT, SpecialTokens::AsText)
+        .unwrap_or_default();
     let prompt = [tokenizer.prefix(), text.as_slice()].concat();
     if prompt.is_empty() { vec![0] } else { prompt }
 }
@@ -246,5 +257,7 @@ fn kv_tokens(plan: &Plan, description: &ModelDescription, board: &Board) -> usiz
     )]
     let free = (limit.saturating_sub(resident) as f64 * KV_SHARE) as u64;
     let room = free.checked_div(description.kv_bytes_per_token).unwrap_or(u64::MAX);
-    usize::try_from(room).unwrap_or(usize::MAX).clamp(description.context_length.min(wanted), wanted)
+    usize::try_from(room)
+        .unwrap_or(usize::MAX)
+        .clamp(description.context_length.min(wanted), wanted)
 }

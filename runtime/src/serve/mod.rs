@@ -23,7 +23,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::info;
 
 /// How long a cluster may take to take a pod's address out of use.
@@ -33,51 +35,9 @@ const CLUSTER_ENDPOINT_DELAY: Duration = Duration::from_secs(5);
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let mut shutdown = signals::install()?;
     let place = Place::of(&args)?;
-    let api_listener = listen::bind(place.host, args.port, "--port").await?;
-    let admin_listener = admin::bind(place.host, args.admin_port).await?;
-    let served_name = args.served_name.clone().unwrap_or_else(|| name_of(&place.model));
-    let board = Board::new(args.identity.clone(), Stage::Verifying);
-    let metrics = Arc::new(Metrics::new(&served_name));
-    let (threads, memory_limit) = resources(&args);
-    board.update(|status| {
-        status.model.served_name = Some(served_name.clone());
-        status.model.digest = place.digest;
-        status.model.resolved_revision.clone_from(&place.resolved_revision);
-        status.memory.limit_bytes = memory_limit;
-    });
-    let app = Arc::new(App::new(Arc::clone(&metrics), args.max_body_bytes, threads.get().div_ceil(2)));
-    let (phase, in_flight) = (watch::Sender::new(Phase::Serving), InFlight::default());
-    let pages = Admin {
-        board: board.clone(),
-        metrics: Some(Arc::clone(&metrics)),
-        phase: phase.subscribe(),
-    };
-    let admin_end = watch::Sender::new(Phase::Serving);
-    let admin = tokio::spawn(admin::serve(admin_listener, pages, admin_end.subscribe()));
-    let server = Server {
-        listener: api_listener,
-        router: router(Arc::clone(&app)),
-        limits: ConnectionLimits {
-            connections: args.max_connections,
-            ..ConnectionLimits::default()
-        },
-        phase: phase.subscribe(),
-        in_flight: in_flight.clone(),
-        metrics: Some(Arc::clone(&metrics)),
-    };
-    let api = tokio::spawn(server.run());
-    info!(host = %place.host, port = args.port, admin_port = args.admin_port, threads, memory_limit, "ports are open, loading the model");
-
-    let plan = Plan {
-        path: place.model,
-        digest: place.digest,
-        served_name,
-        max_context: args.max_context,
-        concurrency: args.max_concurrency.get(),
-        threads: threads.get(),
-        memory_limit,
-    };
-    let mut engine = load::start(plan, board.clone(), metrics)?;
+    let servers = Servers::start(&args, &place).await?;
+    let board = servers.board.clone();
+    let mut engine = load::start(servers.plan.clone(), board.clone(), Arc::clone(&servers.app.metrics))?;
     let served = tokio::select! {
         served = engine.served() => served,
         () = shutdown.requested() => {
@@ -87,15 +47,14 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let served = served.inspect_err(|failure| board.fail(failure))?;
     let way_in = served.engine.clone();
-    let ready = (served.name.clone(), served.digest);
-    app.begin_serving(served);
+    let (name, digest) = (served.name.clone(), served.digest);
+    servers.app.begin_serving(served);
     board.update(|status| {
-        status.served_digest = Some(ready.1);
+        status.served_digest = Some(digest);
         status.stage = Stage::Ready;
         status.load = None;
     });
-    info!(model = ready.0, digest = %ready.1, "ready");
-
+    info!(model = name, %digest, "ready");
     tokio::select! {
         () = shutdown.requested() => {}
         failure = engine.ended() => {
@@ -105,18 +64,103 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     }
     board.update(|status| status.stage = Stage::Draining);
     let drain = Drain {
-        phase,
-        in_flight,
+        phase: servers.phase,
+        in_flight: servers.in_flight,
         endpoint_delay: args.endpoint_delay.unwrap_or(place.endpoint_delay),
         timeout: args.drain_timeout,
     };
-    drain.run(&mut shutdown, api).await;
+    drain.run(&mut shutdown, servers.api).await;
     way_in.drain();
     let _ = tokio::time::timeout(drain::LAST_WORDS, engine.ended()).await;
-    admin_end.send_replace(Phase::Cut);
-    let _ = tokio::time::timeout(drain::LAST_WORDS, admin).await;
+    servers.pages_phase.send_replace(Phase::Cut);
+    let _ = tokio::time::timeout(drain::LAST_WORDS, servers.pages).await;
     info!("ended");
     Ok(())
+}
+
+/// Both ports, open and answering, while the model is not there yet.
+struct Servers {
+    board: Board,
+    app: Arc<App>,
+    plan: Plan,
+    phase: watch::Sender<Phase>,
+    in_flight: InFlight,
+    api: JoinHandle<()>,
+    pages_phase: watch::Sender<Phase>,
+    pages: JoinHandle<()>,
+}
+
+impl Servers {
+    async fn start(args: &ServeArgs, place: &Place) -> Result<Self, Failure> {
+        let api_listener = listen::bind(place.host, args.port, "--port").await?;
+        let pages_listener = admin::bind(place.host, args.admin_port).await?;
+        let plan = plan(args, place);
+        info!(
+            host = %place.host,
+            port = bound_port(&api_listener),
+            admin_port = bound_port(&pages_listener),
+            threads = plan.threads,
+            memory_limit = plan.memory_limit,
+            "ports are open, loading the model"
+        );
+        let board = Board::new(args.identity.clone(), Stage::Verifying);
+        board.update(|status| {
+            status.model.served_name = Some(plan.served_name.clone());
+            status.model.digest = place.digest;
+            status.model.resolved_revision.clone_from(&place.resolved_revision);
+            status.memory.limit_bytes = plan.memory_limit;
+        });
+        let metrics = Arc::new(Metrics::new(&plan.served_name));
+        let preparers = plan.threads.div_ceil(2);
+        let app = Arc::new(App::new(Arc::clone(&metrics), args.max_body_bytes, preparers));
+        let (phase, in_flight) = (watch::Sender::new(Phase::Serving), InFlight::default());
+        let shown = Admin {
+            board: board.clone(),
+            metrics: Some(Arc::clone(&metrics)),
+            phase: phase.subscribe(),
+        };
+        let server = Server {
+            listener: api_listener,
+            router: router(Arc::clone(&app)),
+            limits: ConnectionLimits {
+                connections: args.max_connections,
+                ..ConnectionLimits::default()
+            },
+            phase: phase.subscribe(),
+            in_flight: in_flight.clone(),
+            metrics: Some(metrics),
+        };
+        let pages_phase = watch::Sender::new(Phase::Serving);
+        Ok(Self {
+            pages: tokio::spawn(admin::serve(pages_listener, shown, pages_phase.subscribe())),
+            api: tokio::spawn(server.run()),
+            board,
+            app,
+            plan,
+            phase,
+            in_flight,
+            pages_phase,
+        })
+    }
+}
+
+/// What is to be loaded, within what the process may use.
+fn plan(args: &ServeArgs, place: &Place) -> Plan {
+    let (threads, memory_limit) = resources(args);
+    Plan {
+        path: place.model.clone(),
+        digest: place.digest,
+        served_name: args.served_name.clone().unwrap_or_else(|| name_of(&place.model)),
+        max_context: args.max_context,
+        concurrency: args.max_concurrency.get(),
+        threads: threads.get(),
+        memory_limit,
+    }
+}
+
+/// The port that the system chose when it was asked for any.
+fn bound_port(listener: &TcpListener) -> u16 {
+    listener.local_addr().map_or(0, |address| address.port())
 }
 
 /// What follows from whether a store or a file is served.
@@ -145,14 +189,21 @@ impl Place {
                 host: args.host.unwrap_or(Ipv4Addr::LOCALHOST.into()),
                 endpoint_delay: Duration::ZERO,
             }),
-            _ => Err(Failure::new("InvalidArguments", "name --model, or --store and --digest")),
+            _ => Err(Failure::new(
+                "InvalidArguments",
+                "name --model, or --store and --digest",
+            )),
         }
     }
 }
 
 /// The name of a model that was given none: that of its file or folder.
 fn name_of(model: &Path) -> String {
-    let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
+    let name = if model.is_dir() {
+        model.file_name()
+    } else {
+        model.file_stem()
+    };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 

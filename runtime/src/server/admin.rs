@@ -88,7 +88,11 @@ async fn started(State(admin): State<Admin>) -> Response {
 }
 
 fn verdict(is_well: bool, stage: Stage) -> Response {
-    let code = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if is_well {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (code, format!("{stage:?}\n")).into_response()
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use std::time::Duration;
 
 /// How long a body may take: enough for the largest one over a slow line.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// How much of a body that is too large is read and thrown away, so that the client reads our answer and not a reset.
 const MAX_DISCARDED: u64 = 256 << 20;
 /// How long that may take.
@@ -22,7 +22,10 @@ pub(crate) async fn json_object(request: Request, limit: usize) -> Result<Map<St
     check_content_type(&parts.headers)?;
     let read = tokio::time::timeout(TIMEOUT, read_limited(&parts.headers, body, limit));
     let bytes = read.await.map_err(|_| {
-        ApiError::new(Code::RequestTimeout, format!("the body did not come within {} s", TIMEOUT.as_secs()))
+        ApiError::new(
+            Code::RequestTimeout,
+            format!("the body did not come within {} s", TIMEOUT.as_secs()),
+        )
     })??;
     let value: Value = serde_json::from_slice(&bytes)
         .map_err(|error| ApiError::new(Code::InvalidJson, format!("the body is not valid JSON: {error}")))?;
@@ -33,7 +36,10 @@ pub(crate) async fn json_object(request: Request, limit: usize) -> Result<Map<St
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence == "application/json" || essence.starts_with("application/") && essence.ends_with("+json") {
         return Ok(());

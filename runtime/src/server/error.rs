@@ -165,7 +165,9 @@ mod tests {
 
     #[test]
     fn full_queue_says_when_to_come_back() {
-        let response = ApiError::new(Code::QueueFull, "full").retry_after(Duration::from_secs(7)).into_response();
+        let response = ApiError::new(Code::QueueFull, "full")
+            .retry_after(Duration::from_secs(7))
+            .into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[RETRY_AFTER], "7");
     }

@@ -106,7 +106,10 @@ pub async fn bind(host: IpAddr, port: u16, flag: &'static str) -> Result<TcpList
             "PortInUse",
             format!("port {port} on {host} is in use by another process; choose another with {flag}"),
         ),
-        _ => Failure::new("PortUnavailable", format!("could not listen on {address}: {error}; choose another with {flag}")),
+        _ => Failure::new(
+            "PortUnavailable",
+            format!("could not listen on {address}: {error}; choose another with {flag}"),
+        ),
     })
 }
 
@@ -183,7 +186,10 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
             Ok((stream, _)) => return (stream, permit),
             Err(error) => {
                 // A client that went away, or too many open files: neither may end the server or spin.
-                warn!(error = &error as &dyn std::error::Error, "could not accept a connection");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "could not accept a connection"
+                );
                 drop(permit);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -230,7 +236,9 @@ async fn track(
     let version = request.version();
     let mut response = next.run(request).await;
     if *phase.borrow() >= Phase::LastCall && version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|inner| Body::new(Tracked { inner, _guard: guard }))
 }

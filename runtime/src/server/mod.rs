@@ -75,7 +75,8 @@ impl App {
     /// The model, or the error that says that it is not there yet.
     pub(crate) fn served(&self) -> Result<Arc<Served>, ApiError> {
         self.served.get().cloned().ok_or_else(|| {
-            ApiError::new(Code::ModelLoading, "the model is being loaded; try again later").retry_after(LOADING_RETRY_AFTER)
+            ApiError::new(Code::ModelLoading, "the model is being loaded; try again later")
+                .retry_after(LOADING_RETRY_AFTER)
         })
     }
 
@@ -86,7 +87,11 @@ impl App {
         work: impl FnOnce(&Served) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let internal = |what: &str| ApiError::new(Code::InternalError, what);
-        let _permit = self.preparing.acquire().await.map_err(|_| internal("the server is ending"))?;
+        let _permit = self
+            .preparing
+            .acquire()
+            .await
+            .map_err(|_| internal("the server is ending"))?;
         let served = Arc::clone(served);
         tokio::task::spawn_blocking(move || work(&served))
             .await
@@ -101,7 +106,10 @@ impl Served {
             Value::String(name) if name == self.name => Ok(()),
             Value::String(name) => {
                 let shown: String = name.chars().take(200).collect();
-                let message = format!("the model `{shown}` is not served here; this server has `{}`", self.name);
+                let message = format!(
+                    "the model `{shown}` is not served here; this server has `{}`",
+                    self.name
+                );
                 Err(ApiError::new(Code::ModelNotFound, message).param("model"))
             }
             _ => Err(ApiError::new(Code::InvalidValue, "`model` must be a string").param("model")),
@@ -111,11 +119,18 @@ impl Served {
     /// The tokens of a prompt, with what the model wants to see at the beginning.
     pub(crate) fn tokens(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
         let tokens = self.tokenizer.encode(text, special).map_err(|error| {
-            ApiError::new(Code::InvalidValue, format!("the prompt cannot be turned into tokens: {error}"))
+            ApiError::new(
+                Code::InvalidValue,
+                format!("the prompt cannot be turned into tokens: {error}"),
+            )
         })?;
         let prefix = self.tokenizer.prefix();
         // Templates often write the first token themselves; it must not be there twice.
-        let tokens = if tokens.starts_with(prefix) { tokens } else { [prefix, tokens.as_slice()].concat() };
+        let tokens = if tokens.starts_with(prefix) {
+            tokens
+        } else {
+            [prefix, tokens.as_slice()].concat()
+        };
         if tokens.is_empty() {
             return Err(ApiError::new(Code::InvalidValue, "the prompt is empty"));
         }

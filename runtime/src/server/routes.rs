@@ -28,7 +28,8 @@ pub fn router(app: Arc<App>) -> Router {
 
 async fn not_found(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
-    let message = format!("there is nothing at {path}; this server has /v1/models, /v1/chat/completions and /v1/completions");
+    let message =
+        format!("there is nothing at {path}; this server has /v1/models, /v1/chat/completions and /v1/completions");
     ApiError::new(Code::NotFound, message)
 }
 

@@ -18,7 +18,8 @@ struct Asked {
 /// Installs the handlers. Must be called before anything that takes time: without a handler the first process of a
 /// container ignores SIGTERM.
 pub fn install() -> Result<Shutdown, Failure> {
-    let failure = |error: std::io::Error| Failure::new("Internal", format!("could not install a signal handler: {error}"));
+    let failure =
+        |error: std::io::Error| Failure::new("Internal", format!("could not install a signal handler: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failure)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failure)?;
     let (sender, receiver) = watch::channel(Asked::default());

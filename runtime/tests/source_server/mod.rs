@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex};
 
 /// What a client asked for.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// Path and query.
-    pub path: String,
+    pub(crate) path: String,
     /// Names in lower case.
-    pub headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Asked {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     }
@@ -23,16 +23,16 @@ impl Asked {
 
 /// What it gets.
 #[derive(Debug, Clone, Default)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
     /// Sends this many bytes of the body and then closes the connection.
-    pub cut_after: Option<usize>,
+    pub(crate) cut_after: Option<usize>,
 }
 
 impl Reply {
-    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self {
             status: 200,
             body: body.into(),
@@ -40,26 +40,28 @@ impl Reply {
         }
     }
 
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self {
             status,
             ..Self::default()
         }
     }
 
-    pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
 
-    pub fn cut_after(mut self, bytes: usize) -> Self {
+    pub(crate) fn cut_after(mut self, bytes: usize) -> Self {
         self.cut_after = Some(bytes);
         self
     }
 
-    /// A file that can be asked for in part, under this ETag.
-    pub fn file(asked: &Asked, body: &[u8], etag: &str) -> Self {
-        let range = asked.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    /// A file that can be asked for in part, under this validator.
+    pub(crate) fn file(asked: &Asked, body: &[u8], etag: &str) -> Self {
+        let range = asked
+            .header("range")
+            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
         let may_resume = asked.header("if-range").is_none_or(|known| known == etag);
         match range {
             Some(start) if start >= body.len() => Self::status(416),
@@ -68,7 +70,10 @@ impl Reply {
                 body: body[start..].to_vec(),
                 ..Self::default()
             }
-            .header("content-range", format!("bytes {start}-{}/{}", body.len() - 1, body.len())),
+            .header(
+                "content-range",
+                format!("bytes {start}-{}/{}", body.len() - 1, body.len()),
+            ),
             _ => Self::ok(body),
         }
         .header("etag", etag)
@@ -78,14 +83,14 @@ impl Reply {
 type Script = dyn Fn(&Asked, usize) -> Reply + Send + Sync;
 
 /// A running server.
-pub struct SourceServer {
-    pub url: String,
+pub(crate) struct SourceServer {
+    pub(crate) url: String,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl SourceServer {
     /// Answers every request by `script`, which gets the request and how many came before.
-    pub fn start(script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
@@ -100,11 +105,14 @@ impl SourceServer {
     }
 
     /// A hub with one repository `o/n` of these files, and faults by `script` where it has an answer of its own.
-    pub fn hub(
+    pub(crate) fn hub(
         files: &[(&str, &[u8])],
         script: impl Fn(&Asked, usize) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
-        let files: Vec<(String, Vec<u8>)> = files.iter().map(|(name, body)| ((*name).to_owned(), body.to_vec())).collect();
+        let files: Vec<(String, Vec<u8>)> = files
+            .iter()
+            .map(|(name, body)| ((*name).to_owned(), body.to_vec()))
+            .collect();
         Self::start(move |asked, before| {
             if let Some(reply) = script(asked, before) {
                 return reply;
@@ -112,27 +120,29 @@ impl SourceServer {
             if asked.path.starts_with("/api/models/o/n/revision/main") {
                 return Reply::ok(listing(&files));
             }
-            let found = files.iter().find(|(name, _)| asked.path == format!("/o/n/resolve/{COMMIT}/{name}"));
+            let found = files
+                .iter()
+                .find(|(name, _)| asked.path == format!("/o/n/resolve/{COMMIT}/{name}"));
             found.map_or_else(|| Reply::status(404), |(_, body)| Reply::file(asked, body, "\"v1\""))
         })
     }
 
     /// Everything that was asked for so far.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
     /// The paths that were asked for and end like this.
-    pub fn count(&self, end: &str) -> usize {
+    pub(crate) fn count(&self, end: &str) -> usize {
         self.asked().iter().filter(|asked| asked.path.ends_with(end)).count()
     }
 }
 
 /// The commit of every hub here.
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What a hub says about a repository.
-pub fn listing(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn listing(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let siblings: Vec<_> = files
         .iter()
         .map(|(name, body)| {
@@ -153,14 +163,16 @@ fn answer(stream: TcpStream, log: &Mutex<Vec<Asked>>, script: &Script) {
         let reply = script(&asked, before);
         let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
         if !reply.headers.iter().any(|(name, _)| name == "content-length") {
-            head += &format!("content-length: {}\r\n", reply.body.len());
+            head.extend(["content-length: ", &reply.body.len().to_string(), "\r\n"]);
         }
         for (name, value) in &reply.headers {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         let sent = reply.cut_after.unwrap_or(reply.body.len()).min(reply.body.len());
         let stream = reader.get_mut();
-        let written = stream.write_all((head + "\r\n").as_bytes()).and_then(|()| stream.write_all(&reply.body[..sent]));
+        let written = stream
+            .write_all((head + "\r\n").as_bytes())
+            .and_then(|()| stream.write_all(&reply.body[..sent]));
         if written.is_err() || reply.cut_after.is_some() {
             return;
         }
@@ -181,7 +193,10 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Asked> {
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     let asked = Asked { path, headers };
-    let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let length = asked
+        .header("content-length")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(0);
     reader.read_exact(&mut vec![0; length]).ok()?;
     Some(asked)
 }

@@ -124,7 +124,7 @@ fn aligned(bytes: &[u8]) -> Aligned<'_> {
             skip: 0,
         };
     }
-    let mut copy = Vec::with_capacity(bytes.len() + ALIGNMENT);
+    let mut copy: Vec<u8> = Vec::with_capacity(bytes.len() + ALIGNMENT);
     let skip = copy.as_ptr().addr().next_multiple_of(ALIGNMENT) - copy.as_ptr().addr();
     copy.resize(skip, 0);
     copy.extend_from_slice(bytes);

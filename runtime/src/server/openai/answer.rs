@@ -42,8 +42,8 @@ struct Wire<'a> {
     model: &'a str,
     system_fingerprint: &'a str,
     choices: Vec<Choice<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<WireUsage>>,
+    #[serde(skip_serializing_if = "WireUsage::is_absent")]
+    usage: WireUsage,
 }
 
 #[derive(Serialize)]
@@ -78,11 +78,23 @@ struct Delta<'a> {
     content: Option<&'a str>,
 }
 
+/// The member `usage`, which may also be absent, or there and null.
 #[derive(Serialize)]
-struct WireUsage {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    total_tokens: usize,
+#[serde(untagged)]
+enum WireUsage {
+    Absent,
+    Null(()),
+    Tokens {
+        prompt_tokens: usize,
+        completion_tokens: usize,
+        total_tokens: usize,
+    },
+}
+
+impl WireUsage {
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
 }
 
 impl From<Usage> for WireUsage {
@@ -91,7 +103,7 @@ impl From<Usage> for WireUsage {
             prompt_tokens,
             completion_tokens,
         } = usage;
-        Self {
+        Self::Tokens {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
@@ -113,7 +125,7 @@ impl Envelope {
             }
             Kind::Text => ("text_completion", Content::Text(text)),
         };
-        self.wire(object, Some((content, Some(reason))), Some(Some(usage.into())))
+        self.wire(object, Some((content, Some(reason))), usage.into())
     }
 
     /// The first chunk of a stream, if it has one of its own: who speaks.
@@ -149,11 +161,15 @@ impl Envelope {
     /// The chunk with the usage, when it was asked for.
     pub(super) fn usage_chunk(&self, usage: Usage) -> Option<String> {
         self.include_usage
-            .then(|| self.wire(self.chunk_object(), None, Some(Some(usage.into()))))
+            .then(|| self.wire(self.chunk_object(), None, usage.into()))
     }
 
     fn chunk(&self, content: Content<'_>, reason: Option<FinishReason>) -> String {
-        let usage = self.include_usage.then_some(None);
+        let usage = if self.include_usage {
+            WireUsage::Null(())
+        } else {
+            WireUsage::Absent
+        };
         self.wire(self.chunk_object(), Some((content, reason)), usage)
     }
 
@@ -168,7 +184,7 @@ impl Envelope {
         &self,
         object: &'static str,
         choice: Option<(Content<'_>, Option<FinishReason>)>,
-        usage: Option<Option<WireUsage>>,
+        usage: WireUsage,
     ) -> String {
         let choices = choice.map(|(content, reason)| Choice {
             index: 0,
@@ -233,7 +249,10 @@ mod tests {
     fn whole_plain_answer_is_that_of_openai() {
         let answer = parse(&envelope(Kind::Text, false).whole("hi", FinishReason::Length, USAGE));
         assert_eq!(answer["object"], "text_completion");
-        assert_eq!(answer["choices"][0], json!({"index": 0, "text": "hi", "logprobs": null, "finish_reason": "length"}));
+        assert_eq!(
+            answer["choices"][0],
+            json!({"index": 0, "text": "hi", "logprobs": null, "finish_reason": "length"})
+        );
     }
 
     #[test]
@@ -244,7 +263,10 @@ mod tests {
         let with = envelope(Kind::Chat, true);
         assert_eq!(parse(&with.text_chunk("a"))["usage"], Value::Null);
         let last = parse(&with.usage_chunk(USAGE).unwrap());
-        assert_eq!((&last["choices"], &last["usage"]["total_tokens"]), (&json!([]), &json!(7)));
+        assert_eq!(
+            (&last["choices"], &last["usage"]["total_tokens"]),
+            (&json!([]), &json!(7))
+        );
     }
 
     #[test]
@@ -252,10 +274,19 @@ mod tests {
         let chat = envelope(Kind::Chat, false);
         let opening = parse(&chat.opening().unwrap());
         assert_eq!(opening["object"], "chat.completion.chunk");
-        assert_eq!(opening["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
-        assert_eq!(parse(&chat.text_chunk("x"))["choices"][0]["delta"], json!({"content": "x"}));
+        assert_eq!(
+            opening["choices"][0]["delta"],
+            json!({"role": "assistant", "content": ""})
+        );
+        assert_eq!(
+            parse(&chat.text_chunk("x"))["choices"][0]["delta"],
+            json!({"content": "x"})
+        );
         let finish = parse(&chat.finish_chunk(FinishReason::Stop));
-        assert_eq!(finish["choices"][0], json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"}));
+        assert_eq!(
+            finish["choices"][0],
+            json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"})
+        );
         assert_eq!(envelope(Kind::Text, false).opening(), None);
     }
 }

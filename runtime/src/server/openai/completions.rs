@@ -49,14 +49,21 @@ fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
 }
 
 fn parse_prompt(prompt: Value) -> Result<Prompt, ApiError> {
-    let wrong = || invalid("prompt", "must be one text or one list of tokens, which may be the only item of a list");
+    let wrong = || {
+        invalid(
+            "prompt",
+            "must be one text or one list of tokens, which may be the only item of a list",
+        )
+    };
     match prompt {
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(items) if items.len() == 1 && !items[0].is_number() => {
             items.into_iter().next().map_or_else(|| Err(wrong()), parse_prompt)
         }
         Value::Array(items) if !items.is_empty() => {
-            let ids = items.iter().map(|item| item.as_u64().and_then(|id| u32::try_from(id).ok()));
+            let ids = items
+                .iter()
+                .map(|item| item.as_u64().and_then(|id| u32::try_from(id).ok()));
             ids.collect::<Option<Vec<u32>>>().map(Prompt::Tokens).ok_or_else(wrong)
         }
         _ => Err(wrong()),
@@ -69,7 +76,10 @@ fn tokens(served: &Served, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
         Prompt::Tokens(ids) => {
             let vocabulary = served.tokenizer.vocabulary();
             match ids.iter().find(|id| **id as usize >= vocabulary) {
-                Some(id) => Err(invalid("prompt", &format!("has the token {id}, but the vocabulary ends at {vocabulary}"))),
+                Some(id) => Err(invalid(
+                    "prompt",
+                    &format!("has the token {id}, but the vocabulary ends at {vocabulary}"),
+                )),
                 None => Ok(ids),
             }
         }
@@ -90,7 +100,15 @@ mod tests {
             assert_eq!(parse_prompt(ids).unwrap(), Prompt::Tokens(vec![1, 2]));
         }
         assert_eq!(parse_prompt(json!([7])).unwrap(), Prompt::Tokens(vec![7]));
-        for wrong in [json!(["a", "b"]), json!([]), json!([[]]), json!(5), json!([-1]), json!([[1], [2]]), json!({})] {
+        for wrong in [
+            json!(["a", "b"]),
+            json!([]),
+            json!([[]]),
+            json!(5),
+            json!([-1]),
+            json!([[1], [2]]),
+            json!({}),
+        ] {
             assert!(parse_prompt(wrong).is_err());
         }
     }

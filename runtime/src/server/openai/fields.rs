@@ -45,18 +45,17 @@ impl Fields {
     }
 
     /// Takes a number.
-    pub(crate) fn number(
-        &mut self,
-        name: &'static str,
-        range: RangeInclusive<f64>,
-    ) -> Result<Option<f32>, ApiError> {
+    pub(crate) fn number(&mut self, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.take(name) else {
             return Ok(None);
         };
         let number = value.as_f64().filter(|number| range.contains(number));
         #[expect(clippy::cast_possible_truncation, reason = "the range is small")]
         number.map(|number| Some(number as f32)).ok_or_else(|| {
-            invalid(name, &format!("must be a number from {} to {}", range.start(), range.end()))
+            invalid(
+                name,
+                &format!("must be a number from {} to {}", range.start(), range.end()),
+            )
         })
     }
 
@@ -115,7 +114,14 @@ mod tests {
     #[test]
     fn unknown_field_is_refused_by_name_and_null_is_absent() {
         let error = fields(json!({"user": "me", "typo": 1})).finish(&["user"]).unwrap_err();
-        assert_eq!(error, ApiError::new(Code::UnknownParameter, "`typo` is not a field that this server knows; leave it out").param("typo"));
+        assert_eq!(
+            error,
+            ApiError::new(
+                Code::UnknownParameter,
+                "`typo` is not a field that this server knows; leave it out"
+            )
+            .param("typo")
+        );
         fields(json!({"typo": null})).finish(&[]).unwrap();
     }
 

@@ -53,7 +53,9 @@ pub(super) async fn answer(
     };
     if stream {
         let events = events(envelope, generation).map(Ok::<_, Infallible>);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response());
+        return Ok(Sse::new(events)
+            .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+            .into_response());
     }
     let (text, reason, usage) = collect(generation).await?;
     let body = envelope.whole(&text, reason, usage);
@@ -62,16 +64,21 @@ pub(super) async fn answer(
 
 fn refusal(error: &SubmitError) -> ApiError {
     match error {
-        SubmitError::Full { retry_after } => {
-            ApiError::new(Code::QueueFull, "too many requests are waiting already; try again later").retry_after(*retry_after)
-        }
+        SubmitError::Full { retry_after } => ApiError::new(
+            Code::QueueFull,
+            "too many requests are waiting already; try again later",
+        )
+        .retry_after(*retry_after),
         SubmitError::Ended => shutting_down(),
     }
 }
 
 fn shutting_down() -> ApiError {
-    ApiError::new(Code::ShuttingDown, "this server is shutting down; try again, another one will answer")
-        .retry_after(Duration::from_secs(1))
+    ApiError::new(
+        Code::ShuttingDown,
+        "this server is shutting down; try again, another one will answer",
+    )
+    .retry_after(Duration::from_secs(1))
 }
 
 /// The last word of the engine about a request that it did not finish.

@@ -13,9 +13,15 @@ pub(super) fn check(messages: Value) -> Result<Value, ApiError> {
         return Err(invalid("messages", "must be a list"));
     };
     if messages.is_empty() || messages.len() > MAX_MESSAGES {
-        return Err(invalid("messages", &format!("must have from 1 to {MAX_MESSAGES} messages")));
+        return Err(invalid(
+            "messages",
+            &format!("must have from 1 to {MAX_MESSAGES} messages"),
+        ));
     }
-    let checked = messages.into_iter().enumerate().map(|(index, message)| check_message(index, message));
+    let checked = messages
+        .into_iter()
+        .enumerate()
+        .map(|(index, message)| check_message(index, message));
     checked.collect::<Result<Vec<_>, _>>().map(Value::Array)
 }
 
@@ -61,8 +67,18 @@ fn join_parts(parts: Vec<Value>, at: &str) -> Result<String, ApiError> {
     for part in parts {
         match (part["type"].as_str(), part["text"].as_str()) {
             (Some("text"), Some(piece)) => text.push_str(piece),
-            (Some("text") | None, _) => return Err(invalid(at, "must have parts like {\"type\": \"text\", \"text\": \"…\"}")),
-            (Some(_), _) => return Err(unsupported(at.to_owned(), "may only have parts of text: this model reads nothing else")),
+            (Some("text") | None, _) => {
+                return Err(invalid(
+                    at,
+                    "must have parts like {\"type\": \"text\", \"text\": \"…\"}",
+                ));
+            }
+            (Some(_), _) => {
+                return Err(unsupported(
+                    at.to_owned(),
+                    "may only have parts of text: this model reads nothing else",
+                ));
+            }
         }
     }
     Ok(text)
@@ -97,10 +113,19 @@ mod tests {
             (json!("hi"), "messages"),
             (json!([]), "messages"),
             (json!(["hi"]), "messages[0]"),
-            (json!([{"role": "user", "content": "x"}, {"role": "king", "content": "x"}]), "messages[1].role"),
+            (
+                json!([{"role": "user", "content": "x"}, {"role": "king", "content": "x"}]),
+                "messages[1].role",
+            ),
             (json!([{"role": "user"}]), "messages[0].content"),
-            (json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages[0].content"),
-            (json!([{"role": "assistant", "content": "x", "tool_calls": [{}]}]), "messages[0].tool_calls"),
+            (
+                json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+                "messages[0].content",
+            ),
+            (
+                json!([{"role": "assistant", "content": "x", "tool_calls": [{}]}]),
+                "messages[0].tool_calls",
+            ),
             (json!([{"role": "tool", "content": "x"}]), "messages[0].role"),
             (json!([{"role": "user", "content": "x", "typo": 1}]), "messages[0]"),
         ] {

@@ -33,16 +33,15 @@ pub(super) struct Parameters {
 
 impl Parameters {
     /// Takes the shared fields. `random_seed` is used when the request names none.
-    pub(super) fn take(
-        fields: &mut Fields,
-        defaults: &GenerationDefaults,
-        random_seed: u64,
-    ) -> Result<Self, ApiError> {
+    pub(super) fn take(fields: &mut Fields, defaults: &GenerationDefaults, random_seed: u64) -> Result<Self, ApiError> {
         take_unsupported(fields)?;
         let max_tokens = fields.count("max_tokens", 1)?;
         let max_completion_tokens = fields.count("max_completion_tokens", 1)?;
         if max_tokens.is_some() && max_completion_tokens.is_some() && max_tokens != max_completion_tokens {
-            return Err(invalid("max_tokens", "and `max_completion_tokens` contradict each other; leave one out"));
+            return Err(invalid(
+                "max_tokens",
+                "and `max_completion_tokens` contradict each other; leave one out",
+            ));
         }
         let stream = fields.boolean("stream")?;
         Ok(Self {
@@ -73,7 +72,10 @@ fn take_sampling(fields: &mut Fields, defaults: &GenerationDefaults, random_seed
         }
     };
     Ok(Sampling {
-        temperature: fields.number("temperature", 0.0..=2.0)?.or(defaults.temperature).unwrap_or(1.0),
+        temperature: fields
+            .number("temperature", 0.0..=2.0)?
+            .or(defaults.temperature)
+            .unwrap_or(1.0),
         top_k: top_k.unwrap_or(0),
         top_p: fields.number("top_p", 0.0..=1.0)?.or(defaults.top_p).unwrap_or(1.0),
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
@@ -89,7 +91,9 @@ fn take_sampling(fields: &mut Fields, defaults: &GenerationDefaults, random_seed
 
 fn take_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let wrong = || {
-        let problem = format!("must be a string or a list of at most {MAX_STOPS} strings, none empty or longer than {MAX_STOP_BYTES} bytes");
+        let problem = format!(
+            "must be a string or a list of at most {MAX_STOPS} strings, none empty or longer than {MAX_STOP_BYTES} bytes"
+        );
         invalid("stop", &problem)
     };
     let stops = match fields.take("stop") {

@@ -1,0 +1,315 @@
+//! The API with the real model: answers, streams, stopping, cancelling, and what the pages say meanwhile.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod serving;
+
+use futures::StreamExt;
+use reqwest::Response;
+use serde_json::{Value, json};
+use serving::{NAME, Process, client, events, question, streamed_text};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One server for all tests, and one test at a time, so that counters can be compared. The last test to end stops it.
+static SERVER: Mutex<Option<(Process, usize)>> = Mutex::new(None);
+/// How many tests use it.
+const TESTS: usize = 10;
+
+struct Shared(MutexGuard<'static, Option<(Process, usize)>>);
+
+impl Shared {
+    fn take() -> Self {
+        let mut guard = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+        guard
+            .get_or_insert_with(|| (Process::ready(&["--max-context=2048"]), 0))
+            .1 += 1;
+        Self(guard)
+    }
+
+    fn process(&self) -> &Process {
+        &self.0.as_ref().unwrap().0
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Response {
+        client().post(self.process().api(path)).json(body).send().await.unwrap()
+    }
+
+    async fn chat(&self, body: &Value) -> Value {
+        let response = self.post("/v1/chat/completions", body).await;
+        assert_eq!(response.status(), 200);
+        response.json().await.unwrap()
+    }
+
+    async fn status(&self) -> Value {
+        client()
+            .get(self.process().admin("/status"))
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap()
+    }
+
+    async fn metrics(&self) -> String {
+        client()
+            .get(self.process().admin("/metrics"))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    }
+
+    async fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics().await;
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in\n{text}"))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A static is never dropped, so the process must be ended by whoever knows to be the last.
+        if self.0.as_ref().is_some_and(|(_, uses)| *uses == TESTS) {
+            *self.0 = None;
+        }
+    }
+}
+
+#[tokio::test]
+async fn model_is_listed_with_its_digest() {
+    let server = Shared::take();
+    let list: Value = client()
+        .get(server.process().api("/v1/models"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let status = server.status().await;
+    assert_eq!(list["data"][0]["id"], NAME);
+    assert_eq!(list["data"][0]["digest"], status["servedDigest"]);
+    assert_eq!(status["stage"], "Ready");
+    assert_eq!(status["model"]["architecture"], "llama");
+    assert_eq!(status["model"]["contextLength"], 2048);
+    assert!(status["performance"]["decodeTokensPerSecond"].as_f64().unwrap() > 0.0);
+    let one = client()
+        .get(server.process().api("/v1/models/smol"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(one.json::<Value>().await.unwrap(), list["data"][0]);
+    let other = client()
+        .get(server.process().api("/v1/models/org/other"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(other.status(), 404);
+    assert_eq!(other.json::<Value>().await.unwrap()["error"]["code"], "model_not_found");
+}
+
+#[tokio::test]
+async fn answer_has_text_usage_reason_and_fingerprint() {
+    let server = Shared::take();
+    let answer = server
+        .chat(&question("What is a ship?", &json!({"max_tokens": 12})))
+        .await;
+    assert!(
+        !answer["choices"][0]["message"]["content"].as_str().unwrap().is_empty(),
+        "{answer}"
+    );
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["completion_tokens"], 12);
+    let prompt = answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(answer["usage"]["total_tokens"], prompt + 12);
+    let digest = server.status().await["servedDigest"].as_str().unwrap()["sha256:".len()..][..12].to_owned();
+    assert!(answer["system_fingerprint"].as_str().unwrap().contains(&digest));
+    assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
+}
+
+#[tokio::test]
+async fn stream_says_what_the_whole_answer_says() {
+    let server = Shared::take();
+    let whole = server
+        .chat(&question("Count to five.", &json!({"max_tokens": 24})))
+        .await;
+    let body = question(
+        "Count to five.",
+        &json!({"max_tokens": 24, "stream": true, "stream_options": {"include_usage": true}}),
+    );
+    let response = server.post("/v1/chat/completions", &body).await;
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let events = events(&response.text().await.unwrap());
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    assert_eq!(
+        streamed_text(&events),
+        whole["choices"][0]["message"]["content"].as_str().unwrap()
+    );
+    let usage: Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
+    assert_eq!(usage["usage"], whole["usage"]);
+    let finish: Value = serde_json::from_str(&events[events.len() - 3]).unwrap();
+    assert_eq!(
+        finish["choices"][0]["finish_reason"],
+        whole["choices"][0]["finish_reason"]
+    );
+}
+
+#[tokio::test]
+async fn seed_repeats_an_answer() {
+    let server = Shared::take();
+    let ask = |seed: u64| {
+        question(
+            "Tell me a story.",
+            &json!({"temperature": 1.2, "seed": seed, "max_tokens": 24}),
+        )
+    };
+    let one = server.chat(&ask(5)).await;
+    let again = server.chat(&ask(5)).await;
+    let other = server.chat(&ask(6)).await;
+    let text = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
+    assert_eq!(text(&one), text(&again));
+    assert_ne!(text(&one), text(&other));
+}
+
+#[tokio::test]
+async fn stop_string_ends_an_answer_and_is_not_part_of_it() {
+    let server = Shared::take();
+    let free = server
+        .chat(&question("Say hello to me.", &json!({"max_tokens": 16})))
+        .await;
+    let text = free["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    // A piece from the middle, that begins and ends within words: it lies across the borders of tokens.
+    let letters: Vec<char> = text.chars().collect();
+    let stop: String = letters[letters.len() / 2..letters.len() / 2 + 5].iter().collect();
+    let stopped = server
+        .chat(&question(
+            "Say hello to me.",
+            &json!({"max_tokens": 16, "stop": ["never occurs", stop]}),
+        ))
+        .await;
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    let expected = text.split(&stop).next().unwrap();
+    assert_eq!(stopped["choices"][0]["message"]["content"], expected);
+}
+
+#[tokio::test]
+async fn plain_completion_continues_text_and_tokens() {
+    let server = Shared::take();
+    let body = json!({"model": NAME, "prompt": "One, two, three,", "max_tokens": 8, "temperature": 0});
+    let answer: Value = server.post("/v1/completions", &body).await.json().await.unwrap();
+    assert_eq!(answer["object"], "text_completion");
+    assert_eq!(answer["usage"]["completion_tokens"], 8);
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let response = server.post("/v1/completions", &streamed).await;
+    let text: String = events(&response.text().await.unwrap())
+        .iter()
+        .filter_map(|event| serde_json::from_str::<Value>(event).ok())
+        .filter_map(|chunk| chunk["choices"][0]["text"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!(answer["choices"][0]["text"], text);
+    let tokens = json!({"model": NAME, "prompt": [[1, 2, 3]], "max_tokens": 1});
+    let answer: Value = server.post("/v1/completions", &tokens).await.json().await.unwrap();
+    assert_eq!(answer["usage"]["prompt_tokens"], 3);
+    let outside = json!({"model": NAME, "prompt": [4_000_000], "max_tokens": 1});
+    assert_eq!(server.post("/v1/completions", &outside).await.status(), 400);
+}
+
+#[tokio::test]
+async fn requests_at_the_same_time_get_the_answers_that_they_get_alone() {
+    let server = Shared::take();
+    let questions = ["What is water?", "Name a colour.", "Who are you?"];
+    let mut alone = Vec::new();
+    for text in questions {
+        alone.push(server.chat(&question(text, &json!({"max_tokens": 12}))).await["choices"].clone());
+    }
+    let together = questions.map(|text| {
+        let server = &server;
+        async move { server.chat(&question(text, &json!({"max_tokens": 12}))).await["choices"].clone() }
+    });
+    assert_eq!(futures::future::join_all(together).await, alone);
+}
+
+#[tokio::test]
+async fn client_that_goes_away_ends_its_request() {
+    let server = Shared::take();
+    let before = server.metric("escadre_requests_cancelled_total").await;
+    for stream in [true, false] {
+        let body = question(
+            "Write a very long story.",
+            &json!({"max_tokens": 1500, "stream": stream, "logit_bias": {}}),
+        );
+        let request = client()
+            .post(server.process().api("/v1/chat/completions"))
+            .json(&body)
+            .send();
+        if stream {
+            let mut parts = request.await.unwrap().bytes_stream();
+            parts.next().await.unwrap().unwrap();
+        } else {
+            let _ = tokio::time::timeout(Duration::from_millis(500), request).await;
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.metric("escadre_requests_cancelled_total").await < before + 2.0 {
+        assert!(Instant::now() < deadline, "a request went on without its client");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let status = server.status().await;
+    assert_eq!(status["requests"], json!({"running": 0, "waiting": 0}));
+    assert_eq!(status["memory"]["kvCacheBytes"], 0);
+}
+
+#[tokio::test]
+async fn full_queue_is_429_with_a_time_to_come_back() {
+    let server = Shared::take();
+    let body = question("Write a very long story.", &json!({"max_tokens": 1500, "stream": true}));
+    let flood = (0..75).map(|_| server.post("/v1/chat/completions", &body));
+    let answers = futures::future::join_all(flood).await;
+    let (taken, refused): (Vec<Response>, Vec<Response>) =
+        answers.into_iter().partition(|answer| answer.status() == 200);
+    assert_eq!(taken.len() + refused.len(), 75);
+    assert!(!refused.is_empty() && taken.len() >= 64, "{} were taken", taken.len());
+    for answer in refused {
+        assert_eq!(answer.status(), 429);
+        assert!(
+            answer.headers()["retry-after"]
+                .to_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+                >= 1
+        );
+        assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "queue_full");
+    }
+    drop(taken);
+    let after = server.chat(&question("Hi", &json!({"max_tokens": 1}))).await;
+    assert_eq!(after["usage"]["completion_tokens"], 1);
+}
+
+#[tokio::test]
+async fn pages_tell_what_was_done() {
+    let server = Shared::take();
+    server.chat(&question("Hi", &json!({"max_tokens": 3}))).await;
+    assert!(server.metric("vllm:generation_tokens_total").await >= 3.0);
+    assert!(server.metric("vllm:time_to_first_token_seconds_count").await >= 1.0);
+    let text = server.metrics().await;
+    assert!(
+        text.contains("escadre_http_requests_total{model_name=\"smol\",route=\"ChatCompletions\",code=\"200\"}"),
+        "{text}"
+    );
+    for page in ["/livez", "/readyz", "/startupz"] {
+        let answer = client().get(server.process().admin(page)).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{page}");
+    }
+    let memory = &server.status().await["memory"];
+    assert!(
+        memory["residentBytes"].as_u64().unwrap() > memory["weightsBytes"].as_u64().unwrap() / 2,
+        "{memory}"
+    );
+}

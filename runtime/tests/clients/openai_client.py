@@ -1,0 +1,53 @@
+"""The official Python client, unmodified, against the server whose base URL is the first argument."""
+
+import sys
+
+import openai
+
+client = openai.OpenAI(base_url=sys.argv[1], api_key="unused", max_retries=0)
+model = client.models.list().data[0].id
+assert client.models.retrieve(model).id == model
+
+messages = [
+    {"role": "system", "content": "You are a sailor."},
+    {"role": "user", "content": [{"type": "text", "text": "What is a sail?"}]},
+]
+options = {"model": model, "messages": messages, "max_tokens": 16, "temperature": 0, "seed": 7}
+whole = client.chat.completions.create(**options)
+text = whole.choices[0].message.content
+assert whole.choices[0].finish_reason in ("stop", "length"), whole
+assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens, whole
+assert whole.system_fingerprint.startswith("fp_"), whole
+
+chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+assert streamed == text, (streamed, text)
+assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
+assert chunks[-1].usage == whole.usage, chunks[-1]
+
+# An answer can be sent back as it came.
+messages += [whole.choices[0].message, {"role": "user", "content": "Go on."}]
+assert client.chat.completions.create(model=model, messages=messages, max_completion_tokens=4).choices[0].message
+
+plain = client.completions.create(model=model, prompt="One, two,", max_tokens=4, temperature=0)
+parts = client.completions.create(model=model, prompt="One, two,", max_tokens=4, temperature=0, stream=True)
+assert "".join(part.choices[0].text for part in parts) == plain.choices[0].text
+
+with client.chat.completions.stream(model=model, messages=messages[:2], max_tokens=4) as stream:
+    assert stream.get_final_completion().choices[0].message.content is not None
+
+
+def refuses(kind, **changes):
+    try:
+        client.chat.completions.create(**{**options, **changes})
+    except kind as error:
+        assert error.body["message"], error
+        return error
+    raise AssertionError(f"{changes} was accepted")
+
+
+assert refuses(openai.NotFoundError, model="other").code == "model_not_found"
+assert refuses(openai.BadRequestError, n=3).param == "n"
+assert refuses(openai.BadRequestError, extra_body={"typo": 1}).param == "typo"
+assert refuses(openai.BadRequestError, max_tokens=10**6).code == "context_length_exceeded"
+print("all good")
