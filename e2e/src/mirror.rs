@@ -363,8 +363,12 @@ fn body(file: HubFile, first: u64, end: u64, fault: Option<Fault>) -> Body {
     let changed = (fault == Some(Fault::WrongBytes)).then_some(file.size / 2);
     let pieces = futures::stream::try_unfold((file.path, first), move |(path, position)| async move {
         if position >= stop {
-            // A body that ends before its announced length cuts the connection.
-            return if stop == end { Ok(None) } else { Err(io::Error::other("the mirror was told to cut")) };
+            if stop == end {
+                return Ok(None);
+            }
+            // An error cuts the connection, and what is still in the server's buffer with it: the half goes out first.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            return Err(io::Error::other("the mirror was told to cut"));
         }
         let length = usize::try_from(stop - position).unwrap_or(PIECE).min(PIECE);
         let length = match fault {

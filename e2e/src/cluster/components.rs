@@ -51,7 +51,6 @@ pub enum Component {
     Ctr,
     Runc,
     Bridge,
-    Loopback,
     HostLocal,
     Portmap,
     Coredns,
@@ -79,7 +78,7 @@ pub struct Recipe {
 
 impl Component {
     /// Everything, in the order in which building is cheapest.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 18] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -92,7 +91,6 @@ impl Component {
         Self::Ctr,
         Self::Runc,
         Self::Bridge,
-        Self::Loopback,
         Self::HostLocal,
         Self::Portmap,
         Self::Coredns,
@@ -106,7 +104,7 @@ impl Component {
         [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::KubeControllerManager, Self::KubeScheduler];
 
     /// What a node needs besides the control plane.
-    pub const NODE: [Self; 12] = [
+    pub const NODE: [Self; 11] = [
         Self::Kubelet,
         Self::KubeProxy,
         Self::Containerd,
@@ -114,7 +112,6 @@ impl Component {
         Self::Ctr,
         Self::Runc,
         Self::Bridge,
-        Self::Loopback,
         Self::HostLocal,
         Self::Portmap,
         Self::Coredns,
@@ -136,7 +133,6 @@ impl Component {
             Self::Ctr => "ctr",
             Self::Runc => "runc",
             Self::Bridge => "bridge",
-            Self::Loopback => "loopback",
             Self::HostLocal => "host-local",
             Self::Portmap => "portmap",
             Self::Coredns => "coredns",
@@ -169,7 +165,6 @@ impl Component {
                 Recipe { tags: "seccomp", cgo: true, ..plain(&RUNC, "github.com/opencontainers/runc", 15) }
             }
             Self::Bridge => cni("main/bridge", 4),
-            Self::Loopback => cni("main/loopback", 1),
             Self::HostLocal => cni("ipam/host-local", 1),
             Self::Portmap => cni("meta/portmap", 1),
             Self::Coredns => plain(&COREDNS, ".", 72),

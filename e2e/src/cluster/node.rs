@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const DOMAIN: &str = "cluster.local";
 
 /// The CNI plugins, linked under the names that the network configuration calls.
-const PLUGINS: [Component; 4] = [Component::Bridge, Component::Loopback, Component::HostLocal, Component::Portmap];
+const PLUGINS: [Component; 3] = [Component::Bridge, Component::HostLocal, Component::Portmap];
 
 impl Cluster {
     pub(super) async fn start_node(&self) -> Result<()> {
@@ -134,6 +134,7 @@ netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{plugins}"]
 conf_dir = "{cni}"
+use_internal_loopback = true
 
 [plugins."io.containerd.cri.v1.runtime".containerd]
 default_runtime_name = "runc"
