@@ -18,7 +18,10 @@ pub fn isolated_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result
     if let Some(context) = context {
         if !config.contexts.iter().any(|known| known.name == context) {
             let known: Vec<&str> = config.contexts.iter().map(|known| known.name.as_str()).collect();
-            bail!("the kubeconfig has no context {context:?}; it has: {}", known.join(", "));
+            bail!(
+                "the kubeconfig has no context {context:?}; it has: {}",
+                known.join(", ")
+            );
         }
         config.current_context = Some(context.to_owned());
     }

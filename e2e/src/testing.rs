@@ -45,8 +45,10 @@ impl TestCluster {
         match self {
             Self::Own(own) => own.cluster.client().await,
             Self::Named { context } => {
-                let options =
-                    KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+                let options = KubeConfigOptions {
+                    context: Some(context.clone()),
+                    ..KubeConfigOptions::default()
+                };
                 let config = Config::from_kubeconfig(&options)
                     .await
                     .with_context(|| format!("the kubeconfig has no usable context {context}"))?;
@@ -89,7 +91,10 @@ impl OwnCluster {
         let guard = tokio::task::spawn_blocking(move || guard.and_then(wait_until_up))
             .await
             .context("starting a cluster panicked")??;
-        Ok(Self { cluster: Cluster::attach(&Cache::from_environment()?, &cluster_name)?, guard })
+        Ok(Self {
+            cluster: Cluster::attach(&Cache::from_environment()?, &cluster_name)?,
+            guard,
+        })
     }
 
     /// The cluster.
@@ -117,7 +122,9 @@ fn spawn_guard(mut command: Command) -> Result<Child> {
 fn wait_until_up(mut guard: Child) -> Result<Child> {
     let output = guard.stdout.take().context("the guard has no output")?;
     let mut line = String::new();
-    BufReader::new(output).read_line(&mut line).context("could not hear from the guard")?;
+    BufReader::new(output)
+        .read_line(&mut line)
+        .context("could not hear from the guard")?;
     if line.trim() != "up" {
         let status = guard.wait().context("could not wait for the guard")?;
         bail!("the cluster did not start ({status}); its messages are above");
@@ -134,7 +141,9 @@ pub async fn control_plane() -> Result<&'static TestCluster> {
 /// A control plane with 20 fake nodes of 8 GPUs each, shared by the tests of this binary.
 pub async fn fake_nodes() -> Result<&'static TestCluster> {
     static SHARED: OnceCell<TestCluster> = OnceCell::const_new();
-    SHARED.get_or_try_init(|| own("kwok", &["--control-plane-only", "--kwok-nodes", "20"])).await
+    SHARED
+        .get_or_try_init(|| own("kwok", &["--control-plane-only", "--kwok-nodes", "20"]))
+        .await
 }
 
 /// A cluster whose pods really run, shared by the tests of this binary; or the one that the person named.
@@ -160,7 +169,10 @@ pub struct TestNamespace {
 
 impl fmt::Debug for TestNamespace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("TestNamespace").field("name", &self.name).finish_non_exhaustive()
+        formatter
+            .debug_struct("TestNamespace")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -175,7 +187,10 @@ impl TestNamespace {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
         )
         .context("a namespace is not a Namespace")?;
-        namespaces.create(&PostParams::default(), &namespace).await.context("could not make a namespace")?;
+        namespaces
+            .create(&PostParams::default(), &namespace)
+            .await
+            .context("could not make a namespace")?;
         let created = Self { client, name };
         let accounts: Api<ServiceAccount> = created.api();
         created
@@ -236,6 +251,11 @@ pub fn component_logs(cluster: &Cluster, lines: usize) -> String {
     processes
         .log_names()
         .iter()
-        .map(|name| format!("--- {name}\n{}\n", crate::cluster::tail(Path::new(&processes.log(name)), lines)))
+        .map(|name| {
+            format!(
+                "--- {name}\n{}\n",
+                crate::cluster::tail(Path::new(&processes.log(name)), lines)
+            )
+        })
         .collect()
 }

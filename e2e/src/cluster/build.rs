@@ -85,7 +85,10 @@ fn existing(cache: &Cache, component: Component, go: &Go) -> Option<PathBuf> {
 }
 
 fn folder(cache: &Cache, component: Component, recipe: &Recipe, go: &Go) -> PathBuf {
-    cache.root().join("bin").join(format!("{}-{}", component.name(), recipe.key(&go.version)))
+    cache
+        .root()
+        .join("bin")
+        .join(format!("{}-{}", component.name(), recipe.key(&go.version)))
 }
 
 fn announce(missing: &[Component]) {
@@ -100,7 +103,11 @@ fn announce(missing: &[Component]) {
 }
 
 fn about(seconds: u32) -> String {
-    if seconds < 60 { format!("about {seconds} s") } else { format!("about {} min", (seconds + 30) / 60) }
+    if seconds < 60 {
+        format!("about {seconds} s")
+    } else {
+        format!("about {} min", (seconds + 30) / 60)
+    }
 }
 
 async fn build(cache: &Cache, component: Component, go: &Go, position: &str) -> Result<()> {
@@ -133,7 +140,10 @@ async fn build(cache: &Cache, component: Component, go: &Go, position: &str) -> 
         fs::remove_dir_all(&target).context("could not remove an incomplete build")?;
     }
     fs::rename(&temporary, &target).context("could not move a built program to its place")?;
-    eprintln!("{position} building {name} ... done in {} s", started.elapsed().as_secs());
+    eprintln!(
+        "{position} building {name} ... done in {} s",
+        started.elapsed().as_secs()
+    );
     Ok(())
 }
 
@@ -155,7 +165,11 @@ async fn run_go(go: &Go, source: &Path, recipe: &Recipe, arguments: &[String], l
         }
     };
     if !status.success() {
-        bail!("could not build {name}; the end of {} says:\n{}", log.display(), tail(log, 25));
+        bail!(
+            "could not build {name}; the end of {} says:\n{}",
+            log.display(),
+            tail(log, 25)
+        );
     }
     Ok(())
 }
@@ -203,8 +217,7 @@ async fn copy_stages(go: &Go, source: &Path, target: &Path) -> Result<()> {
     let mut stages = String::new();
     for stage in STAGES {
         let file = folder.join(stage);
-        let content =
-            fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
+        let content = fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
         stages.push_str("---\n");
         stages.push_str(&content);
     }

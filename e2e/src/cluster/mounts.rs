@@ -44,7 +44,11 @@ mod tests {
 
     #[test]
     fn only_mounts_below_the_folder_are_found() {
-        let mounts = "1 0 0:1 / /a/b rw - ext4 x rw\n2 0 0:1 / /a/bc rw - ext4 x rw\n3 0 0:1 / /a/b/c\\040d rw - tmpfs x rw\n";
-        assert_eq!(points_below(mounts, Path::new("/a/b")), [PathBuf::from("/a/b"), PathBuf::from("/a/b/c d")]);
+        let mounts =
+            "1 0 0:1 / /a/b rw - ext4 x rw\n2 0 0:1 / /a/bc rw - ext4 x rw\n3 0 0:1 / /a/b/c\\040d rw - tmpfs x rw\n";
+        assert_eq!(
+            points_below(mounts, Path::new("/a/b")),
+            [PathBuf::from("/a/b"), PathBuf::from("/a/b/c d")]
+        );
     }
 }

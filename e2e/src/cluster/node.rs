@@ -35,13 +35,25 @@ impl Cluster {
     pub(super) async fn start_node(&self) -> Result<()> {
         Cgroups::of(self.name()).create()?;
         let node = self.folder.join("node");
-        for folder in ["cni", "kubelet", "pod-logs", "containerd", "containerd-state", "opt", "plugins"] {
-            fs::create_dir_all(node.join(folder)).with_context(|| format!("could not make the node's folder {folder}"))?;
+        for folder in [
+            "cni",
+            "kubelet",
+            "pod-logs",
+            "containerd",
+            "containerd-state",
+            "opt",
+            "plugins",
+        ] {
+            fs::create_dir_all(node.join(folder))
+                .with_context(|| format!("could not make the node's folder {folder}"))?;
         }
         self.write_node_files(&node)?;
         let containerd = vec![format!("--config={}", node.join("containerd.toml").display())];
         self.start_component(Component::Containerd, containerd)?;
-        self.wait("containerd", PATIENCE, async || Ok(UnixStream::connect(self.containerd_socket()).ok())).await?;
+        self.wait("containerd", PATIENCE, async || {
+            Ok(UnixStream::connect(self.containerd_socket()).ok())
+        })
+        .await?;
         let pause = Image::program("escadre.dev/pause:1", self.programs.file(Component::Pause)?, "/pause");
         self.load_image(&pause).await?;
         self.start_component(Component::Kubelet, self.kubelet_arguments(&node))?;
@@ -65,7 +77,11 @@ impl Cluster {
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:coredns"}],
         });
         bindings
-            .patch("escadre-testbed:coredns", &PatchParams::apply("escadre-testbed").force(), &Patch::Apply(&binding))
+            .patch(
+                "escadre-testbed:coredns",
+                &PatchParams::apply("escadre-testbed").force(),
+                &Patch::Apply(&binding),
+            )
             .await
             .context("could not let the cluster's DNS read Services")?;
         let arguments = vec!["-conf".to_owned(), node.join("Corefile").display().to_string()];
@@ -261,9 +277,16 @@ fn is_node_ready(node: &Node) -> bool {
 pub(super) fn remove_shim_sockets(folder: &Path) {
     let tasks = folder.join("node/containerd-state/io.containerd.runtime.v2.task/k8s.io");
     for entry in fs::read_dir(tasks).into_iter().flatten().flatten() {
-        let Ok(content) = fs::read(entry.path().join("bootstrap.json")) else { continue };
-        let Ok(bootstrap) = serde_json::from_slice::<serde_json::Value>(&content) else { continue };
-        if let Some(socket) = bootstrap["address"].as_str().and_then(|address| address.strip_prefix("unix://")) {
+        let Ok(content) = fs::read(entry.path().join("bootstrap.json")) else {
+            continue;
+        };
+        let Ok(bootstrap) = serde_json::from_slice::<serde_json::Value>(&content) else {
+            continue;
+        };
+        if let Some(socket) = bootstrap["address"]
+            .as_str()
+            .and_then(|address| address.strip_prefix("unix://"))
+        {
             let _gone = fs::remove_file(socket);
         }
     }
