@@ -29,7 +29,7 @@ pub fn isolated_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result
         .prefix("escadre-kubeconfig-")
         .tempfile()
         .context("could not make a temporary kubeconfig")?;
-    let content = serde_json::to_vec(&config).context("could not write the kubeconfig")?;
-    std::fs::write(target.path(), content).context("could not write the kubeconfig")?;
+    let bytes = serde_json::to_vec(&config).context("could not write the kubeconfig")?;
+    std::fs::write(target.path(), bytes).context("could not write the kubeconfig")?;
     Ok(target)
 }

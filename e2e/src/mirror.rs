@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 /// Bytes in one piece of a body.
 const PIECE: usize = 64 * 1024;
-/// Files from this size are "large files", whose ETag is their SHA-256, as on the hub.
+/// Files from this size are "large files", whose `ETag` is their SHA-256, as on the hub.
 const LARGE: u64 = 10 * 1024;
 
 /// How the mirror misbehaves, for files (not for the list of files).
@@ -57,7 +57,7 @@ impl FromStr for Fault {
             "error" => Self::Error,
             other => match other.strip_prefix("slow=").map(str::parse) {
                 Some(Ok(rate)) if rate > 0 => Self::Slow(rate),
-                _ => bail!("unknown fault {text:?}: not-found, cut, wrong-bytes, error or slow=BYTES_PER_SECOND"),
+                _ => bail!("unknown fault {text:?}: not-found, cut, wrong-bytes, error or slow=N (bytes a second)"),
             },
         })
     }

@@ -8,7 +8,6 @@
 use std::env;
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -248,14 +247,10 @@ impl Drop for TestNamespace {
 /// The end of every log of a cluster, for a failed test.
 pub fn component_logs(cluster: &Cluster, lines: usize) -> String {
     let processes = cluster.processes();
-    processes
-        .log_names()
-        .iter()
-        .map(|name| {
-            format!(
-                "--- {name}\n{}\n",
-                crate::cluster::tail(Path::new(&processes.log(name)), lines)
-            )
-        })
-        .collect()
+    let mut text = String::new();
+    for name in processes.log_names() {
+        let log = crate::cluster::tail(&processes.log(&name), lines);
+        text.extend(["--- ", &name, "\n", &log, "\n"]);
+    }
+    text
 }

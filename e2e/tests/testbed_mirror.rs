@@ -1,5 +1,7 @@
 //! The model hub that tests talk to answers as the real one, and misbehaves as told. Needs no cluster.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::fs;
 
 use escadre_e2e::mirror::{Fault, Mirror};

@@ -1,5 +1,7 @@
 //! A whole node: pods really run, Services and names work, this machine reaches them through a forward.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -54,7 +56,7 @@ async fn run_pause(namespace: &TestNamespace) {
         .await
         .unwrap();
     let address = namespace
-        .await_condition("the pod to run", Duration::from_secs(60), async || {
+        .await_condition("the pod to run", Duration::from_mins(1), async || {
             let status = pods.get("sleeper").await?.status.unwrap_or_default();
             Ok(status.pod_ip.filter(|_| status.phase.as_deref() == Some("Running")))
         })
@@ -64,7 +66,7 @@ async fn run_pause(namespace: &TestNamespace) {
     pods.logs("sleeper", &kube::api::LogParams::default()).await.unwrap();
     pods.delete("sleeper", &DeleteParams::default()).await.unwrap();
     namespace
-        .await_condition("the pod to be gone", Duration::from_secs(60), async || {
+        .await_condition("the pod to be gone", Duration::from_mins(1), async || {
             Ok(pods.get_opt("sleeper").await?.is_none().then_some(()))
         })
         .await

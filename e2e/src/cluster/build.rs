@@ -159,7 +159,7 @@ async fn run_go(go: &Go, source: &Path, recipe: &Recipe, arguments: &[String], l
         .context("could not run go")?;
     let started = Instant::now();
     let status = loop {
-        match tokio::time::timeout(Duration::from_secs(60), child.wait()).await {
+        match tokio::time::timeout(Duration::from_mins(1), child.wait()).await {
             Ok(status) => break status.context("could not wait for go")?,
             Err(_) => eprintln!("      still building {name}, {} s so far", started.elapsed().as_secs()),
         }

@@ -80,8 +80,8 @@ impl Certificates {
     pub(crate) fn write_kubeconfig(&self, name: &str, server: &str, context: &str, target: &Path) -> Result<()> {
         let data = |file: &str| -> Result<String> {
             let path = self.folder.join(file);
-            let content = fs::read(&path).with_context(|| format!("could not read {}", path.display()))?;
-            Ok(STANDARD.encode(content))
+            let bytes = fs::read(&path).with_context(|| format!("could not read {}", path.display()))?;
+            Ok(STANDARD.encode(bytes))
         };
         // JSON is YAML.
         let config = json!({

@@ -22,6 +22,10 @@ impl Cluster {
     }
 
     /// Threads inside the cluster's network, for async code that must reach pods and Services.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "only a thread of the runtime can panic, and only if the cluster goes away"
+    )]
     pub fn inside(&self) -> Result<Inside> {
         let network = self.network();
         // Here an error can still be returned; on the threads it cannot.

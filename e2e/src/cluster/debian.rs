@@ -192,7 +192,8 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
         .find(|path| {
             path.file_name()
                 .and_then(|file| file.to_str())
-                .is_some_and(|file| file.starts_with(&prefix) && file.ends_with(".deb"))
+                .is_some_and(|file| file.starts_with(&prefix))
+                && path.extension().is_some_and(|extension| extension == "deb")
         })
 }
 

@@ -294,10 +294,8 @@ fn stripped(program: &Path, work: &Path) -> Result<PathBuf> {
 fn remove_older(folder: &Path, stem: &str) {
     let prefix = format!("{stem}-");
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tar"))
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix))
+            && entry.path().extension().is_some_and(|extension| extension == "tar")
         {
             let _gone = fs::remove_file(entry.path());
         }

