@@ -137,7 +137,7 @@ pub(crate) struct MirrorArgs {
     /// Serve inside the network of this cluster, in the background, until the cluster ends.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Faults: not-found, cut, wrong-bytes, error, slow=BYTES_PER_SECOND.
+    /// Faults: not-found, cut, wrong-bytes, error, slow=N (bytes a second).
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Option<escadre_e2e::mirror::Fault>,
 }

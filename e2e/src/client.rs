@@ -44,19 +44,38 @@ impl OpenAi {
             .connect_timeout(Duration::from_secs(5))
             .build()
             .context("could not make an HTTP client")?;
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self {
+            http,
+            base: base.trim_end_matches('/').to_owned(),
+        })
     }
 
     /// Names of the served models.
     pub async fn models(&self) -> Result<Vec<String>> {
-        let answer = self.http.get(format!("{}/v1/models", self.base)).send().await.context("could not ask for models")?;
-        let body: Value = ok(answer).await?.json().await.context("the list of models is not JSON")?;
-        Ok(body["data"].as_array().into_iter().flatten().filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect())
+        let answer = self
+            .http
+            .get(format!("{}/v1/models", self.base))
+            .send()
+            .await
+            .context("could not ask for models")?;
+        let body: Value = ok(answer)
+            .await?
+            .json()
+            .await
+            .context("the list of models is not JSON")?;
+        Ok(body["data"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|model| Some(model["id"].as_str()?.to_owned()))
+            .collect())
     }
 
     /// A whole answer to one user message; further fields of the request come from `more`.
     pub async fn chat(&self, model: &str, content: &str, more: &Value) -> Result<Value> {
-        let answer = self.post("/v1/chat/completions", &chat_request(model, content, more)).await?;
+        let answer = self
+            .post("/v1/chat/completions", &chat_request(model, content, more))
+            .await?;
         ok(answer).await?.json().await.context("the answer is not JSON")
     }
 
@@ -73,7 +92,10 @@ impl OpenAi {
                 streamed.done = true;
                 continue;
             }
-            take(&serde_json::from_str(&event).with_context(|| format!("an event is not JSON: {event}"))?, &mut streamed)?;
+            take(
+                &serde_json::from_str(&event).with_context(|| format!("an event is not JSON: {event}"))?,
+                &mut streamed,
+            )?;
         }
         Ok(streamed)
     }
@@ -158,7 +180,12 @@ pub fn events(answer: Response) -> impl Stream<Item = Result<String>> {
 
 /// Splits after the first empty line.
 fn split_event(buffer: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = |pattern: &[u8]| buffer.windows(pattern.len()).position(|window| window == pattern).map(|at| (at, pattern.len()));
+    let at = |pattern: &[u8]| {
+        buffer
+            .windows(pattern.len())
+            .position(|window| window == pattern)
+            .map(|at| (at, pattern.len()))
+    };
     let (end, length) = [at(b"\n\n"), at(b"\r\n\r\n")].into_iter().flatten().min()?;
     Some((&buffer[..end], &buffer[end + length..]))
 }

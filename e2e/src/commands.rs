@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::{Command as StdCommand, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
-use escadre_e2e::cluster::{self, Cache, Cluster, Component, Forward, Image, NODE_ADDRESS, Network, Options, Phase, ProcessId};
-use escadre_e2e::mirror::Mirror;
+use escadre_e2e::cluster::{
+    self, Cache, Cluster, Component, Forward, Image, NODE_ADDRESS, Network, Options, Phase, ProcessId,
+};
+use escadre_e2e::mirror::{Fault, Mirror};
 
 use crate::args::{
     Args, BuildArgs, Command, ExecArgs, ForwardArgs, LoadImageArgs, MirrorArgs, NameArgs, StatusArgs, UpArgs,
@@ -60,7 +62,10 @@ async fn up(cache: &Cache, args: &UpArgs) -> Result<ExitCode> {
 
 /// The test holds the other end of standard input: it ends when the test ends, in whatever way.
 async fn guard(cache: &Cache, args: &UpArgs) -> Result<ExitCode> {
-    let options = Options { owner: ProcessId::own(), ..options(args)? };
+    let options = Options {
+        owner: ProcessId::own(),
+        ..options(args)?
+    };
     let up = cluster::up(cache, &options).await;
     if up.is_ok() {
         say("up")?;
@@ -84,16 +89,25 @@ async fn down(cache: &Cache, args: &NameArgs) -> Result<ExitCode> {
 
 async fn status(cache: &Cache, args: &StatusArgs) -> Result<ExitCode> {
     let states = cluster::list(cache)?;
-    let wanted: Vec<_> =
-        states.into_iter().filter(|state| args.name.as_ref().is_none_or(|name| *name == state.name)).collect();
+    let wanted: Vec<_> = states
+        .into_iter()
+        .filter(|state| args.name.as_ref().is_none_or(|name| *name == state.name))
+        .collect();
     if wanted.is_empty() {
-        say(&args.name.as_ref().map_or("no clusters".to_owned(), |name| format!("no cluster {name}")))?;
-        return Ok(if args.name.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        say(&args
+            .name
+            .as_ref()
+            .map_or("no clusters".to_owned(), |name| format!("no cluster {name}")))?;
+        return Ok(if args.name.is_some() {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        });
     }
     let mut complete = true;
     for state in wanted {
         if state.phase != Phase::Up {
-            say(&format!("{}: did not finish starting", state.name))?;
+            say(&format!("{}: is starting, or was interrupted", state.name))?;
             complete = false;
             continue;
         }
@@ -109,7 +123,11 @@ async fn show(cluster: &Cluster) -> Result<bool> {
     let complete = answers && cluster.broken().is_empty();
     let node = if cluster.state().node { "one node" } else { "no node" };
     let word = if complete { "up" } else { "incomplete" };
-    say(&format!("{}: {word}, {node}, {} fake nodes", cluster.name(), cluster.state().fake_nodes))?;
+    say(&format!(
+        "{}: {word}, {node}, {} fake nodes",
+        cluster.name(),
+        cluster.state().fake_nodes
+    ))?;
     say(&format!("  kubeconfig  {}", cluster.kubeconfig().display()))?;
     say(&format!("  logs        {}", cluster.folder().join("logs").display()))?;
     if !answers {
@@ -126,7 +144,9 @@ async fn show(cluster: &Cluster) -> Result<bool> {
 }
 
 fn exec(cache: &Cache, args: &ExecArgs) -> Result<ExitCode> {
-    let Some((program, arguments)) = args.command.split_first() else { bail!("no command was given") };
+    let Some((program, arguments)) = args.command.split_first() else {
+        bail!("no command was given")
+    };
     if args.kubeconfig.is_some() || args.context.is_some() {
         return exec_elsewhere(args, program, arguments);
     }
@@ -143,12 +163,18 @@ fn exec_elsewhere(args: &ExecArgs, program: &str, arguments: &[String]) -> Resul
         .env("KUBECONFIG", kubeconfig.path())
         .status()
         .with_context(|| format!("could not run {program}"))?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn shell(cache: &Cache, args: &NameArgs) -> Result<ExitCode> {
     let cluster = Cluster::attach(cache, &args.name)?;
-    eprintln!("a shell inside the cluster {}: kubectl, helm and ctr are there; leave it with `exit`", args.name);
+    eprintln!(
+        "a shell inside the cluster {}: kubectl, helm and ctr are there; leave it with `exit`",
+        args.name
+    );
     let mut command = cluster.command("bash");
     command.arg("--norc").env("PS1", format!("({}) \\w# ", args.name));
     replace(command.as_std_mut(), "bash")
@@ -169,14 +195,25 @@ async fn load_image(cache: &Cache, args: &LoadImageArgs) -> Result<ExitCode> {
     }
     let cluster = Cluster::attach(cache, &args.cluster.name)?;
     let file = cluster.load_image(&image).await?;
-    let megabytes = file.metadata().map(|metadata| metadata.len() / 1_000_000).unwrap_or_default();
-    eprintln!("loaded {} ({megabytes} MB) into the cluster {}", args.image, cluster.name());
+    let megabytes = file
+        .metadata()
+        .map(|metadata| metadata.len() / 1_000_000)
+        .unwrap_or_default();
+    eprintln!(
+        "loaded {} ({megabytes} MB) into the cluster {}",
+        args.image,
+        cluster.name()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 async fn build(cache: &Cache, args: &BuildArgs) -> Result<ExitCode> {
     let all = Component::ALL;
-    let components = if args.components.is_empty() { &all[..] } else { &args.components };
+    let components = if args.components.is_empty() {
+        &all[..]
+    } else {
+        &args.components
+    };
     let programs = cluster::ensure_programs(cache, components).await?;
     for (_, file) in programs.iter() {
         say(&file.display().to_string())?;
@@ -186,7 +223,9 @@ async fn build(cache: &Cache, args: &BuildArgs) -> Result<ExitCode> {
 
 async fn forward(cache: &Cache, args: &ForwardArgs) -> Result<ExitCode> {
     let cluster = Cluster::attach(cache, &args.cluster.name)?;
-    let forward = cluster.forward(&args.label, &args.listen.to_string(), &args.target).await?;
+    let forward = cluster
+        .forward(&args.label, &args.listen.to_string(), &args.target)
+        .await?;
     say(&forward.listen.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -197,18 +236,32 @@ fn forward_in_foreground(cache: &Cache, args: &ForwardArgs) -> Result<ExitCode> 
         None => Cluster::attach(cache, &args.cluster.name)?.inner_kubeconfig(),
     };
     let network = Network::of(&args.cluster.name);
-    let mut forward =
-        Forward { name: args.label.clone(), listen: args.listen, target: args.target.to_string() };
-    cluster::serve_forward(&network, &mut forward, args.target.clone(), &inner, args.ready_file.as_deref())?;
+    let mut forward = Forward {
+        name: args.label.clone(),
+        listen: args.listen,
+        target: args.target.to_string(),
+    };
+    cluster::serve_forward(
+        &network,
+        &mut forward,
+        args.target.clone(),
+        &inner,
+        args.ready_file.as_deref(),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn mirror(cache: &Cache, args: &MirrorArgs) -> Result<ExitCode> {
-    let root = args.root.canonicalize().with_context(|| format!("{} is not a folder", args.root.display()))?;
+    let root = args
+        .root
+        .canonicalize()
+        .with_context(|| format!("{} is not a folder", args.root.display()))?;
     if let Some(name) = &args.name {
         let cluster = Cluster::attach(cache, name)?;
-        let listen = args.listen.map_or(format!("{NODE_ADDRESS}:8000"), |listen| listen.to_string());
-        start_mirror(&cluster, &root, &listen).await?;
+        let listen = args
+            .listen
+            .map_or(format!("{NODE_ADDRESS}:8000"), |listen| listen.to_string());
+        start_mirror(&cluster, &root, &listen, args.fault).await?;
         say(&format!("http://{listen}"))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -220,10 +273,15 @@ async fn mirror(cache: &Cache, args: &MirrorArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn start_mirror(cluster: &Cluster, root: &Path, listen: &str) -> Result<()> {
+async fn start_mirror(cluster: &Cluster, root: &Path, listen: &str, fault: Option<Fault>) -> Result<()> {
     let program = std::env::current_exe().context("could not find this program's own file")?;
-    let arguments = ["mirror".to_owned(), format!("--root={}", root.display()), format!("--listen={listen}")];
-    cluster.start_process("mirror", &program, arguments.to_vec())?;
+    let mut arguments = vec![
+        "mirror".to_owned(),
+        format!("--root={}", root.display()),
+        format!("--listen={listen}"),
+    ];
+    arguments.extend(fault.map(|fault| format!("--fault={fault}")));
+    cluster.start_process("mirror", &program, arguments)?;
     cluster.await_listening("mirror", listen).await
 }
 

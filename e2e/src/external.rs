@@ -18,7 +18,10 @@ pub fn isolated_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result
     if let Some(context) = context {
         if !config.contexts.iter().any(|known| known.name == context) {
             let known: Vec<&str> = config.contexts.iter().map(|known| known.name.as_str()).collect();
-            bail!("the kubeconfig has no context {context:?}; it has: {}", known.join(", "));
+            bail!(
+                "the kubeconfig has no context {context:?}; it has: {}",
+                known.join(", ")
+            );
         }
         config.current_context = Some(context.to_owned());
     }
@@ -26,7 +29,7 @@ pub fn isolated_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result
         .prefix("escadre-kubeconfig-")
         .tempfile()
         .context("could not make a temporary kubeconfig")?;
-    let content = serde_json::to_vec(&config).context("could not write the kubeconfig")?;
-    std::fs::write(target.path(), content).context("could not write the kubeconfig")?;
+    let bytes = serde_json::to_vec(&config).context("could not write the kubeconfig")?;
+    std::fs::write(target.path(), bytes).context("could not write the kubeconfig")?;
     Ok(target)
 }

@@ -28,7 +28,8 @@ impl Deployment {
     /// Another model with its digest.
     #[must_use]
     pub fn model(self, source: &str, digest: &str) -> Self {
-        self.set("/spec/model/source", json!(source)).set("/spec/model/verification/digest", json!(digest))
+        self.set("/spec/model/source", json!(source))
+            .set("/spec/model/verification/digest", json!(digest))
     }
 
     /// A mirror that plays the hub.
@@ -52,7 +53,8 @@ impl Deployment {
     /// CPU and memory of each replica.
     #[must_use]
     pub fn resources(self, cpu: &str, memory: &str) -> Self {
-        self.set("/spec/resources/cpu", json!(cpu)).set("/spec/resources/memory", json!(memory))
+        self.set("/spec/resources/cpu", json!(cpu))
+            .set("/spec/resources/memory", json!(memory))
     }
 
     /// Any field by its JSON pointer; parents that are missing are made.
@@ -113,7 +115,10 @@ mod tests {
 
     #[test]
     fn fields_are_set_by_pointer() {
-        let value = Deployment::named("chat").gpus(2).set("/spec/drain/timeoutSeconds", json!(7)).into_value();
+        let value = Deployment::named("chat")
+            .gpus(2)
+            .set("/spec/drain/timeoutSeconds", json!(7))
+            .into_value();
         assert_eq!(value["spec"]["resources"]["gpu"]["count"], 2);
         assert_eq!(value["spec"]["drain"]["timeoutSeconds"], 7);
         assert_eq!(value["spec"]["model"]["source"], "hf://fixture-owner/fixture-model");

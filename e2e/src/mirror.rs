@@ -4,6 +4,7 @@
 //! changes with the files and is found under `main` and under its full name. [`Fault`] makes it misbehave on purpose.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
@@ -27,7 +28,7 @@ use tokio::task::JoinHandle;
 
 /// Bytes in one piece of a body.
 const PIECE: usize = 64 * 1024;
-/// Files from this size are "large files", whose ETag is their SHA-256, as on the hub.
+/// Files from this size are "large files", whose `ETag` is their SHA-256, as on the hub.
 const LARGE: u64 = 10 * 1024;
 
 /// How the mirror misbehaves, for files (not for the list of files).
@@ -56,9 +57,21 @@ impl FromStr for Fault {
             "error" => Self::Error,
             other => match other.strip_prefix("slow=").map(str::parse) {
                 Some(Ok(rate)) if rate > 0 => Self::Slow(rate),
-                _ => bail!("unknown fault {text:?}: not-found, cut, wrong-bytes, error or slow=BYTES_PER_SECOND"),
+                _ => bail!("unknown fault {text:?}: not-found, cut, wrong-bytes, error or slow=N (bytes a second)"),
             },
         })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound => formatter.write_str("not-found"),
+            Self::Cut => formatter.write_str("cut"),
+            Self::WrongBytes => formatter.write_str("wrong-bytes"),
+            Self::Error => formatter.write_str("error"),
+            Self::Slow(rate) => write!(formatter, "slow={rate}"),
+        }
     }
 }
 
@@ -89,10 +102,14 @@ impl Mirror {
         if !root.is_dir() {
             bail!("{} is not a folder", root.display());
         }
-        let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("could not listen on {listen}"))?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("could not listen on {listen}"))?;
         let address = listener.local_addr().context("could not read the listening address")?;
-        let hub = Arc::new(Hub { root: root.to_owned(), ..Hub::default() });
+        let hub = Arc::new(Hub {
+            root: root.to_owned(),
+            ..Hub::default()
+        });
         let router = router(Arc::clone(&hub));
         let task = tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(Self { address, hub, task })
@@ -125,12 +142,18 @@ impl Mirror {
 
     /// The revision of a model as it is now.
     pub fn revision(&self, model: &str) -> Result<String> {
-        self.hub.model(model)?.map(|files| revision(&files)).with_context(|| format!("no model {model}"))
+        self.hub
+            .model(model)?
+            .map(|files| revision(&files))
+            .with_context(|| format!("no model {model}"))
     }
 
     /// Waits until the server ends, which it does only by an error.
     pub async fn wait(mut self) -> Result<()> {
-        (&mut self.task).await.context("the mirror panicked")?.context("the mirror ended")
+        (&mut self.task)
+            .await
+            .context("the mirror panicked")?
+            .context("the mirror ended")
     }
 }
 
@@ -168,7 +191,9 @@ impl Hub {
     fn model(&self, name: &str) -> Result<Option<BTreeMap<String, HubFile>>> {
         let is_plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains(['/', '\\']);
         let mut parts = name.split('/');
-        let (Some(owner), Some(model), None) = (parts.next(), parts.next(), parts.next()) else { return Ok(None) };
+        let (Some(owner), Some(model), None) = (parts.next(), parts.next(), parts.next()) else {
+            return Ok(None);
+        };
         let folder = self.root.join(owner).join(model);
         if !is_plain(owner) || !is_plain(model) || !folder.is_dir() {
             return Ok(None);
@@ -193,9 +218,15 @@ impl Hub {
     }
 
     fn file(&self, path: PathBuf) -> Result<HubFile> {
-        let metadata = path.metadata().with_context(|| format!("could not read {}", path.display()))?;
+        let metadata = path
+            .metadata()
+            .with_context(|| format!("could not read {}", path.display()))?;
         let size = metadata.len();
-        let key = (path.clone(), size, metadata.modified().context("this file system has no times")?);
+        let key = (
+            path.clone(),
+            size,
+            metadata.modified().context("this file system has no times")?,
+        );
         if let Some(digest) = lock(&self.digests).get(&key).cloned() {
             return Ok(HubFile { path, size, digest });
         }
@@ -203,7 +234,10 @@ impl Hub {
         let mut file = File::open(&path).with_context(|| format!("could not open {}", path.display()))?;
         let mut piece = vec![0; PIECE];
         loop {
-            match file.read(&mut piece).with_context(|| format!("could not read {}", path.display()))? {
+            match file
+                .read(&mut piece)
+                .with_context(|| format!("could not read {}", path.display()))?
+            {
                 0 => break,
                 count => hash.update(&piece[..count]),
             }
@@ -214,7 +248,12 @@ impl Hub {
     }
 
     fn note(&self, method: &Method, path: String, headers: &HeaderMap) {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         lock(&self.seen).push(Seen {
             method: method.to_string(),
             path,
@@ -225,7 +264,9 @@ impl Hub {
 
     fn admits(&self, headers: &HeaderMap) -> bool {
         lock(&self.token).as_ref().is_none_or(|token| {
-            headers.get(header::AUTHORIZATION).is_some_and(|value| value.as_bytes() == format!("Bearer {token}").as_bytes())
+            headers
+                .get(header::AUTHORIZATION)
+                .is_some_and(|value| value.as_bytes() == format!("Bearer {token}").as_bytes())
         })
     }
 }
@@ -247,7 +288,10 @@ fn router(hub: Arc<Hub>) -> Router {
 }
 
 fn not_found(code: &'static str, message: &str) -> Response {
-    let headers = [("x-error-code", code.to_owned()), ("x-error-message", message.to_owned())];
+    let headers = [
+        ("x-error-code", code.to_owned()),
+        ("x-error-message", message.to_owned()),
+    ];
     (StatusCode::NOT_FOUND, headers, axum::Json(json!({"error": message}))).into_response()
 }
 
@@ -256,17 +300,31 @@ fn failed(error: &anyhow::Error) -> Response {
 }
 
 /// Finds a model at a revision, or the hub's answer to why not.
-fn find(hub: &Hub, model: &str, wanted: &str, headers: &HeaderMap) -> Result<(BTreeMap<String, HubFile>, String), Box<Response>> {
+fn find(
+    hub: &Hub,
+    model: &str,
+    wanted: &str,
+    headers: &HeaderMap,
+) -> Result<(BTreeMap<String, HubFile>, String), Box<Response>> {
     if !hub.admits(headers) {
         let message = "Invalid credentials in Authorization header";
-        let answer = (StatusCode::UNAUTHORIZED, [("x-error-message", message)], axum::Json(json!({"error": message})));
+        let answer = (
+            StatusCode::UNAUTHORIZED,
+            [("x-error-message", message)],
+            axum::Json(json!({"error": message})),
+        );
         return Err(Box::new(answer.into_response()));
     }
     let files = hub.model(model).map_err(|error| Box::new(failed(&error)))?;
-    let Some(files) = files else { return Err(Box::new(not_found("RepoNotFound", "Repository not found"))) };
+    let Some(files) = files else {
+        return Err(Box::new(not_found("RepoNotFound", "Repository not found")));
+    };
     let actual = revision(&files);
     if wanted != "main" && wanted != actual {
-        return Err(Box::new(not_found("RevisionNotFound", &format!("Invalid rev id: {wanted}"))));
+        return Err(Box::new(not_found(
+            "RevisionNotFound",
+            &format!("Invalid rev id: {wanted}"),
+        )));
     }
     Ok((files, actual))
 }
@@ -300,10 +358,15 @@ async fn resolve(
     let fault = *lock(&hub.fault);
     match fault {
         Some(Fault::NotFound) => return not_found("EntryNotFound", "Entry not found"),
-        Some(Fault::Error) => return (StatusCode::INTERNAL_SERVER_ERROR, "the mirror was told to fail").into_response(),
+        Some(Fault::Error) => {
+            return (StatusCode::INTERNAL_SERVER_ERROR, "the mirror was told to fail").into_response();
+        }
         Some(Fault::Cut | Fault::WrongBytes | Fault::Slow(_)) | None => {}
     }
-    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let range = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
     match blocking(move || find(&hub, &model, &wanted, &headers)).await {
         Err(answer) => *answer,
         Ok((mut files, sha)) => match files.remove(&file) {
@@ -316,7 +379,9 @@ async fn resolve(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Box<Response>> + Send + 'static,
 ) -> Result<T, Box<Response>> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Box::new(failed(&error.into()))))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Box::new(failed(&error.into()))))
 }
 
 fn send(file: HubFile, sha: &str, range: Option<&str>, method: &Method, fault: Option<Fault>) -> Response {
@@ -329,9 +394,20 @@ fn send(file: HubFile, sha: &str, range: Option<&str>, method: &Method, fault: O
         }
     };
     let (first, end) = range.unwrap_or((0, file.size));
-    let etag = format!("\"{}\"", if file.size >= LARGE { &file.digest } else { &file.digest[..40] });
+    let etag = format!(
+        "\"{}\"",
+        if file.size >= LARGE {
+            &file.digest
+        } else {
+            &file.digest[..40]
+        }
+    );
     let mut answer = Response::builder()
-        .status(if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
+        .status(if range.is_some() {
+            StatusCode::PARTIAL_CONTENT
+        } else {
+            StatusCode::OK
+        })
         .header(header::CONTENT_TYPE, "application/octet-stream")
         .header(header::CONTENT_LENGTH, end - first)
         .header(header::ACCEPT_RANGES, "bytes")
@@ -341,9 +417,16 @@ fn send(file: HubFile, sha: &str, range: Option<&str>, method: &Method, fault: O
         answer = answer.header("x-linked-etag", &etag).header("x-linked-size", file.size);
     }
     if range.is_some() {
-        answer = answer.header(header::CONTENT_RANGE, format!("bytes {first}-{}/{}", end.saturating_sub(1), file.size));
+        answer = answer.header(
+            header::CONTENT_RANGE,
+            format!("bytes {first}-{}/{}", end.saturating_sub(1), file.size),
+        );
     }
-    let body = if method == Method::HEAD { Body::empty() } else { body(file, first, end, fault) };
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        body(file, first, end, fault)
+    };
     answer.body(body).unwrap_or_else(|error| failed(&error.into()))
 }
 
@@ -359,12 +442,20 @@ fn parse_range(text: &str, size: u64) -> Option<(u64, u64)> {
 }
 
 fn body(file: HubFile, first: u64, end: u64, fault: Option<Fault>) -> Body {
-    let stop = if fault == Some(Fault::Cut) { first + (end - first) / 2 } else { end };
+    let stop = if fault == Some(Fault::Cut) {
+        first + (end - first) / 2
+    } else {
+        end
+    };
     let changed = (fault == Some(Fault::WrongBytes)).then_some(file.size / 2);
     let pieces = futures::stream::try_unfold((file.path, first), move |(path, position)| async move {
         if position >= stop {
-            // A body that ends before its announced length cuts the connection.
-            return if stop == end { Ok(None) } else { Err(io::Error::other("the mirror was told to cut")) };
+            if stop == end {
+                return Ok(None);
+            }
+            // An error cuts the connection, and what is still in the server's buffer with it: the half goes out first.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            return Err(io::Error::other("the mirror was told to cut"));
         }
         let length = usize::try_from(stop - position).unwrap_or(PIECE).min(PIECE);
         let length = match fault {
@@ -379,7 +470,9 @@ fn body(file: HubFile, first: u64, end: u64, fault: Option<Fault>) -> Body {
         let (mut piece, path) = piece.await.map_err(io::Error::other)??;
         let next = position + piece.len() as u64;
         if let Some(changed) = changed.filter(|changed| (position..next).contains(changed))
-            && let Some(byte) = usize::try_from(changed - position).ok().and_then(|index| piece.get_mut(index))
+            && let Some(byte) = usize::try_from(changed - position)
+                .ok()
+                .and_then(|index| piece.get_mut(index))
         {
             *byte ^= 0xff;
         }
@@ -412,9 +505,10 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_read() {
-        assert_eq!("slow=1000".parse::<Fault>().unwrap(), Fault::Slow(1000));
-        assert_eq!("cut".parse::<Fault>().unwrap(), Fault::Cut);
+    fn faults_are_read_and_written() {
+        for text in ["slow=1000", "cut", "not-found", "wrong-bytes", "error"] {
+            assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
+        }
         for text in ["", "slow", "slow=0", "slow=x", "CUT"] {
             text.parse::<Fault>().unwrap_err();
         }

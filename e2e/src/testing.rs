@@ -8,7 +8,6 @@
 use std::env;
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -45,8 +44,10 @@ impl TestCluster {
         match self {
             Self::Own(own) => own.cluster.client().await,
             Self::Named { context } => {
-                let options =
-                    KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+                let options = KubeConfigOptions {
+                    context: Some(context.clone()),
+                    ..KubeConfigOptions::default()
+                };
                 let config = Config::from_kubeconfig(&options)
                     .await
                     .with_context(|| format!("the kubeconfig has no usable context {context}"))?;
@@ -89,7 +90,10 @@ impl OwnCluster {
         let guard = tokio::task::spawn_blocking(move || guard.and_then(wait_until_up))
             .await
             .context("starting a cluster panicked")??;
-        Ok(Self { cluster: Cluster::attach(&Cache::from_environment()?, &cluster_name)?, guard })
+        Ok(Self {
+            cluster: Cluster::attach(&Cache::from_environment()?, &cluster_name)?,
+            guard,
+        })
     }
 
     /// The cluster.
@@ -117,7 +121,9 @@ fn spawn_guard(mut command: Command) -> Result<Child> {
 fn wait_until_up(mut guard: Child) -> Result<Child> {
     let output = guard.stdout.take().context("the guard has no output")?;
     let mut line = String::new();
-    BufReader::new(output).read_line(&mut line).context("could not hear from the guard")?;
+    BufReader::new(output)
+        .read_line(&mut line)
+        .context("could not hear from the guard")?;
     if line.trim() != "up" {
         let status = guard.wait().context("could not wait for the guard")?;
         bail!("the cluster did not start ({status}); its messages are above");
@@ -134,7 +140,9 @@ pub async fn control_plane() -> Result<&'static TestCluster> {
 /// A control plane with 20 fake nodes of 8 GPUs each, shared by the tests of this binary.
 pub async fn fake_nodes() -> Result<&'static TestCluster> {
     static SHARED: OnceCell<TestCluster> = OnceCell::const_new();
-    SHARED.get_or_try_init(|| own("kwok", &["--control-plane-only", "--kwok-nodes", "20"])).await
+    SHARED
+        .get_or_try_init(|| own("kwok", &["--control-plane-only", "--kwok-nodes", "20"]))
+        .await
 }
 
 /// A cluster whose pods really run, shared by the tests of this binary; or the one that the person named.
@@ -160,7 +168,10 @@ pub struct TestNamespace {
 
 impl fmt::Debug for TestNamespace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("TestNamespace").field("name", &self.name).finish_non_exhaustive()
+        formatter
+            .debug_struct("TestNamespace")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -175,7 +186,10 @@ impl TestNamespace {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
         )
         .context("a namespace is not a Namespace")?;
-        namespaces.create(&PostParams::default(), &namespace).await.context("could not make a namespace")?;
+        namespaces
+            .create(&PostParams::default(), &namespace)
+            .await
+            .context("could not make a namespace")?;
         let created = Self { client, name };
         let accounts: Api<ServiceAccount> = created.api();
         created
@@ -233,9 +247,10 @@ impl Drop for TestNamespace {
 /// The end of every log of a cluster, for a failed test.
 pub fn component_logs(cluster: &Cluster, lines: usize) -> String {
     let processes = cluster.processes();
-    processes
-        .log_names()
-        .iter()
-        .map(|name| format!("--- {name}\n{}\n", crate::cluster::tail(Path::new(&processes.log(name)), lines)))
-        .collect()
+    let mut text = String::new();
+    for name in processes.log_names() {
+        let log = crate::cluster::tail(&processes.log(&name), lines);
+        text.extend(["--- ", &name, "\n", &log, "\n"]);
+    }
+    text
 }

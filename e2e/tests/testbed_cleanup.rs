@@ -1,5 +1,7 @@
 //! Nothing is left behind: not by a test that ends, not by one that is killed.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,11 @@ async fn until(what: &str, patience: Duration, mut check: impl FnMut() -> bool) 
 }
 
 fn alive(records: &[Record]) -> Vec<&str> {
-    records.iter().filter(|record| record.process.is_alive()).map(|record| record.name.as_str()).collect()
+    records
+        .iter()
+        .filter(|record| record.process.is_alive())
+        .map(|record| record.name.as_str())
+        .collect()
 }
 
 fn kill(process: ProcessId) {
@@ -58,5 +64,8 @@ async fn cluster_of_a_killed_run_is_cleaned_by_the_next() {
     assert!(down(&cache, again.name()).await.unwrap());
     assert!(!namespace_file(again.name()).exists());
     assert!(!list(&cache).unwrap().iter().any(|state| state.name == again.name()));
-    assert!(!down(&cache, again.name()).await.unwrap(), "a second stop has nothing to do");
+    assert!(
+        !down(&cache, again.name()).await.unwrap(),
+        "a second stop has nothing to do"
+    );
 }

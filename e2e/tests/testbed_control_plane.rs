@@ -24,7 +24,10 @@ async fn namespaces_of_tests_are_apart() {
     let (one, other) = (cluster.namespace().await.unwrap(), cluster.namespace().await.unwrap());
     assert_ne!(one.name(), other.name());
     let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "same"}})).unwrap();
-    one.api::<ConfigMap>().create(&PostParams::default(), &map).await.unwrap();
+    one.api::<ConfigMap>()
+        .create(&PostParams::default(), &map)
+        .await
+        .unwrap();
     assert!(other.api::<ConfigMap>().get_opt("same").await.unwrap().is_none());
 }
 
@@ -38,6 +41,14 @@ async fn kubectl_runs_inside_the_network() {
 }
 
 #[tokio::test]
+async fn code_that_runs_inside_reaches_the_node_address() {
+    let cluster = control_plane().await.unwrap().own().unwrap().clone();
+    let inside = cluster.inside().unwrap();
+    let version = inside.run(async move { cluster.inner_client().await.unwrap().apiserver_version().await });
+    assert_eq!(version.await.unwrap().unwrap().git_version, KUBERNETES_VERSION);
+}
+
+#[tokio::test]
 async fn failed_wait_shows_what_it_waited_for_and_the_objects() {
     let namespace = control_plane().await.unwrap().namespace().await.unwrap();
     let pods: Api<Pod> = namespace.api();
@@ -46,7 +57,10 @@ async fn failed_wait_shows_what_it_waited_for_and_the_objects() {
     let error = namespace
         .await_condition("the lonely pod to run", Duration::from_secs(1), async || {
             let pod = pods.get("lonely").await?;
-            Ok(pod.status.filter(|status| status.phase.as_deref() == Some("Running")).map(drop))
+            Ok(pod
+                .status
+                .filter(|status| status.phase.as_deref() == Some("Running"))
+                .map(drop))
         })
         .await
         .unwrap_err();

@@ -1,5 +1,7 @@
 //! Fake nodes with GPUs: the real scheduler fills them, and says what is missing when they are full.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::time::Duration;
 
 use escadre_e2e::fixtures;
@@ -20,7 +22,9 @@ async fn gpu_pods_fill_the_nodes_and_the_next_stays_pending() {
         let pod = serde_json::from_value(fixtures::gpu_pod(&name, 1)).unwrap();
         pods.create(&PostParams::default(), &pod).await
     };
-    try_join_all((0..GPUS).map(|number| make(format!("gpu-{number}")))).await.unwrap();
+    try_join_all((0..GPUS).map(|number| make(format!("gpu-{number}"))))
+        .await
+        .unwrap();
     namespace
         .await_condition("all GPU pods to run", Duration::from_secs(90), async || {
             let list = pods.list(&ListParams::default()).await?;
@@ -54,7 +58,10 @@ async fn pods_of_fake_nodes_have_addresses_that_a_server_in_the_network_answers(
                 stream.write_all(asked.as_bytes()).unwrap();
             });
             let mut text = String::new();
-            TcpStream::connect(("10.245.7.9", port)).unwrap().read_to_string(&mut text).unwrap();
+            TcpStream::connect(("10.245.7.9", port))
+                .unwrap()
+                .read_to_string(&mut text)
+                .unwrap();
             text
         })
     });
@@ -62,12 +69,21 @@ async fn pods_of_fake_nodes_have_addresses_that_a_server_in_the_network_answers(
 }
 
 fn is_ready(pod: &Pod) -> bool {
-    pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|condition| {
-        condition.type_ == "Ready" && condition.status == "True"
-    })
+    pod.status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn refusal(pod: &Pod) -> Option<String> {
-    let condition = pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == "PodScheduled")?;
-    (condition.status == "False").then(|| condition.message.clone()).flatten()
+    let condition = pod
+        .status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|condition| condition.type_ == "PodScheduled")?;
+    (condition.status == "False")
+        .then(|| condition.message.clone())
+        .flatten()
 }

@@ -1,5 +1,7 @@
 //! The model hub that tests talk to answers as the real one, and misbehaves as told. Needs no cluster.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::fs;
 
 use escadre_e2e::mirror::{Fault, Mirror};
@@ -39,13 +41,23 @@ async fn files_are_listed_with_a_revision_that_can_be_asked_for() {
     let (_root, mirror) = mirror().await;
     let answer = send(&mirror, Method::GET, "/api/models/someone/tiny/revision/main", None).await;
     let body: serde_json::Value = answer.json().await.unwrap();
-    let names: Vec<&str> =
-        body["siblings"].as_array().unwrap().iter().map(|file| file["rfilename"].as_str().unwrap()).collect();
+    let names: Vec<&str> = body["siblings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| file["rfilename"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["model.gguf", "nested/config.json"]);
     let sha = body["sha"].as_str().unwrap();
     assert_eq!(sha, mirror.revision("someone/tiny").unwrap());
     assert_eq!(sha.len(), 40);
-    let pinned = send(&mirror, Method::GET, &format!("/someone/tiny/resolve/{sha}/nested/config.json"), None).await;
+    let pinned = send(
+        &mirror,
+        Method::GET,
+        &format!("/someone/tiny/resolve/{sha}/nested/config.json"),
+        None,
+    )
+    .await;
     assert_eq!(header(&pinned, "x-repo-commit"), sha);
     assert_eq!(pinned.text().await.unwrap(), "{}");
 }
@@ -54,7 +66,10 @@ async fn files_are_listed_with_a_revision_that_can_be_asked_for() {
 async fn whole_files_and_ranges_are_served() {
     let (_root, mirror) = mirror().await;
     let head = send(&mirror, Method::HEAD, FILE, None).await;
-    assert_eq!((head.status(), header(&head, "content-length")), (StatusCode::OK, "100000"));
+    assert_eq!(
+        (head.status(), header(&head, "content-length")),
+        (StatusCode::OK, "100000")
+    );
     assert_eq!(header(&head, "x-linked-size"), "100000");
     assert_eq!(header(&head, "x-linked-etag").len(), 66);
     let whole = send(&mirror, Method::GET, FILE, None).await;
@@ -88,9 +103,15 @@ async fn what_is_not_there_answers_404_with_the_hubs_codes() {
 async fn faults_are_what_they_say() {
     let (_root, mirror) = mirror().await;
     mirror.set_fault(Some(Fault::NotFound));
-    assert_eq!(send(&mirror, Method::GET, FILE, None).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        send(&mirror, Method::GET, FILE, None).await.status(),
+        StatusCode::NOT_FOUND
+    );
     mirror.set_fault(Some(Fault::Error));
-    assert_eq!(send(&mirror, Method::GET, FILE, None).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        send(&mirror, Method::GET, FILE, None).await.status(),
+        StatusCode::INTERNAL_SERVER_ERROR
+    );
     mirror.set_fault(Some(Fault::Cut));
     let cut = send(&mirror, Method::GET, FILE, None).await;
     assert_eq!(cut.status(), StatusCode::OK);
@@ -100,7 +121,10 @@ async fn faults_are_what_they_say() {
     assert_eq!(wrong.iter().zip(CONTENT).filter(|(one, other)| one != other).count(), 1);
     mirror.set_fault(Some(Fault::Slow(200_000)));
     let started = std::time::Instant::now();
-    assert_eq!(send(&mirror, Method::GET, FILE, None).await.bytes().await.unwrap(), CONTENT);
+    assert_eq!(
+        send(&mirror, Method::GET, FILE, None).await.bytes().await.unwrap(),
+        CONTENT
+    );
     assert!(started.elapsed().as_millis() >= 400, "{:?}", started.elapsed());
 }
 
@@ -108,7 +132,10 @@ async fn faults_are_what_they_say() {
 async fn token_is_required_when_set() {
     let (_root, mirror) = mirror().await;
     mirror.set_token(Some("right".to_owned()));
-    assert_eq!(send(&mirror, Method::GET, FILE, None).await.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        send(&mirror, Method::GET, FILE, None).await.status(),
+        StatusCode::UNAUTHORIZED
+    );
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}{FILE}", mirror.endpoint());
     let answer = client.get(url).bearer_auth("right").send().await.unwrap();

@@ -1,5 +1,7 @@
 //! A whole node: pods really run, Services and names work, this machine reaches them through a forward.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -26,7 +28,8 @@ async fn node_runs_pods_that_find_services_by_name() {
 
     // The name server answers for the API server's own Service.
     let network = cluster.network();
-    let address = tokio::task::spawn_blocking(move || network.inside(|| ask_name("kubernetes.default.svc.cluster.local")));
+    let address =
+        tokio::task::spawn_blocking(move || network.inside(|| ask_name("kubernetes.default.svc.cluster.local")));
     assert_eq!(address.await.unwrap().unwrap(), [10, 96, 0, 1]);
 
     // The Service address leads to the API server, from this machine, through a forward.
@@ -49,9 +52,11 @@ async fn run_pause(namespace: &TestNamespace) {
     let pods: Api<Pod> = namespace.api();
     let mut pod = fixtures::pod("sleeper", "escadre.dev/pause:1");
     pod["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": "100m", "memory": "32Mi"}});
-    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap())
+        .await
+        .unwrap();
     let address = namespace
-        .await_condition("the pod to run", Duration::from_secs(60), async || {
+        .await_condition("the pod to run", Duration::from_mins(1), async || {
             let status = pods.get("sleeper").await?.status.unwrap_or_default();
             Ok(status.pod_ip.filter(|_| status.phase.as_deref() == Some("Running")))
         })
@@ -61,7 +66,7 @@ async fn run_pause(namespace: &TestNamespace) {
     pods.logs("sleeper", &kube::api::LogParams::default()).await.unwrap();
     pods.delete("sleeper", &DeleteParams::default()).await.unwrap();
     namespace
-        .await_condition("the pod to be gone", Duration::from_secs(60), async || {
+        .await_condition("the pod to be gone", Duration::from_mins(1), async || {
             Ok(pods.get_opt("sleeper").await?.is_none().then_some(()))
         })
         .await

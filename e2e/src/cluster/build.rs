@@ -85,7 +85,10 @@ fn existing(cache: &Cache, component: Component, go: &Go) -> Option<PathBuf> {
 }
 
 fn folder(cache: &Cache, component: Component, recipe: &Recipe, go: &Go) -> PathBuf {
-    cache.root().join("bin").join(format!("{}-{}", component.name(), recipe.key(&go.version)))
+    cache
+        .root()
+        .join("bin")
+        .join(format!("{}-{}", component.name(), recipe.key(&go.version)))
 }
 
 fn announce(missing: &[Component]) {
@@ -100,7 +103,11 @@ fn announce(missing: &[Component]) {
 }
 
 fn about(seconds: u32) -> String {
-    if seconds < 60 { format!("about {seconds} s") } else { format!("about {} min", (seconds + 30) / 60) }
+    if seconds < 60 {
+        format!("about {seconds} s")
+    } else {
+        format!("about {} min", (seconds + 30) / 60)
+    }
 }
 
 async fn build(cache: &Cache, component: Component, go: &Go, position: &str) -> Result<()> {
@@ -133,7 +140,10 @@ async fn build(cache: &Cache, component: Component, go: &Go, position: &str) -> 
         fs::remove_dir_all(&target).context("could not remove an incomplete build")?;
     }
     fs::rename(&temporary, &target).context("could not move a built program to its place")?;
-    eprintln!("{position} building {name} ... done in {} s", started.elapsed().as_secs());
+    eprintln!(
+        "{position} building {name} ... done in {} s",
+        started.elapsed().as_secs()
+    );
     Ok(())
 }
 
@@ -149,13 +159,17 @@ async fn run_go(go: &Go, source: &Path, recipe: &Recipe, arguments: &[String], l
         .context("could not run go")?;
     let started = Instant::now();
     let status = loop {
-        match tokio::time::timeout(Duration::from_secs(60), child.wait()).await {
+        match tokio::time::timeout(Duration::from_mins(1), child.wait()).await {
             Ok(status) => break status.context("could not wait for go")?,
             Err(_) => eprintln!("      still building {name}, {} s so far", started.elapsed().as_secs()),
         }
     };
     if !status.success() {
-        bail!("could not build {name}; the end of {} says:\n{}", log.display(), tail(log, 25));
+        bail!(
+            "could not build {name}; the end of {} says:\n{}",
+            log.display(),
+            tail(log, 25)
+        );
     }
     Ok(())
 }
@@ -203,8 +217,7 @@ async fn copy_stages(go: &Go, source: &Path, target: &Path) -> Result<()> {
     let mut stages = String::new();
     for stage in STAGES {
         let file = folder.join(stage);
-        let content =
-            fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
+        let content = fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
         stages.push_str("---\n");
         stages.push_str(&content);
     }

@@ -80,8 +80,8 @@ impl Certificates {
     pub(crate) fn write_kubeconfig(&self, name: &str, server: &str, context: &str, target: &Path) -> Result<()> {
         let data = |file: &str| -> Result<String> {
             let path = self.folder.join(file);
-            let content = fs::read(&path).with_context(|| format!("could not read {}", path.display()))?;
-            Ok(STANDARD.encode(content))
+            let bytes = fs::read(&path).with_context(|| format!("could not read {}", path.display()))?;
+            Ok(STANDARD.encode(bytes))
         };
         // JSON is YAML.
         let config = json!({
@@ -120,8 +120,11 @@ fn authority() -> Result<Authority> {
     let mut params = CertificateParams::new(Vec::<String>::new()).context("could not describe the authority")?;
     params.distinguished_name.push(DnType::CommonName, "escadre-testbed");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     CertifiedIssuer::self_signed(params, key).context("could not make the authority's certificate")
 }
 
@@ -139,7 +142,9 @@ fn sign(authority: &Authority, params: &mut CertificateParams) -> Result<(String
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().context("could not make a key")?;
-    let certificate = params.signed_by(&key, authority).context("could not sign a certificate")?;
+    let certificate = params
+        .signed_by(&key, authority)
+        .context("could not sign a certificate")?;
     Ok((certificate.pem(), key.serialize_pem()))
 }
 

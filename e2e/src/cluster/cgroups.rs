@@ -27,7 +27,9 @@ struct Hierarchy {
 
 impl Cgroups {
     pub(crate) fn of(cluster: &str) -> Self {
-        Self { name: format!("escadre-{cluster}") }
+        Self {
+            name: format!("escadre-{cluster}"),
+        }
     }
 
     /// The kubelet's `cgroupRoot`.
@@ -69,8 +71,11 @@ impl Cgroups {
             .collect();
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let left: Vec<ProcessId> =
-                folders.iter().flat_map(|folder| pids_below(folder)).filter_map(ProcessId::of).collect();
+            let left: Vec<ProcessId> = folders
+                .iter()
+                .flat_map(|folder| pids_below(folder))
+                .filter_map(ProcessId::of)
+                .collect();
             if !left.is_empty() {
                 end(&left, Duration::ZERO);
             }
@@ -78,7 +83,10 @@ impl Cgroups {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("could not remove the cgroup folders of {}: something still runs in them", self.name);
+                bail!(
+                    "could not remove the cgroup folders of {}: something still runs in them",
+                    self.name
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -138,7 +146,10 @@ fn parse_hierarchies(mounts: &str) -> Vec<Hierarchy> {
                 "cgroup2" => true,
                 _ => return None,
             };
-            Some(Hierarchy { mount: PathBuf::from(left.split_whitespace().nth(4)?), unified })
+            Some(Hierarchy {
+                mount: PathBuf::from(left.split_whitespace().nth(4)?),
+                unified,
+            })
         })
         .collect()
 }
@@ -165,8 +176,7 @@ fn pids_below(folder: &Path) -> Vec<i32> {
 
 /// Removes the folder and those below it; false when the kernel still holds one.
 fn remove_tree(folder: &Path) -> bool {
-    folders_below(folder).iter().all(|child| remove_tree(child))
-        && (fs::remove_dir(folder).is_ok() || !folder.exists())
+    folders_below(folder).iter().all(|child| remove_tree(child)) && (fs::remove_dir(folder).is_ok() || !folder.exists())
 }
 
 #[cfg(test)]
@@ -181,8 +191,14 @@ mod tests {
         assert_eq!(
             parse_hierarchies(mounts),
             [
-                Hierarchy { mount: "/sys/fs/cgroup/cpu".into(), unified: false },
-                Hierarchy { mount: "/sys/fs/cgroup/unified".into(), unified: true },
+                Hierarchy {
+                    mount: "/sys/fs/cgroup/cpu".into(),
+                    unified: false
+                },
+                Hierarchy {
+                    mount: "/sys/fs/cgroup/unified".into(),
+                    unified: true
+                },
             ]
         );
     }

@@ -21,23 +21,59 @@ impl Cluster {
         client_from(config_from(&self.inner_kubeconfig(), None).await?)
     }
 
-    /// An async runtime whose threads are all inside the cluster's network: what runs on it reaches pods and Services.
-    pub fn inner_runtime(&self) -> Result<Runtime> {
+    /// Threads inside the cluster's network, for async code that must reach pods and Services.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "only a thread of the runtime can panic, and only if the cluster goes away"
+    )]
+    pub fn inside(&self) -> Result<Inside> {
         let network = self.network();
+        // Here an error can still be returned; on the threads it cannot.
         network.inside(|| ())?;
-        Builder::new_multi_thread()
+        let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .on_thread_start(move || network.enter().expect("the namespace could be entered a moment ago"))
             .build()
-            .context("could not start an async runtime inside the cluster's network")
+            .context("could not start an async runtime inside the cluster's network")?;
+        Ok(Inside { runtime: Some(runtime) })
+    }
+}
+
+/// An async runtime whose threads are inside a cluster's network.
+#[derive(Debug)]
+pub struct Inside {
+    runtime: Option<Runtime>,
+}
+
+impl Inside {
+    /// Runs a future inside. Clients must be made in it as well: they belong to the runtime that made them.
+    pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        let runtime = self.runtime.as_ref().context("the runtime has ended")?;
+        // Spawned, never `block_on`: that would poll on the caller's thread, which is outside.
+        runtime
+            .spawn(work)
+            .await
+            .context("work inside the cluster's network panicked")
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // An ordinary drop waits, which async callers must not.
+            runtime.shutdown_background();
+        }
     }
 }
 
 /// The configuration in a kubeconfig file, for its current or the named context.
 pub(crate) async fn config_from(file: &Path, context: Option<&str>) -> Result<Config> {
     let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("could not read {}", file.display()))?;
-    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    let options = KubeConfigOptions {
+        context: context.map(str::to_owned),
+        ..KubeConfigOptions::default()
+    };
     Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
         .with_context(|| format!("{} does not describe a cluster", file.display()))

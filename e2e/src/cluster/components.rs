@@ -51,7 +51,6 @@ pub enum Component {
     Ctr,
     Runc,
     Bridge,
-    Loopback,
     HostLocal,
     Portmap,
     Coredns,
@@ -79,7 +78,7 @@ pub struct Recipe {
 
 impl Component {
     /// Everything, in the order in which building is cheapest.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 18] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -92,7 +91,6 @@ impl Component {
         Self::Ctr,
         Self::Runc,
         Self::Bridge,
-        Self::Loopback,
         Self::HostLocal,
         Self::Portmap,
         Self::Coredns,
@@ -102,11 +100,16 @@ impl Component {
     ];
 
     /// What a control plane needs.
-    pub const CONTROL_PLANE: [Self; 5] =
-        [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::KubeControllerManager, Self::KubeScheduler];
+    pub const CONTROL_PLANE: [Self; 5] = [
+        Self::KubeApiserver,
+        Self::Etcd,
+        Self::Kubectl,
+        Self::KubeControllerManager,
+        Self::KubeScheduler,
+    ];
 
     /// What a node needs besides the control plane.
-    pub const NODE: [Self; 12] = [
+    pub const NODE: [Self; 11] = [
         Self::Kubelet,
         Self::KubeProxy,
         Self::Containerd,
@@ -114,7 +117,6 @@ impl Component {
         Self::Ctr,
         Self::Runc,
         Self::Bridge,
-        Self::Loopback,
         Self::HostLocal,
         Self::Portmap,
         Self::Coredns,
@@ -136,7 +138,6 @@ impl Component {
             Self::Ctr => "ctr",
             Self::Runc => "runc",
             Self::Bridge => "bridge",
-            Self::Loopback => "loopback",
             Self::HostLocal => "host-local",
             Self::Portmap => "portmap",
             Self::Coredns => "coredns",
@@ -165,11 +166,12 @@ impl Component {
             Self::Containerd => containerd(name, 78),
             Self::ContainerdShimRuncV2 => containerd(name, 2),
             Self::Ctr => containerd(name, 5),
-            Self::Runc => {
-                Recipe { tags: "seccomp", cgo: true, ..plain(&RUNC, "github.com/opencontainers/runc", 15) }
-            }
+            Self::Runc => Recipe {
+                tags: "seccomp",
+                cgo: true,
+                ..plain(&RUNC, "github.com/opencontainers/runc", 15)
+            },
             Self::Bridge => cni("main/bridge", 4),
-            Self::Loopback => cni("main/loopback", 1),
             Self::HostLocal => cni("ipam/host-local", 1),
             Self::Portmap => cni("meta/portmap", 1),
             Self::Coredns => plain(&COREDNS, ".", 72),
@@ -194,7 +196,14 @@ impl Recipe {
         let mut hash = Sha256::new();
         let cgo = if self.cgo { "cgo" } else { "" };
         let flags = self.all_linker_flags();
-        for part in [go_version, std::env::consts::ARCH, &self.package, self.tags, &flags, cgo] {
+        for part in [
+            go_version,
+            std::env::consts::ARCH,
+            &self.package,
+            self.tags,
+            &flags,
+            cgo,
+        ] {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
@@ -211,10 +220,12 @@ impl Recipe {
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+            text
+        })
 }
 
 fn plain(module: &'static Module, package: &str, cold_seconds: u32) -> Recipe {
@@ -232,9 +243,7 @@ fn plain(module: &'static Module, package: &str, cold_seconds: u32) -> Recipe {
 fn kubernetes(program: &str, cold_seconds: u32) -> Recipe {
     let minor = KUBERNETES_VERSION.split('.').nth(1).unwrap_or_default();
     let flags = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"].map(|package| {
-        format!(
-            "-X {package}.gitVersion={KUBERNETES_VERSION} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}"
-        )
+        format!("-X {package}.gitVersion={KUBERNETES_VERSION} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}")
     });
     Recipe {
         linker_flags: flags.join(" "),
@@ -246,12 +255,20 @@ fn containerd(program: &str, cold_seconds: u32) -> Recipe {
     Recipe {
         tags: "no_btrfs no_devmapper no_zfs",
         linker_flags: "-X github.com/containerd/containerd/v2/version.Version=v2.4.2".to_owned(),
-        ..plain(&CONTAINERD, &format!("github.com/containerd/containerd/v2/cmd/{program}"), cold_seconds)
+        ..plain(
+            &CONTAINERD,
+            &format!("github.com/containerd/containerd/v2/cmd/{program}"),
+            cold_seconds,
+        )
     }
 }
 
 fn cni(plugin: &str, cold_seconds: u32) -> Recipe {
-    plain(&CNI, &format!("github.com/containernetworking/plugins/plugins/{plugin}"), cold_seconds)
+    plain(
+        &CNI,
+        &format!("github.com/containernetworking/plugins/plugins/{plugin}"),
+        cold_seconds,
+    )
 }
 
 #[cfg(test)]

@@ -18,17 +18,27 @@ impl Cluster {
         self.write_inner_kubeconfigs()?;
         self.start_component(Component::Etcd, self.etcd_arguments())?;
         self.wait("etcd", PATIENCE, async || {
-            let connected = self.network().inside(|| std::net::TcpStream::connect(("127.0.0.1", 2379)).is_ok())?;
+            let connected = self
+                .network()
+                .inside(|| std::net::TcpStream::connect(("127.0.0.1", 2379)).is_ok())?;
             Ok(connected.then_some(()))
         })
         .await?;
         self.start_component(Component::KubeApiserver, self.apiserver_arguments())?;
-        let api = Target::Address(format!("{NODE_ADDRESS}:{API_PORT}").parse().context("the API's address is wrong")?);
+        let api = Target::Address(
+            format!("{NODE_ADDRESS}:{API_PORT}")
+                .parse()
+                .context("the API's address is wrong")?,
+        );
         let forward = self.forward("api", "127.0.0.1:0", &api).await?;
         let server = format!("https://{}", forward.listen);
         let context = format!("escadre-{}", self.name());
-        self.certificates().write_kubeconfig("admin", &server, &context, &self.kubeconfig())?;
-        self.wait("the API server", PATIENCE, async || Ok(self.is_ready().await.then_some(()))).await?;
+        self.certificates()
+            .write_kubeconfig("admin", &server, &context, &self.kubeconfig())?;
+        self.wait("the API server", PATIENCE, async || {
+            Ok(self.is_ready().await.then_some(()))
+        })
+        .await?;
         // Not earlier: they end when the API server has not yet made the roles that they need.
         self.start_component(Component::KubeControllerManager, self.controller_manager_arguments())?;
         self.start_component(Component::KubeScheduler, self.scheduler_arguments())
@@ -37,7 +47,9 @@ impl Cluster {
     /// Whether the API server says that it is ready.
     pub async fn is_ready(&self) -> bool {
         let Ok(client) = self.client().await else { return false };
-        let Ok(request) = http::Request::get("/readyz").body(Vec::new()) else { return false };
+        let Ok(request) = http::Request::get("/readyz").body(Vec::new()) else {
+            return false;
+        };
         let answer = tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await;
         matches!(answer, Ok(Ok(text)) if text == "ok")
     }
@@ -45,7 +57,11 @@ impl Cluster {
     /// Pods are refused until the namespace's own account exists.
     pub(super) async fn await_default_account(&self) -> Result<()> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, "default");
-        self.wait("the controller manager", PATIENCE, async || Ok(accounts.get_opt("default").await?)).await.map(drop)
+        self.wait("the controller manager", PATIENCE, async || {
+            Ok(accounts.get_opt("default").await?)
+        })
+        .await
+        .map(drop)
     }
 
     fn write_inner_kubeconfigs(&self) -> Result<()> {
@@ -53,7 +69,14 @@ impl Cluster {
         let server = format!("https://{NODE_ADDRESS}:{API_PORT}");
         let context = format!("escadre-{}", self.name());
         certificates.write_kubeconfig("admin", &server, &context, &self.inner_kubeconfig())?;
-        for name in ["kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "coredns", "kwok"] {
+        for name in [
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            "kubelet",
+            "coredns",
+            "kwok",
+        ] {
             let file = self.component_kubeconfig(name);
             certificates.write_kubeconfig(name, &server, &context, file.as_ref())?;
         }
@@ -113,7 +136,10 @@ impl Cluster {
         arguments.extend([
             "--use-service-account-credentials=true".to_owned(),
             format!("--root-ca-file={}", certificates.path("ca.crt")),
-            format!("--service-account-private-key-file={}", certificates.path("service-accounts.key")),
+            format!(
+                "--service-account-private-key-file={}",
+                certificates.path("service-accounts.key")
+            ),
             format!("--cluster-signing-cert-file={}", certificates.path("ca.crt")),
             format!("--cluster-signing-key-file={}", certificates.path("ca.key")),
         ]);

@@ -53,7 +53,9 @@ pub(super) async fn packages(cache: &Cache, programs: &[&Path]) -> Result<Vec<Pa
         names.extend(packages_of(program)?);
     }
     if find_program("apt-get").is_none() || find_program("dpkg-deb").is_none() {
-        bail!("images need Debian's apt-get and dpkg-deb, which are not on this machine; build them with the Containerfile");
+        bail!(
+            "images need Debian's apt-get and dpkg-deb, which are not on this machine; build them with the Containerfile"
+        );
     }
     let _lock = cache.lock("debian").await?;
     let folder = cache.folder("debian")?;
@@ -88,7 +90,9 @@ pub(super) fn write_layer(packages: &[PathBuf], target: impl Write) -> Result<()
 pub(super) fn append_file(layer: &mut tar::Builder<impl Write>, path: &str, content: &[u8], mode: u32) -> Result<()> {
     let mut header = plain_header(mode);
     header.set_size(content.len() as u64);
-    layer.append_data(&mut header, path, content).with_context(|| format!("could not add {path} to a layer"))
+    layer
+        .append_data(&mut header, path, content)
+        .with_context(|| format!("could not add {path} to a layer"))
 }
 
 fn append_folder(layer: &mut tar::Builder<impl Write>, path: &str, mode: u32) -> Result<()> {
@@ -119,7 +123,12 @@ fn append_package(
     let mut archive = tar::Archive::new(&mut unpacked);
     for entry in archive.entries().context("could not read a package")? {
         let mut entry = entry.context("could not read a package")?;
-        let path: PathBuf = entry.path().context("could not read a package")?.components().filter(|part| matches!(part, std::path::Component::Normal(_))).collect();
+        let path: PathBuf = entry
+            .path()
+            .context("could not read a package")?
+            .components()
+            .filter(|part| matches!(part, std::path::Component::Normal(_)))
+            .collect();
         let kind = entry.header().entry_type();
         if !is_used(&path) || (kind.is_dir() && !written.insert(path.clone())) || path.as_os_str().is_empty() {
             continue;
@@ -135,7 +144,10 @@ fn append_package(
             header.set_size(content.len() as u64);
             layer.append_data(&mut header, &path, content.as_slice())
         } else if kind.is_symlink() {
-            let target = entry.link_name().context("could not read a package")?.context("a link without a target")?;
+            let target = entry
+                .link_name()
+                .context("could not read a package")?
+                .context("a link without a target")?;
             header.set_entry_type(tar::EntryType::Symlink);
             layer.append_link(&mut header, &path, &target)
         } else if kind.is_dir() {
@@ -166,7 +178,8 @@ fn unpack(package: &Path) -> Result<fs::File> {
     if !status.success() {
         bail!("{} cannot be unpacked; remove it and try again", package.display());
     }
-    file.seek(SeekFrom::Start(0)).context("could not rewind a temporary file")?;
+    file.seek(SeekFrom::Start(0))
+        .context("could not rewind a temporary file")?;
     Ok(file)
 }
 
@@ -176,7 +189,12 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
         .ok()?
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| path.file_name().and_then(|file| file.to_str()).is_some_and(|file| file.starts_with(&prefix) && file.ends_with(".deb")))
+        .find(|path| {
+            path.file_name()
+                .and_then(|file| file.to_str())
+                .is_some_and(|file| file.starts_with(&prefix))
+                && path.extension().is_some_and(|extension| extension == "deb")
+        })
 }
 
 async fn download(folder: &Path, name: &str) -> Result<()> {
@@ -205,13 +223,26 @@ async fn apt_get(folder: &Path, arguments: &[&str]) -> Result<bool> {
 
 /// Packages with the shared libraries that a program loads; the usual ones when it cannot be asked.
 fn packages_of(program: &Path) -> Result<BTreeSet<&'static str>> {
-    let Some(readelf) = find_program("readelf") else { return Ok(BTreeSet::new()) };
-    let output = StdCommand::new(readelf).arg("-d").arg(program).output().context("could not run readelf")?;
+    let Some(readelf) = find_program("readelf") else {
+        return Ok(BTreeSet::new());
+    };
+    let output = StdCommand::new(readelf)
+        .arg("-d")
+        .arg(program)
+        .output()
+        .context("could not run readelf")?;
     needed(&String::from_utf8_lossy(&output.stdout))
         .map(|library| {
-            LIBRARIES.iter().find(|(start, _)| library.starts_with(start)).map(|(_, package)| *package).with_context(
-                || format!("{} loads {library}, and no package with it is in the image", program.display()),
-            )
+            LIBRARIES
+                .iter()
+                .find(|(start, _)| library.starts_with(start))
+                .map(|(_, package)| *package)
+                .with_context(|| {
+                    format!(
+                        "{} loads {library}, and no package with it is in the image",
+                        program.display()
+                    )
+                })
         })
         .collect()
 }

@@ -45,10 +45,18 @@ impl FromStr for Target {
                 .map(Self::Address)
                 .with_context(|| format!("{text:?} is neither ADDRESS:PORT nor svc/NAMESPACE/NAME:PORT"));
         };
-        let parts = service.split_once('/').and_then(|(namespace, rest)| Some((namespace, rest.rsplit_once(':')?)));
-        let Some((namespace, (name, port))) = parts else { bail!("{text:?} is not svc/NAMESPACE/NAME:PORT") };
+        let parts = service
+            .split_once('/')
+            .and_then(|(namespace, rest)| Some((namespace, rest.rsplit_once(':')?)));
+        let Some((namespace, (name, port))) = parts else {
+            bail!("{text:?} is not svc/NAMESPACE/NAME:PORT")
+        };
         let port = port.parse().with_context(|| format!("{port:?} is not a port"))?;
-        Ok(Self::Service { namespace: namespace.to_owned(), name: name.to_owned(), port })
+        Ok(Self::Service {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            port,
+        })
     }
 }
 
@@ -98,16 +106,25 @@ impl Cluster {
         ]
         .map(str::to_owned)
         .to_vec();
-        let runs = self.processes().record(&daemon_name).is_some_and(|record| {
-            record.process.is_alive() && record.command.get(1..) == Some(&arguments[..])
-        });
+        let runs = self
+            .processes()
+            .record(&daemon_name)
+            .is_some_and(|record| record.process.is_alive() && record.command.get(1..) == Some(&arguments[..]));
         if !runs {
             let _missing = std::fs::remove_file(&file);
             let program = own_program()?;
             let environment = Vec::new();
-            self.start_daemon(&Daemon { name: &daemon_name, program: &program, arguments, environment, namespace: None })?;
+            self.start_daemon(&Daemon {
+                name: &daemon_name,
+                program: &program,
+                arguments,
+                environment,
+                namespace: None,
+            })?;
         }
-        let result = self.wait(&daemon_name, Duration::from_secs(20), async || Ok(read(&file))).await;
+        let result = self
+            .wait(&daemon_name, Duration::from_secs(20), async || Ok(read(&file)))
+            .await;
         if result.is_err() {
             // A forward that cannot start (its port is in use) must not make the whole cluster look broken.
             self.processes().stop(&daemon_name, Duration::ZERO);
@@ -143,9 +160,14 @@ pub fn serve(
     ready_file: Option<&Path>,
 ) -> Result<()> {
     let listener = StdTcpListener::bind(forward.listen).with_context(|| {
-        format!("could not listen on {}: is another program or cluster using that port?", forward.listen)
+        format!(
+            "could not listen on {}: is another program or cluster using that port?",
+            forward.listen
+        )
     })?;
-    listener.set_nonblocking(true).context("could not prepare the listening socket")?;
+    listener
+        .set_nonblocking(true)
+        .context("could not prepare the listening socket")?;
     forward.listen = listener.local_addr().context("could not read the listening address")?;
     // From here on every new socket, also those of the threads to come, is inside.
     network.enter()?;
@@ -179,7 +201,9 @@ async fn accept(listener: TcpListener, target: Target, inner_kubeconfig: &Path) 
             let copied = async {
                 let mut inside = connect(&target, client).await?;
                 inside.set_nodelay(true).context("could not set a socket option")?;
-                tokio::io::copy_bidirectional(&mut outside, &mut inside).await.context("the connection broke")
+                tokio::io::copy_bidirectional(&mut outside, &mut inside)
+                    .await
+                    .context("the connection broke")
             };
             if let Err(error) = copied.await {
                 eprintln!("{target}: {error:#}");
@@ -193,7 +217,10 @@ async fn connect(target: &Target, client: Option<Client>) -> Result<TcpStream> {
         (Target::Address(address), _) => address.to_string(),
         (Target::Service { namespace, name, port }, Some(client)) => {
             let services: Api<Service> = Api::namespaced(client, namespace);
-            let service = services.get(name).await.with_context(|| format!("could not find the Service {namespace}/{name}"))?;
+            let service = services
+                .get(name)
+                .await
+                .with_context(|| format!("could not find the Service {namespace}/{name}"))?;
             let address = service.spec.and_then(|spec| spec.cluster_ip).unwrap_or_default();
             format!("{address}:{port}")
         }

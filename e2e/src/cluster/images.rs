@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::Cluster;
 use super::components::hex;
 use super::debian;
 use super::paths::{Cache, write_atomically};
 use super::toolchain::find_program;
-use super::Cluster;
 
 /// Changes when the way an image is written changes, so that older files in the cache are not taken.
 const FORMAT: &str = "1";
@@ -56,8 +56,17 @@ struct Blob {
 impl Image {
     /// An image with one static program and nothing else.
     pub fn program(name: &str, source: &Path, target: &str) -> Self {
-        let program = ImageFile { source: source.to_owned(), target: target.to_owned() };
-        Self { name: name.to_owned(), program, files: Vec::new(), has_base: false, user: "65535:65535".to_owned() }
+        let program = ImageFile {
+            source: source.to_owned(),
+            target: target.to_owned(),
+        };
+        Self {
+            name: name.to_owned(),
+            program,
+            files: Vec::new(),
+            has_base: false,
+            user: "65535:65535".to_owned(),
+        }
     }
 
     /// An image with a program of ours in `/usr/local/bin`, which runs as an ordinary user.
@@ -67,7 +76,11 @@ impl Image {
             .and_then(|file_name| file_name.to_str())
             .with_context(|| format!("{} is not a program file", source.display()))?;
         let target = format!("/usr/local/bin/{file_name}");
-        Ok(Self { has_base: true, user: "65532:65532".to_owned(), ..Self::program(name, source, &target) })
+        Ok(Self {
+            has_base: true,
+            user: "65532:65532".to_owned(),
+            ..Self::program(name, source, &target)
+        })
     }
 
     /// Writes the image, or finds it in the cache, and returns the tar file.
@@ -76,8 +89,11 @@ impl Image {
             bail!("{} does not exist; build it first", self.program.source.display());
         }
         check_name(&self.name)?;
-        let packages =
-            if self.has_base { debian::packages(cache, &[&self.program.source]).await? } else { Vec::new() };
+        let packages = if self.has_base {
+            debian::packages(cache, &[&self.program.source]).await?
+        } else {
+            Vec::new()
+        };
         let (image, cache) = (self.clone(), cache.clone());
         tokio::task::spawn_blocking(move || image.write_blocking(&cache, &packages))
             .await
@@ -94,9 +110,13 @@ impl Image {
         let work = tempfile::tempdir_in(&folder).context("could not make a folder for an image")?;
         let mut layers = Vec::new();
         if self.has_base {
-            layers.push(write_blob(work.path(), "base", |file| debian::write_layer(packages, file))?);
+            layers.push(write_blob(work.path(), "base", |file| {
+                debian::write_layer(packages, file)
+            })?);
         }
-        layers.push(write_blob(work.path(), "program", |file| self.write_program_layer(work.path(), file))?);
+        layers.push(write_blob(work.path(), "program", |file| {
+            self.write_program_layer(work.path(), file)
+        })?);
         let unfinished = work.path().join("image.tar");
         self.write_layout(&layers, work.path(), &unfinished)?;
         remove_older(&folder, &stem);
@@ -197,11 +217,18 @@ impl Cluster {
             bail!("the cluster {} has no real node, so it holds no images", self.name());
         }
         let path = file.display().to_string();
-        self.output("ctr", &["--namespace=k8s.io", "images", "import", &path]).await?;
+        self.output("ctr", &["--namespace=k8s.io", "images", "import", &path])
+            .await?;
         // The kubelet sees an image once containerd's Kubernetes part has taken note of it, which it does afterwards.
-        let known = [format!("name=={name}"), "labels.\"io.cri-containerd.image\"==managed".to_owned()].join(",");
+        let known = [
+            format!("name=={name}"),
+            "labels.\"io.cri-containerd.image\"==managed".to_owned(),
+        ]
+        .join(",");
         self.wait("the image to be known", Duration::from_secs(20), async || {
-            let names = self.output("ctr", &["--namespace=k8s.io", "images", "ls", "--quiet", &known]).await?;
+            let names = self
+                .output("ctr", &["--namespace=k8s.io", "images", "ls", "--quiet", &known])
+                .await?;
             Ok(names.lines().any(|line| line == name).then_some(()))
         })
         .await
@@ -239,12 +266,18 @@ fn json_blob(folder: &Path, name: &str, content: &Value) -> Result<Blob> {
 fn describe_blob(file: PathBuf) -> Result<Blob> {
     let mut hash = Sha256::new();
     let size = io::copy(&mut File::open(&file)?, &mut HashWriter(&mut hash)).context("could not read a blob")?;
-    Ok(Blob { digest: format!("sha256:{}", hex(&hash.finalize())), size, file })
+    Ok(Blob {
+        digest: format!("sha256:{}", hex(&hash.finalize())),
+        size,
+        file,
+    })
 }
 
 /// The program without debug information, when the tool for that is here.
 fn stripped(program: &Path, work: &Path) -> Result<PathBuf> {
-    let Some(strip) = find_program("strip") else { return Ok(program.to_owned()) };
+    let Some(strip) = find_program("strip") else {
+        return Ok(program.to_owned());
+    };
     let target = work.join("stripped");
     let status = StdCommand::new(strip)
         .arg("-o")
@@ -261,7 +294,9 @@ fn stripped(program: &Path, work: &Path) -> Result<PathBuf> {
 fn remove_older(folder: &Path, stem: &str) {
     let prefix = format!("{stem}-");
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tar")) {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix))
+            && entry.path().extension().is_some_and(|extension| extension == "tar")
+        {
             let _gone = fs::remove_file(entry.path());
         }
     }
@@ -269,7 +304,10 @@ fn remove_older(folder: &Path, stem: &str) {
 
 fn check_name(name: &str) -> Result<()> {
     let tagged = name.rsplit_once(':').is_some_and(|(path, tag)| {
-        !tag.is_empty() && !tag.contains('/') && path.split('/').count() > 1 && path.split('/').all(|part| !part.is_empty())
+        !tag.is_empty()
+            && !tag.contains('/')
+            && path.split('/').count() > 1
+            && path.split('/').all(|part| !part.is_empty())
     });
     if !tagged {
         bail!("the image name {name:?} needs a host, a path and a tag, as in escadre.dev/runtime:0.1.0");
@@ -299,14 +337,24 @@ mod tests {
         let second = fs::read(image.write(&Cache::at(folder.path().join("b")).unwrap()).await.unwrap()).unwrap();
         assert_eq!(first, second);
         let mut archive = tar::Archive::new(first.as_slice());
-        let names: Vec<PathBuf> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+        let names: Vec<PathBuf> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().into_owned())
+            .collect();
         assert_eq!(names[..2], [PathBuf::from("oci-layout"), PathBuf::from("index.json")]);
         assert_eq!(names.len(), 5);
     }
 
     #[test]
     fn names_without_host_or_tag_are_rejected() {
-        for name in ["runtime", "runtime:1", "escadre.dev/runtime", "escadre.dev/runtime:", "escadre.dev//a:1"] {
+        for name in [
+            "runtime",
+            "runtime:1",
+            "escadre.dev/runtime",
+            "escadre.dev/runtime:",
+            "escadre.dev//a:1",
+        ] {
             check_name(name).unwrap_err();
         }
         check_name("escadre.dev/runtime:0.1.0").unwrap();

@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, bail};
 
 use super::cgroups::Cgroups;
 use super::mounts::unmount_below;
-use super::{Cache, Cluster, Component, Network, Options, Phase, Processes, Programs, State, build, check_name, toolchain};
+use super::{
+    Cache, Cluster, Component, Network, Options, Phase, Processes, Programs, State, build, check_name, toolchain,
+};
 
 /// The kernel's limit for the path of a socket is 108 bytes; containerd adds `.ttrpc`.
 const LONGEST_SOCKET_PATH: usize = 100;
@@ -37,7 +39,9 @@ pub async fn up(cache: &Cache, options: &Options) -> Result<Cluster> {
         Err(error) => {
             // The logs stay for the person; the next `up` or `down` removes them.
             if let Ok(Some(state)) = State::read(&folder) {
-                stop_everything(&folder, &state).await.context("could not clean up after a failed start")?;
+                stop_everything(&folder, &state)
+                    .await
+                    .context("could not clean up after a failed start")?;
             }
             Err(error)
         }
@@ -85,23 +89,32 @@ fn needed(options: &Options) -> Vec<Component> {
 
 /// The cluster as it stands, if everything of it runs; otherwise its remains are removed.
 async fn reuse(cache: &Cache, folder: &Path, options: &Options, programs: &Programs) -> Result<Option<Cluster>> {
-    let Some(state) = State::read(folder)? else { return Ok(None) };
+    let Some(state) = State::read(folder)? else {
+        return Ok(None);
+    };
     let name = &options.name;
-    let mut cluster = Cluster { cache: cache.clone(), folder: folder.to_owned(), state, programs: programs.clone() };
+    let mut cluster = Cluster {
+        cache: cache.clone(),
+        folder: folder.to_owned(),
+        state,
+        programs: programs.clone(),
+    };
     let dead = cluster.broken();
-    if cluster.state.phase == Phase::Up && cluster.state.node == options.node && Network::of(name).exists() {
-        if dead.is_empty() && cluster.is_ready().await {
-            cluster.link_programs()?;
-            cluster.start_fake_nodes(options).await?;
-            eprintln!("the cluster {name} is up already");
-            return Ok(Some(cluster));
-        }
+    let is_whole = cluster.state.phase == Phase::Up && cluster.state.node == options.node && dead.is_empty();
+    if is_whole && Network::of(name).exists() && cluster.is_ready().await {
+        cluster.link_programs()?;
+        cluster.start_fake_nodes(options).await?;
+        eprintln!("the cluster {name} is up already");
+        return Ok(Some(cluster));
     }
     let names: Vec<&str> = dead.iter().map(|record| record.name.as_str()).collect();
     if names.is_empty() {
         eprintln!("removing the remains of an earlier cluster {name}");
     } else {
-        eprintln!("removing the remains of an earlier cluster {name} (not running: {})", names.join(", "));
+        eprintln!(
+            "removing the remains of an earlier cluster {name} (not running: {})",
+            names.join(", ")
+        );
     }
     remove(folder).await?;
     Ok(None)
@@ -115,7 +128,10 @@ fn check_free(folder: &Path, name: &str) -> Result<()> {
     }
     let socket = folder.join("containerd.sock");
     if socket.as_os_str().as_bytes().len() > LONGEST_SOCKET_PATH {
-        bail!("the path {} is too long for a socket: set ESCADRE_CACHE to a shorter folder", socket.display());
+        bail!(
+            "the path {} is too long for a socket: set ESCADRE_CACHE to a shorter folder",
+            socket.display()
+        );
     }
     Ok(())
 }
@@ -127,7 +143,12 @@ async fn start(cache: &Cache, folder: &Path, options: &Options, programs: Progra
     fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
     let state = State::starting(options)?;
     state.write(folder)?;
-    let mut cluster = Cluster { cache: cache.clone(), folder: folder.to_owned(), state, programs };
+    let mut cluster = Cluster {
+        cache: cache.clone(),
+        folder: folder.to_owned(),
+        state,
+        programs,
+    };
     cluster.link_programs()?;
     cluster.network().create().await?;
     cluster.certificates().create()?;
@@ -141,14 +162,20 @@ async fn start(cache: &Cache, folder: &Path, options: &Options, programs: Progra
     cluster.await_default_account().await?;
     cluster.state.phase = Phase::Up;
     cluster.state.write(folder)?;
-    eprintln!("the cluster {name} is up after {:.1} s", started.elapsed().as_secs_f32());
+    eprintln!(
+        "the cluster {name} is up after {:.1} s",
+        started.elapsed().as_secs_f32()
+    );
     Ok(cluster)
 }
 
 /// Removes clusters whose owner is gone: a killed test leaves one when its guard was killed too.
 async fn sweep(cache: &Cache) {
     for state in list(cache).unwrap_or_default() {
-        if state.owner.is_some_and(|owner| state.is_of_another_boot() || !owner.is_alive()) {
+        if state
+            .owner
+            .is_some_and(|owner| state.is_of_another_boot() || !owner.is_alive())
+        {
             eprintln!("removing the cluster {}, whose owner is gone", state.name);
             if let Err(error) = down(cache, &state.name).await {
                 eprintln!("  {error:#}");
@@ -179,7 +206,9 @@ async fn stop_everything(folder: &Path, state: &State) -> Result<()> {
         super::node::remove_shim_sockets(folder);
         // Containers before containerd: their shims see them end and tidy up.
         let containers = cgroups.clone();
-        tokio::task::spawn_blocking(move || containers.remove()).await.context("a clean-up task panicked")??;
+        tokio::task::spawn_blocking(move || containers.remove())
+            .await
+            .context("a clean-up task panicked")??;
         tokio::task::spawn_blocking(move || processes.stop_all(Duration::from_millis(500)))
             .await
             .context("a clean-up task panicked")?;

@@ -32,6 +32,7 @@ use tokio::process::Command;
 
 pub use build::{Programs, ensure as ensure_programs};
 pub use certs::NODE_NAME;
+pub use client::Inside;
 pub use components::{Component, KUBERNETES_VERSION};
 pub use forward::{Forward, Target, serve as serve_forward};
 pub use images::{Image, ImageFile};
@@ -52,7 +53,7 @@ use process::Daemon;
 const API_PORT: u16 = 6443;
 
 /// Variables of the caller that would send a cluster's own traffic elsewhere.
-const FOREIGN_VARIABLES: [&str; 9] = [
+pub(crate) const FOREIGN_VARIABLES: [&str; 9] = [
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "ALL_PROXY",
@@ -79,10 +80,15 @@ impl Cluster {
         check_name(name)?;
         let folder = cache.clusters().join(name);
         match State::read(&folder)? {
-            Some(state) if state.phase == Phase::Up => {
-                Ok(Self { cache: cache.clone(), folder, state, programs: Programs::default() })
+            Some(state) if state.phase == Phase::Up => Ok(Self {
+                cache: cache.clone(),
+                folder,
+                state,
+                programs: Programs::default(),
+            }),
+            Some(_) => {
+                bail!("the cluster {name} did not finish starting; run `escadre-testbed up --name {name}` again")
             }
-            Some(_) => bail!("the cluster {name} did not finish starting; run `escadre-testbed up --name {name}` again"),
             None => bail!("there is no cluster {name}; start it with `escadre-testbed up --name {name}`"),
         }
     }
@@ -166,13 +172,21 @@ impl Cluster {
     /// The same program under the same name that still runs is left alone.
     pub fn start_process(&self, name: &str, program: &Path, arguments: Vec<String>) -> Result<()> {
         let network = self.network().file();
-        self.start_daemon(&Daemon { name, program, arguments, environment: self.environment(), namespace: Some(&network) })
+        self.start_daemon(&Daemon {
+            name,
+            program,
+            arguments,
+            environment: self.environment(),
+            namespace: Some(&network),
+        })
     }
 
     /// Waits until something inside the cluster's network listens on `address`; `name` is the process that should.
     pub async fn await_listening(&self, name: &str, address: &str) -> Result<()> {
         self.wait(name, Duration::from_secs(20), async || {
-            let connected = self.network().inside(|| std::net::TcpStream::connect(address).is_ok())?;
+            let connected = self
+                .network()
+                .inside(|| std::net::TcpStream::connect(address).is_ok())?;
             Ok(connected.then_some(()))
         })
         .await
@@ -182,7 +196,10 @@ impl Cluster {
     fn start_daemon(&self, daemon: &Daemon<'_>) -> Result<()> {
         let processes = self.processes();
         if let Some(record) = processes.record(daemon.name) {
-            let same = record.command.first().is_some_and(|first| Path::new(first) == daemon.program)
+            let same = record
+                .command
+                .first()
+                .is_some_and(|first| Path::new(first) == daemon.program)
                 && record.command[1..] == daemon.arguments[..];
             if same && record.process.is_alive() {
                 return Ok(());
@@ -197,7 +214,13 @@ impl Cluster {
         let program = self.programs.file(component)?;
         let network = self.network().file();
         let environment = self.environment();
-        self.start_daemon(&Daemon { name: component.name(), program, arguments, environment, namespace: Some(&network) })
+        self.start_daemon(&Daemon {
+            name: component.name(),
+            program,
+            arguments,
+            environment,
+            namespace: Some(&network),
+        })
     }
 
     fn environment(&self) -> Vec<(&'static str, String)> {
@@ -206,7 +229,10 @@ impl Cluster {
             folders.extend(std::env::split_paths(&path));
         }
         folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-        let path = std::env::join_paths(folders).unwrap_or_default().to_string_lossy().into_owned();
+        let path = std::env::join_paths(folders)
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let text = |path: PathBuf| path.display().to_string();
         vec![
             ("PATH", path),
@@ -257,7 +283,10 @@ impl Cluster {
                 return Ok(found);
             }
             let dead = self.processes().dead();
-            if let Some(dead) = dead.iter().find(|record| record.name == what || is_essential(&record.name)) {
+            if let Some(dead) = dead
+                .iter()
+                .find(|record| record.name == what || is_essential(&record.name))
+            {
                 bail!(
                     "{} ended while we waited for {what}; the end of its log:\n{}",
                     dead.name,

@@ -25,7 +25,7 @@ pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
 
 /// Whether a folder is on an overlay file system, as in most containers.
 pub(crate) fn is_on_overlay(folder: &Path) -> bool {
-    rustix::fs::statfs(folder).is_ok_and(|found| i64::from(found.f_type) == OVERLAY)
+    rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == OVERLAY)
 }
 
 fn points_below(mounts: &str, folder: &Path) -> Vec<PathBuf> {
@@ -44,7 +44,11 @@ mod tests {
 
     #[test]
     fn only_mounts_below_the_folder_are_found() {
-        let mounts = "1 0 0:1 / /a/b rw - ext4 x rw\n2 0 0:1 / /a/bc rw - ext4 x rw\n3 0 0:1 / /a/b/c\\040d rw - tmpfs x rw\n";
-        assert_eq!(points_below(mounts, Path::new("/a/b")), [PathBuf::from("/a/b"), PathBuf::from("/a/b/c d")]);
+        let mounts =
+            "1 0 0:1 / /a/b rw - ext4 x rw\n2 0 0:1 / /a/bc rw - ext4 x rw\n3 0 0:1 / /a/b/c\\040d rw - tmpfs x rw\n";
+        assert_eq!(
+            points_below(mounts, Path::new("/a/b")),
+            [PathBuf::from("/a/b"), PathBuf::from("/a/b/c d")]
+        );
     }
 }

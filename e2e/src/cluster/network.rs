@@ -32,7 +32,9 @@ pub struct Network {
 impl Network {
     /// The namespace of the cluster `cluster`; it need not exist.
     pub fn of(cluster: &str) -> Self {
-        Self { name: format!("escadre-{cluster}") }
+        Self {
+            name: format!("escadre-{cluster}"),
+        }
     }
 
     /// The file that names the namespace.
@@ -54,7 +56,16 @@ impl Network {
             &["addr", "add", &format!("{NODE_ADDRESS}/24"), "dev", "node0"],
             &["link", "set", "node0", "up"],
             // Programs look for the default route to learn the node's address; nobody answers behind it.
-            &["route", "add", "default", "via", "10.99.0.254", "dev", "node0", "onlink"],
+            &[
+                "route",
+                "add",
+                "default",
+                "via",
+                "10.99.0.254",
+                "dev",
+                "node0",
+                "onlink",
+            ],
             // Pods on fake nodes have addresses but no process: one server here can answer for all of them.
             &["route", "add", "local", FAKE_POD_RANGE, "dev", "lo"],
         ];
@@ -108,7 +119,10 @@ impl Network {
     /// A command that runs inside the namespace.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.file().display())).arg("--").arg(program);
+        command
+            .arg(format!("--net={}", self.file().display()))
+            .arg("--")
+            .arg(program);
         command
     }
 }
@@ -128,7 +142,11 @@ async fn ip(arguments: &[&str]) -> Result<()> {
         .await
         .context("could not run ip")?;
     if !output.status.success() {
-        bail!("`ip {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "`ip {}` failed: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -23,25 +23,37 @@ use super::network::{NODE_ADDRESS, POD_RANGE, has_bridge_filter};
 use super::{Cluster, Component};
 
 /// From the kubelet's start a free machine needs 5 s.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Domain of the cluster's names.
 const DOMAIN: &str = "cluster.local";
 
 /// The CNI plugins, linked under the names that the network configuration calls.
-const PLUGINS: [Component; 4] = [Component::Bridge, Component::Loopback, Component::HostLocal, Component::Portmap];
+const PLUGINS: [Component; 3] = [Component::Bridge, Component::HostLocal, Component::Portmap];
 
 impl Cluster {
     pub(super) async fn start_node(&self) -> Result<()> {
         Cgroups::of(self.name()).create()?;
         let node = self.folder.join("node");
-        for folder in ["cni", "kubelet", "pod-logs", "containerd", "containerd-state", "opt", "plugins"] {
-            fs::create_dir_all(node.join(folder)).with_context(|| format!("could not make the node's folder {folder}"))?;
+        for folder in [
+            "cni",
+            "kubelet",
+            "pod-logs",
+            "containerd",
+            "containerd-state",
+            "opt",
+            "plugins",
+        ] {
+            fs::create_dir_all(node.join(folder))
+                .with_context(|| format!("could not make the node's folder {folder}"))?;
         }
         self.write_node_files(&node)?;
         let containerd = vec![format!("--config={}", node.join("containerd.toml").display())];
         self.start_component(Component::Containerd, containerd)?;
-        self.wait("containerd", PATIENCE, async || Ok(UnixStream::connect(self.containerd_socket()).ok())).await?;
+        self.wait("containerd", PATIENCE, async || {
+            Ok(UnixStream::connect(self.containerd_socket()).ok())
+        })
+        .await?;
         let pause = Image::program("escadre.dev/pause:1", self.programs.file(Component::Pause)?, "/pause");
         self.load_image(&pause).await?;
         self.start_component(Component::Kubelet, self.kubelet_arguments(&node))?;
@@ -65,7 +77,11 @@ impl Cluster {
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:coredns"}],
         });
         bindings
-            .patch("escadre-testbed:coredns", &PatchParams::apply("escadre-testbed").force(), &Patch::Apply(&binding))
+            .patch(
+                "escadre-testbed:coredns",
+                &PatchParams::apply("escadre-testbed").force(),
+                &Patch::Apply(&binding),
+            )
             .await
             .context("could not let the cluster's DNS read Services")?;
         let arguments = vec!["-conf".to_owned(), node.join("Corefile").display().to_string()];
@@ -134,6 +150,7 @@ netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{plugins}"]
 conf_dir = "{cni}"
+use_internal_loopback = true
 
 [plugins."io.containerd.cri.v1.runtime".containerd]
 default_runtime_name = "runc"
@@ -260,9 +277,16 @@ fn is_node_ready(node: &Node) -> bool {
 pub(super) fn remove_shim_sockets(folder: &Path) {
     let tasks = folder.join("node/containerd-state/io.containerd.runtime.v2.task/k8s.io");
     for entry in fs::read_dir(tasks).into_iter().flatten().flatten() {
-        let Ok(content) = fs::read(entry.path().join("bootstrap.json")) else { continue };
-        let Ok(bootstrap) = serde_json::from_slice::<serde_json::Value>(&content) else { continue };
-        if let Some(socket) = bootstrap["address"].as_str().and_then(|address| address.strip_prefix("unix://")) {
+        let Ok(content) = fs::read(entry.path().join("bootstrap.json")) else {
+            continue;
+        };
+        let Ok(bootstrap) = serde_json::from_slice::<serde_json::Value>(&content) else {
+            continue;
+        };
+        if let Some(socket) = bootstrap["address"]
+            .as_str()
+            .and_then(|address| address.strip_prefix("unix://"))
+        {
             let _gone = fs::remove_file(socket);
         }
     }

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use super::FOREIGN_VARIABLES;
 use super::paths::write_atomically;
 
 /// Environment variable that marks a process as part of a cluster.
@@ -39,7 +40,10 @@ impl ProcessId {
         if matches!(state, "Z" | "X") {
             return None;
         }
-        Some(Self { pid, start_ticks: fields.get(19)?.parse().ok()? })
+        Some(Self {
+            pid,
+            start_ticks: fields.get(19)?.parse().ok()?,
+        })
     }
 
     /// This process.
@@ -97,7 +101,10 @@ pub(crate) struct Daemon<'a> {
 impl Processes {
     /// Those of the cluster in `folder` with the given identity.
     pub(crate) fn new(folder: &Path, identity: &str) -> Self {
-        Self { folder: folder.to_owned(), identity: identity.to_owned() }
+        Self {
+            folder: folder.to_owned(),
+            identity: identity.to_owned(),
+        }
     }
 
     /// The log file of a process.
@@ -142,14 +149,20 @@ impl Processes {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
+        for foreign in FOREIGN_VARIABLES {
+            command.env_remove(foreign);
+        }
         let child = command.spawn().with_context(|| format!("could not start {name}"))?;
         let pid = i32::try_from(child.id()).context("a process id is out of range")?;
-        let process = ProcessId::of(pid).with_context(|| {
-            format!("{name} ended at once:\n{}", super::paths::tail(&log, 20))
-        })?;
+        let process =
+            ProcessId::of(pid).with_context(|| format!("{name} ended at once:\n{}", super::paths::tail(&log, 20)))?;
         let mut words = vec![daemon.program.display().to_string()];
         words.extend(daemon.arguments.iter().cloned());
-        let record = Record { name: name.to_owned(), process, command: words };
+        let record = Record {
+            name: name.to_owned(),
+            process,
+            command: words,
+        };
         write_atomically(&self.record_file(name), serde_json::to_vec_pretty(&record)?)?;
         Ok(record)
     }
@@ -174,7 +187,10 @@ impl Processes {
 
     /// Records whose process has ended.
     pub fn dead(&self) -> Vec<Record> {
-        self.records().into_iter().filter(|record| !record.process.is_alive()).collect()
+        self.records()
+            .into_iter()
+            .filter(|record| !record.process.is_alive())
+            .collect()
     }
 
     /// Ends one process, politely first, and forgets it.
@@ -265,7 +281,12 @@ pub(crate) fn own_program() -> Result<PathBuf> {
         .take(2)
         .map(|folder| folder.join(NAME))
         .find(|file| file.is_file())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "escadre-testbed is not built beside this program"))
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "escadre-testbed is not built beside this program",
+            )
+        })
         .with_context(|| format!("run `cargo build -p escadre-e2e` first ({})", current.display()))
 }
 
@@ -277,7 +298,13 @@ mod tests {
     fn own_process_is_alive_and_a_wrong_start_time_is_not() {
         let own = ProcessId::own().unwrap();
         assert!(own.is_alive());
-        assert!(!ProcessId { start_ticks: own.start_ticks + 1, ..own }.is_alive());
+        assert!(
+            !ProcessId {
+                start_ticks: own.start_ticks + 1,
+                ..own
+            }
+            .is_alive()
+        );
     }
 
     #[test]

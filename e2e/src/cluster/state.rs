@@ -31,7 +31,13 @@ impl Options {
     /// A cluster with a real node and no fake ones.
     pub fn named(name: &str) -> Result<Self> {
         check_name(name)?;
-        Ok(Self { name: name.to_owned(), node: true, fake_nodes: 0, gpus: 8, owner: None })
+        Ok(Self {
+            name: name.to_owned(),
+            node: true,
+            fake_nodes: 0,
+            gpus: 8,
+            owner: None,
+        })
     }
 }
 
@@ -84,7 +90,9 @@ impl State {
             return Ok(None);
         }
         let content = fs::read(&file).with_context(|| format!("could not read {}", file.display()))?;
-        serde_json::from_slice(&content).map(Some).with_context(|| format!("{} is not a state file", file.display()))
+        serde_json::from_slice(&content)
+            .map(Some)
+            .with_context(|| format!("{} is not a state file", file.display()))
     }
 
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
@@ -115,7 +123,10 @@ pub fn check_name(name: &str) -> Result<()> {
 
 fn kernel_identity(name: &str) -> Result<String> {
     let path = format!("/proc/sys/kernel/random/{name}");
-    Ok(fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?.trim().to_owned())
+    Ok(fs::read_to_string(&path)
+        .with_context(|| format!("could not read {path}"))?
+        .trim()
+        .to_owned())
 }
 
 #[cfg(test)]

