@@ -23,7 +23,9 @@ use crate::runtime_status::StatusClient;
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
     // Both HTTP clients use rustls; one provider of cryptography for the process. An embedding program may have one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::try_default().await.context("cannot find the cluster: no kubeconfig and no service account")?;
+    let client = Client::try_default()
+        .await
+        .context("cannot find the cluster: no kubeconfig and no service account")?;
     run_with(client, args, shutdown).await
 }
 
@@ -36,12 +38,18 @@ pub async fn run_with(
     args: Args,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(args.admin_address)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another --admin-address", args.admin_address))?;
+    let listener = TcpListener::bind(args.admin_address).await.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another --admin-address",
+            args.admin_address
+        )
+    })?;
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::default();
-    let reporter = Reporter { controller: "escadre.dev/operator".to_owned(), instance: None };
+    let reporter = Reporter {
+        controller: "escadre.dev/operator".to_owned(),
+        instance: None,
+    };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,

@@ -25,7 +25,10 @@ impl Backoff {
 
     /// Forgets the failures of an object.
     pub fn succeeded(&self, object: &str) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(object);
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(object);
     }
 }
 

@@ -4,11 +4,11 @@ pub mod apply;
 pub mod build;
 pub mod diagnose;
 pub mod events;
+#[cfg(test)]
+mod fixtures;
 pub mod observe;
 pub mod plan;
 pub mod revision;
-#[cfg(test)]
-mod fixtures;
 pub mod status;
 pub mod validate;
 
@@ -84,7 +84,9 @@ impl Outcome {
     fn into_action(self, next_look: Option<Duration>) -> Result<Action, Error> {
         match self {
             Self::Failed { error, .. } => Err(Error::Apply(error)),
-            Self::Rejected(_) | Self::Applied { .. } => Ok(next_look.map_or_else(Action::await_change, Action::requeue)),
+            Self::Rejected(_) | Self::Applied { .. } => {
+                Ok(next_look.map_or_else(Action::await_change, Action::requeue))
+            }
         }
     }
 }
@@ -107,12 +109,21 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
             let children = build::build(&valid, &plan);
             let valid = Box::new(valid);
             match apply::apply(&ctx, children).await {
-                Ok(children) => Outcome::Applied { valid, plan, children: Box::new(children) },
-                Err(error) => Outcome::Failed { valid, error: Box::new(error) },
+                Ok(children) => Outcome::Applied {
+                    valid,
+                    plan,
+                    children: Box::new(children),
+                },
+                Err(error) => Outcome::Failed {
+                    valid,
+                    error: Box::new(error),
+                },
             }
         }
     };
-    let next_look = status::write(&ctx, object, &observed, &outcome).await.map_err(Error::Status)?;
+    let next_look = status::write(&ctx, object, &observed, &outcome)
+        .await
+        .map_err(Error::Status)?;
     outcome.into_action(next_look)
 }
 
@@ -133,7 +144,11 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
 }
 
 fn key(object: &DeserializeGuard<LlmDeployment>) -> String {
-    format!("{}/{}", object.meta().namespace.as_deref().unwrap_or_default(), object.meta().name.as_deref().unwrap_or_default())
+    format!(
+        "{}/{}",
+        object.meta().namespace.as_deref().unwrap_or_default(),
+        object.meta().name.as_deref().unwrap_or_default()
+    )
 }
 
 /// What to do after a failed pass.

@@ -87,7 +87,10 @@ impl Intent {
         let mut text = String::new();
         canonical(&value, &mut text);
         let hash = Sha256::digest(text.as_bytes());
-        let name = hash.iter().take(LENGTH).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
+        let name = hash
+            .iter()
+            .take(LENGTH)
+            .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
         Revision(name.collect())
     }
 }
@@ -152,8 +155,14 @@ impl StoredRevision {
         let name = names::revision_name(deployment, revision.as_str());
         let found = revisions.iter().find(|one| one.name_any() == name)?;
         Some(Self {
-            identity: Identity { name, uid: found.uid().unwrap_or_default() },
-            record: found.data.as_ref().and_then(|data| serde_json::from_value(data.0.clone()).ok()),
+            identity: Identity {
+                name,
+                uid: found.uid().unwrap_or_default(),
+            },
+            record: found
+                .data
+                .as_ref()
+                .and_then(|data| serde_json::from_value(data.0.clone()).ok()),
         })
     }
 }
@@ -184,10 +193,19 @@ mod tests {
     #[test]
     fn every_part_of_the_intent_makes_another_revision() {
         let base = intent().revision_name();
-        let digest = Intent { digest: format!("sha256:{}", "b".repeat(64)), ..intent() };
-        let name = Intent { served_name: "other".to_owned(), ..intent() };
+        let digest = Intent {
+            digest: format!("sha256:{}", "b".repeat(64)),
+            ..intent()
+        };
+        let name = Intent {
+            served_name: "other".to_owned(),
+            ..intent()
+        };
         let context = Intent {
-            runtime: Some(RuntimeSpec { max_context: Some(7), ..RuntimeSpec::default() }),
+            runtime: Some(RuntimeSpec {
+                max_context: Some(7),
+                ..RuntimeSpec::default()
+            }),
             ..intent()
         };
         for other in [digest, name, context] {
@@ -199,6 +217,10 @@ mod tests {
     fn revision_name_is_eight_plain_characters() {
         let name = intent().revision_name();
         assert_eq!(name.as_str().len(), LENGTH);
-        assert!(name.as_str().bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()));
+        assert!(
+            name.as_str()
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        );
     }
 }

@@ -21,7 +21,9 @@ pub(super) fn build_record(valid: &Valid, record: &Record) -> ControllerRevision
             ..ObjectMeta::default()
         },
         // A pod template is made of types that can always be written as JSON.
-        data: Some(RawExtension(serde_json::to_value(record).expect("a record can always be written as JSON"))),
+        data: Some(RawExtension(
+            serde_json::to_value(record).expect("a record can always be written as JSON"),
+        )),
         revision: valid.next_number,
     }
 }
