@@ -178,11 +178,8 @@ mod tests {
     #[test]
     fn chart_template_is_the_crd() {
         let template = chart_template().unwrap();
-        let yaml: String = template
-            .lines()
-            .filter(|line| !line.starts_with("{{"))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let lines: Vec<&str> = template.lines().filter(|line| !line.starts_with("{{")).collect();
+        let yaml = lines.join("\n");
         let parsed: Value = serde_saphyr::from_str(&yaml).unwrap();
         assert_eq!(parsed, serde_json::to_value(LlmDeployment::crd()).unwrap());
     }

@@ -1,4 +1,4 @@
-//! Numbers about the operator itself, in the OpenMetrics text format. Labels are closed sets: no object names.
+//! Numbers about the operator itself, in the `OpenMetrics` text format. Labels are closed sets: no object names.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;

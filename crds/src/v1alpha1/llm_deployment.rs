@@ -179,7 +179,7 @@ pub struct RuntimeSpec {
 }
 
 /// A quantity above zero. A whole number may come without quotes.
-const QUANTITY: &str = "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))";
+const QUANTITY: &str = "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))";
 
 /// Resources of each pod.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

@@ -45,7 +45,7 @@ pub enum Error {
         name: String,
         /// What does not fit.
         #[source]
-        source: InvalidObject,
+        source: Box<InvalidObject>,
     },
     /// A read failed.
     #[error("could not observe the world")]
@@ -95,7 +95,7 @@ impl Outcome {
 async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
     let object = object.0.as_ref().map_err(|source| Error::Invalid {
         name: source.metadata.name.clone().unwrap_or_default(),
-        source: source.clone(),
+        source: Box::new(source.clone()),
     })?;
     if object.meta().deletion_timestamp.is_some() {
         // Children go by their owner references; making new ones would keep the object from going.
@@ -131,7 +131,7 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
 async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
     let name = key(&object);
     let started = Instant::now();
-    let result = reconcile(object, Arc::clone(&ctx)).await;
+    let result = Box::pin(reconcile(object, Arc::clone(&ctx))).await;
     let outcome = match &result {
         Ok(_) => {
             ctx.backoff.succeeded(&name);

@@ -82,11 +82,7 @@ const LENGTH: usize = 8;
 impl Intent {
     /// The name of the revision that this intent makes: equal intents, equal names, in every version of the operator.
     pub fn revision_name(&self) -> Revision {
-        // An intent is made of strings, numbers and maps with string keys.
-        let value = serde_json::to_value(self).expect("an intent can always be written as JSON");
-        let mut text = String::new();
-        canonical(&value, &mut text);
-        let hash = Sha256::digest(text.as_bytes());
+        let hash = hash(&json(self));
         let name = hash
             .iter()
             .take(LENGTH)
@@ -122,12 +118,24 @@ fn canonical(value: &Value, text: &mut String) {
     }
 }
 
-/// A short digest of any value, for annotations.
-pub fn fingerprint(value: &Value) -> String {
+/// Our own types as JSON: they are made of strings, numbers, lists and maps with string keys.
+pub(super) fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("our types can always be written as JSON")
+}
+
+fn hash(value: &Value) -> Vec<u8> {
     let mut text = String::new();
     canonical(value, &mut text);
-    let hash = Sha256::digest(text.as_bytes());
-    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text.as_bytes()).to_vec()
+}
+
+/// A short digest of any value, for annotations: 64 bits in hexadecimal.
+pub fn fingerprint(value: &Value) -> String {
+    let first = hash(value)
+        .into_iter()
+        .take(8)
+        .fold(0, |number: u64, byte| number << 8 | u64::from(byte));
+    format!("{first:016x}")
 }
 
 /// What is kept of a revision, in the `data` of a `ControllerRevision`.

@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 
-use super::super::revision::Record;
+use super::super::revision::{Record, json};
 use super::super::validate::Valid;
 
 /// Builds the record.

@@ -9,19 +9,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
-use super::super::revision::fingerprint;
+use super::super::revision::{fingerprint, json};
 use super::super::validate::Valid;
 
 /// Builds the Service. `None`: the one that is there is as it should be.
 pub(super) fn build_service(valid: &Valid) -> Option<Service> {
     let mut wanted = desired(valid);
     // What is applied is written down beside it, so that a field that we leave out now is noticed and taken back.
-    let json = serde_json::to_value(&wanted).expect("a Service can always be written as JSON");
+    let applied = fingerprint(&json(&wanted));
     wanted
         .metadata
         .annotations
         .get_or_insert_default()
-        .insert(names::ANNOTATION_APPLIED.to_owned(), fingerprint(&json));
+        .insert(names::ANNOTATION_APPLIED.to_owned(), applied);
     let is_there = valid
         .service_before
         .as_ref()
@@ -69,9 +69,7 @@ fn is_applied(before: &Service, wanted: &Service) -> bool {
     if selector(before) != selector(wanted) {
         return false;
     }
-    let before = serde_json::to_value(before).expect("a Service can always be written as JSON");
-    let wanted = serde_json::to_value(wanted).expect("a Service can always be written as JSON");
-    contains(&before, &wanted)
+    contains(&json(before), &json(wanted))
 }
 
 /// Whether everything in `wanted` is in `there` with the same value. What the API server or others added is ignored.

@@ -37,7 +37,7 @@ const STABLE: Duration = Duration::from_secs(20);
 /// After the API server refused a pod: a quota changes without an event that we see.
 const REFUSED: Duration = Duration::from_secs(10);
 /// Without pods: only a safety net under the watches.
-const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_mins(10);
 
 /// Status could not be written.
 #[derive(Debug, thiserror::Error)]
