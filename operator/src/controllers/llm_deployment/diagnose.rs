@@ -7,6 +7,7 @@ use escadre_crds::condition::{AnyReason, ConditionType, Reason, classify_runtime
 use escadre_crds::names;
 use escadre_crds::v1alpha1::LastFailure;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 
 use super::observe::{ObservedPod, Report};
@@ -83,8 +84,8 @@ pub fn diagnose(observed: &ObservedPod, wanted: Option<&str>) -> Diagnosis {
             .or_else(|| unreachable(pod, &observed.report, wanted))
     };
     let has_restarted = runtime.is_some_and(|runtime| runtime.restart_count > 0);
-    let was_ready =
-        is_ready(pod) || said.is_some_and(|said| matches!(said.stage, Some(Stage::Ready | Stage::Draining)));
+    let says_ready = said.is_some_and(|said| matches!(said.stage, Some(Stage::Ready | Stage::Draining)));
+    let was_ready = is_ready(pod) || says_ready || is_lost(status) || lost_readiness(status);
     Diagnosis {
         progress: progress(status, said, is_fetched, is_serving),
         problem,
@@ -154,9 +155,7 @@ fn whole_pod(pod: &Pod, status: &PodStatus) -> Option<Problem> {
             message: format!("pod {name} has no node: {words}"),
         });
     }
-    let is_lost = condition(status, "Ready").is_some_and(|(status, ..)| status == "Unknown")
-        || status.reason.as_deref() == Some("NodeLost");
-    is_lost.then(|| {
+    is_lost(status).then(|| {
         let node = pod
             .spec
             .as_ref()
@@ -167,6 +166,29 @@ fn whole_pod(pod: &Pod, status: &PodStatus) -> Option<Problem> {
             format!("pod {name} is on node {node}, which does not answer; see `kubectl describe node {node}`"),
         )
     })
+}
+
+/// Whether the pod's node does not answer: the kubelet said that every container is ready and was not heard again,
+/// the cluster has marked the pod as not ready in its place.
+fn is_lost(status: &PodStatus) -> bool {
+    let is = |name: &str, wanted: &str| condition(status, name).is_some_and(|(status, ..)| status == wanted);
+    is("Ready", "Unknown") || (is("Ready", "False") && is("ContainersReady", "True"))
+}
+
+/// Whether the pod was ready once and is no longer: a pod that never was has been unready since it started.
+fn lost_readiness(status: &PodStatus) -> bool {
+    /// A kubelet reports the first time within a moment; a model does not load within it.
+    const MOMENT: SignedDuration = SignedDuration::from_secs(10);
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|one| one.type_ == "Ready" && one.status == "False");
+    let changed = ready.and_then(|ready| ready.last_transition_time.as_ref());
+    match (changed, status.start_time.as_ref()) {
+        (Some(changed), Some(started)) => changed.0.duration_since(started.0) > MOMENT,
+        (Some(_) | None, _) => false,
+    }
 }
 
 fn available(reason: Reason, message: String) -> Problem {

@@ -126,6 +126,13 @@ impl PodFixture {
         self
     }
 
+    /// Sets a condition of the pod, and since when it is so.
+    pub(super) fn condition_since(mut self, type_: &str, status: &str, since: Timestamp) -> Self {
+        let condition = json!({"type": type_, "status": status, "lastTransitionTime": since.to_string()});
+        self.pod["status"]["conditions"].as_array_mut().unwrap().push(condition);
+        self
+    }
+
     /// It has a node.
     pub(super) fn scheduled(self) -> Self {
         self.condition("PodScheduled", "True", "", "")
@@ -141,9 +148,9 @@ impl PodFixture {
         self.container("containerStatuses", "runtime", state, last, restarts)
     }
 
-    fn container(mut self, list: &str, name: &str, state: &Value, last: &Value, restarts: i32) -> Self {
+    fn container(mut self, field: &str, name: &str, state: &Value, last: &Value, restarts: i32) -> Self {
         let status = json!({"name": name, "image": "i:1", "imageID": "", "ready": false, "restartCount": restarts, "state": state, "lastState": last});
-        self.pod["status"][list].as_array_mut().unwrap().push(status);
+        self.pod["status"][field].as_array_mut().unwrap().push(status);
         self
     }
 

@@ -20,10 +20,7 @@ pub(super) fn build_record(valid: &Valid, record: &Record) -> ControllerRevision
             owner_references: Some(vec![valid.owner.clone()]),
             ..ObjectMeta::default()
         },
-        // A pod template is made of types that can always be written as JSON.
-        data: Some(RawExtension(
-            serde_json::to_value(record).expect("a record can always be written as JSON"),
-        )),
+        data: Some(RawExtension(json(record))),
         revision: valid.next_number,
     }
 }

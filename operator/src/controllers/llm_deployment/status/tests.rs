@@ -231,15 +231,15 @@ fn download_shows_its_progress() {
 fn source_that_does_not_answer_stays_visible_between_attempts() {
     let object = solo();
     let words = r#"{"reason":"SourceUnavailable","message":"https://h answered 404"}"#;
-    let states = [
+    let attempts = [
         waiting("CrashLoopBackOff", "back-off"),
         json!({"running": {}}),
         ended(1, "Error", words),
     ];
-    for state in states {
+    for attempt in attempts {
         let pod = PodFixture::new(&object, 0)
             .scheduled()
-            .fetch(&state, &ended(1, "Error", words), 3)
+            .fetch(&attempt, &ended(1, "Error", words), 3)
             .says(&json!({"stage": "Fetching"}));
         let status = status_of(&object, vec![pod.done()]);
         says(
@@ -432,17 +432,39 @@ fn silent_runtime_is_unreachable() {
 #[test]
 fn lost_node_is_named() {
     let object = solo();
-    let pod = PodFixture::new(&object, 0)
-        .scheduled()
-        .condition("Ready", "Unknown", "NodeStatusUnknown", "")
-        .silent();
-    says(
-        &status_of(&object, vec![pod.done()]),
-        ConditionType::Available,
-        ("False", "NodeLost"),
-        "NodeLost",
-        "node-9",
-    );
+    for (ready, containers) in [("Unknown", "True"), ("False", "True")] {
+        let pod = PodFixture::new(&object, 0)
+            .scheduled()
+            .condition("Ready", ready, "", "")
+            .condition("ContainersReady", containers, "", "")
+            .silent();
+        let status = status_of(&object, vec![pod.done()]);
+        says(
+            &status,
+            ConditionType::Available,
+            ("False", "NodeLost"),
+            "NodeLost",
+            "node-9",
+        );
+    }
+}
+
+#[test]
+fn pod_that_lost_its_readiness_lowers_ready() {
+    let object = reached(&json!({"replicas": 2}), 2);
+    let judge_with = |unready_since: i64| {
+        let pod = PodFixture::new(&object, 1)
+            .scheduled()
+            .fetch(&json!({"terminated": {"exitCode": 0}}), &json!({}), 0)
+            .runtime(&json!({"running": {}}), &json!({}), 0)
+            .set("status.startTime", json!(at(1).to_string()))
+            .condition_since("Ready", "False", at(unready_since))
+            .silent();
+        let pods = vec![PodFixture::new(&object, 0).serving().done(), pod.done()];
+        one(&status_of(&object, pods), ConditionType::Ready).0
+    };
+    assert_eq!(judge_with(60), "False");
+    assert_eq!(judge_with(2), "True", "a pod that was never ready is growth");
 }
 
 #[test]
