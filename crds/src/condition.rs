@@ -241,9 +241,13 @@ pub fn classify_runtime_reason(name: &str) -> (ConditionType, AnyReason) {
 pub fn reasons(condition: ConditionType) -> &'static [Reason] {
     match condition {
         ConditionType::Accepted => &[Reason::Valid, Reason::InvalidSpec],
-        ConditionType::ModelResolved => {
-            &[Reason::Resolved, Reason::Downloading, Reason::SourceUnavailable, Reason::SecretMissing, Reason::Pending]
-        }
+        ConditionType::ModelResolved => &[
+            Reason::Resolved,
+            Reason::Downloading,
+            Reason::SourceUnavailable,
+            Reason::SecretMissing,
+            Reason::Pending,
+        ],
         ConditionType::ModelVerified => &[Reason::Verified, Reason::Verifying, Reason::Pending],
         ConditionType::CapacityAvailable => &[Reason::Scheduled, Reason::Unschedulable, Reason::Pending],
         ConditionType::Progressing => &[
@@ -300,7 +304,12 @@ const MESSAGE_LIMIT: usize = 1024;
 /// Sets one condition. `lastTransitionTime` moves only when `status` flips, so that it tells since when.
 /// A long message is cut at a character boundary.
 pub fn set(conditions: &mut Vec<Condition>, finding: Finding, generation: Option<i64>, now: Timestamp) {
-    let Finding { condition, status, reason, message } = finding;
+    let Finding {
+        condition,
+        status,
+        reason,
+        message,
+    } = finding;
     let type_: &'static str = condition.into();
     let status: &'static str = status.into();
     let mut message = message;
@@ -359,20 +368,40 @@ mod tests {
     #[test]
     fn transition_time_moves_only_when_status_flips() {
         let mut conditions = Vec::new();
-        set(&mut conditions, finding(ConditionStatus::False, "one"), Some(7), at(100));
-        set(&mut conditions, finding(ConditionStatus::False, "two"), Some(8), at(200));
+        set(
+            &mut conditions,
+            finding(ConditionStatus::False, "one"),
+            Some(7),
+            at(100),
+        );
+        set(
+            &mut conditions,
+            finding(ConditionStatus::False, "two"),
+            Some(8),
+            at(200),
+        );
         assert_eq!(conditions.len(), 1);
         assert_eq!(conditions[0].last_transition_time, Time(at(100)));
         assert_eq!(conditions[0].message, "two");
         assert_eq!(conditions[0].observed_generation, Some(8));
-        set(&mut conditions, finding(ConditionStatus::True, "three"), Some(8), at(300));
+        set(
+            &mut conditions,
+            finding(ConditionStatus::True, "three"),
+            Some(8),
+            at(300),
+        );
         assert_eq!(conditions[0].last_transition_time, Time(at(300)));
     }
 
     #[test]
     fn long_message_is_cut_between_characters() {
         let mut conditions = Vec::new();
-        set(&mut conditions, finding(ConditionStatus::False, &"é".repeat(4000)), None, at(1));
+        set(
+            &mut conditions,
+            finding(ConditionStatus::False, &"é".repeat(4000)),
+            None,
+            at(1),
+        );
         assert!(conditions[0].message.len() <= MESSAGE_LIMIT + '…'.len_utf8());
     }
 
@@ -387,9 +416,13 @@ mod tests {
 
     #[test]
     fn reasons_are_valid_for_the_api_server() {
-        let names = Reason::iter().map(<&str>::from).chain(VerifyReason::iter().map(<&str>::from));
+        let names = Reason::iter()
+            .map(<&str>::from)
+            .chain(VerifyReason::iter().map(<&str>::from));
         for name in names {
-            assert!(name.chars().all(|c| c.is_ascii_alphanumeric()) && name.starts_with(|c: char| c.is_ascii_uppercase()));
+            assert!(
+                name.chars().all(|c| c.is_ascii_alphanumeric()) && name.starts_with(|c: char| c.is_ascii_uppercase())
+            );
         }
     }
 

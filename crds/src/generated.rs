@@ -25,10 +25,16 @@ pub fn files() -> anyhow::Result<Vec<GeneratedFile>> {
             path: "charts/escadre/templates/crd-llmdeployments.yaml".into(),
             text: reference::chart_template()?,
         },
-        GeneratedFile { path: "docs/reference/llmdeployment.md".into(), text: reference::page()? },
+        GeneratedFile {
+            path: "docs/reference/llmdeployment.md".into(),
+            text: reference::page()?,
+        },
     ];
     for example in examples::all() {
-        files.push(GeneratedFile { path: Path::new("examples").join(example.path), text: examples::render(&example)? });
+        files.push(GeneratedFile {
+            path: Path::new("examples").join(example.path),
+            text: examples::render(&example)?,
+        });
     }
     Ok(files)
 }
@@ -38,9 +44,9 @@ pub fn files() -> anyhow::Result<Vec<GeneratedFile>> {
 /// # Errors
 /// When one cannot be rendered.
 pub fn stale(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let stale = files()?.into_iter().filter(|file| {
-        fs::read_to_string(root.join(&file.path)).map_or(true, |there| there != file.text)
-    });
+    let stale = files()?
+        .into_iter()
+        .filter(|file| fs::read_to_string(root.join(&file.path)).map_or(true, |there| there != file.text));
     Ok(stale.map(|file| file.path).collect())
 }
 
@@ -68,6 +74,9 @@ mod tests {
     fn generated_files_are_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let stale = stale(&root).unwrap();
-        assert!(stale.is_empty(), "run `cargo run -p escadre-crds --bin crdgen`: {stale:?}");
+        assert!(
+            stale.is_empty(),
+            "run `cargo run -p escadre-crds --bin crdgen`: {stale:?}"
+        );
     }
 }

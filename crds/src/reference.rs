@@ -17,7 +17,10 @@ use crate::v1alpha1::LlmDeployment;
 pub fn chart_template() -> anyhow::Result<String> {
     let crd = serde_saphyr::to_string(&LlmDeployment::crd())?;
     anyhow::ensure!(!crd.contains("{{"), "the CRD contains a Helm template expression");
-    Ok(format!("{{{{- /* Written by `make generate`; edit crds/src/v1alpha1 instead. */ -}}}}\n{{{{- if .Values.crds.install }}}}\n{}\n{{{{- end }}}}\n", crd.trim_end()))
+    Ok(format!(
+        "{{{{- /* Written by `make generate`; edit crds/src/v1alpha1 instead. */ -}}}}\n{{{{- if .Values.crds.install }}}}\n{}\n{{{{- end }}}}\n",
+        crd.trim_end()
+    ))
 }
 
 /// The reference page of `LlmDeployment`.
@@ -38,7 +41,10 @@ pub fn page() -> anyhow::Result<String> {
          Each field says whether an edit *rolls* (makes a new revision, so new pods), *works live*, or *waits for the next revision*.\n",
     );
     for part in ["spec", "status"] {
-        write!(page, "\n## {part}\n\n| Field | Type | Default | Meaning |\n|---|---|---|---|\n")?;
+        write!(
+            page,
+            "\n## {part}\n\n| Field | Type | Default | Meaning |\n|---|---|---|---|\n"
+        )?;
         rows(&schema["properties"][part], part, &mut page)?;
     }
     page.push_str("\n## Rules\n\nThe API server checks these at `kubectl apply`; the sentence is what it answers.\n\n");
@@ -48,16 +54,30 @@ pub fn page() -> anyhow::Result<String> {
 }
 
 /// Kubernetes types whose inner fields are described by Kubernetes itself.
-const OPAQUE: [&str; 4] =
-    ["spec.placement.affinity", "spec.placement.tolerations", "spec.placement.topologySpread", "status.conditions"];
+const OPAQUE: [&str; 4] = [
+    "spec.placement.affinity",
+    "spec.placement.tolerations",
+    "spec.placement.topologySpread",
+    "status.conditions",
+];
 
 fn rows(schema: &Value, path: &str, page: &mut String) -> std::fmt::Result {
-    let Some(properties) = schema["properties"].as_object() else { return Ok(()) };
-    let required: Vec<&str> =
-        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let Some(properties) = schema["properties"].as_object() else {
+        return Ok(());
+    };
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     for (name, property) in properties {
         let path = format!("{path}.{name}");
-        let meaning = property["description"].as_str().unwrap_or_default().replace('\n', " ").replace('|', "\\|");
+        let meaning = property["description"]
+            .as_str()
+            .unwrap_or_default()
+            .replace('\n', " ")
+            .replace('|', "\\|");
         let default = match &property["default"] {
             Value::Null if required.contains(&name.as_str()) => "required".to_owned(),
             Value::Null => String::new(),
@@ -77,7 +97,11 @@ fn type_of(property: &Value) -> String {
         return "quantity".to_owned();
     }
     if let Some(values) = property["enum"].as_array() {
-        let names: Vec<String> = values.iter().filter_map(Value::as_str).map(|name| format!("`{name}`")).collect();
+        let names: Vec<String> = values
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|name| format!("`{name}`"))
+            .collect();
         return names.join(" \\| ");
     }
     match property["type"].as_str() {
@@ -94,7 +118,11 @@ fn rules(schema: &Value, path: &str, page: &mut String) -> std::fmt::Result {
         writeln!(page, "- `{place}`: {}", rule["message"].as_str().unwrap_or_default())?;
     }
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         rules(property, &path, page)?;
     }
     Ok(())
@@ -107,7 +135,10 @@ fn conditions(page: &mut String) -> std::fmt::Result {
     let order: Vec<String> = condition::READY_ORDER.iter().map(|one| format!("`{one}`")).collect();
     writeln!(page, "{}.\n\n| Condition | Reasons |\n|---|---|", order.join(", "))?;
     for one in ConditionType::iter() {
-        let mut names: Vec<String> = condition::reasons(one).iter().map(|reason| format!("`{reason}`")).collect();
+        let mut names: Vec<String> = condition::reasons(one)
+            .iter()
+            .map(|reason| format!("`{reason}`"))
+            .collect();
         if one == ConditionType::ModelVerified {
             names.extend(VerifyReason::iter().map(|reason| format!("`{reason}`")));
         }
@@ -136,7 +167,10 @@ mod tests {
     #[test]
     fn every_field_is_described() {
         let page = page().unwrap();
-        for line in page.lines().filter(|line| line.starts_with("| `spec.") || line.starts_with("| `status.")) {
+        for line in page
+            .lines()
+            .filter(|line| line.starts_with("| `spec.") || line.starts_with("| `status."))
+        {
             assert!(!line.ends_with("|  |"), "no description: {line}");
         }
     }
@@ -144,7 +178,8 @@ mod tests {
     #[test]
     fn chart_template_is_the_crd() {
         let template = chart_template().unwrap();
-        let yaml: String = template.lines().filter(|line| !line.starts_with("{{")).map(|line| format!("{line}\n")).collect();
+        let lines: Vec<&str> = template.lines().filter(|line| !line.starts_with("{{")).collect();
+        let yaml = lines.join("\n");
         let parsed: Value = serde_saphyr::from_str(&yaml).unwrap();
         assert_eq!(parsed, serde_json::to_value(LlmDeployment::crd()).unwrap());
     }

@@ -43,7 +43,9 @@ pub async fn serve(
     readiness: Readiness,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(metrics, readiness)).with_graceful_shutdown(shutdown).await
+    axum::serve(listener, router(metrics, readiness))
+        .with_graceful_shutdown(shutdown)
+        .await
 }
 
 fn router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
@@ -58,15 +60,24 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     if admin.readiness.is_set() {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the first list of objects has not arrived yet\n").into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the first list of objects has not arrived yet\n",
+        )
+            .into_response()
     }
 }
 
 async fn page(State(admin): State<Admin>) -> Response {
     match admin.metrics.render() {
-        Ok(page) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response()
-        }
+        Ok(page) => (
+            [(
+                header::CONTENT_TYPE,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            )],
+            page,
+        )
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -21,9 +21,10 @@ use crate::runtime_status::StatusClient;
 /// # Errors
 /// When the cluster cannot be found, a port cannot be bound, or a part ends unexpectedly.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-    // Both HTTP clients use rustls; one provider of cryptography for the process. An embedding program may have one.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::try_default().await.context("cannot find the cluster: no kubeconfig and no service account")?;
+    choose_cryptography();
+    let client = Client::try_default()
+        .await
+        .context("cannot find the cluster: no kubeconfig and no service account")?;
     run_with(client, args, shutdown).await
 }
 
@@ -36,12 +37,19 @@ pub async fn run_with(
     args: Args,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(args.admin_address)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another --admin-address", args.admin_address))?;
+    choose_cryptography();
+    let listener = TcpListener::bind(args.admin_address).await.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another --admin-address",
+            args.admin_address
+        )
+    })?;
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::default();
-    let reporter = Reporter { controller: "escadre.dev/operator".to_owned(), instance: None };
+    let reporter = Reporter {
+        controller: "escadre.dev/operator".to_owned(),
+        instance: None,
+    };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
@@ -78,6 +86,14 @@ pub async fn run_with(
     anyhow::ensure!(shutdown.peek().is_some(), "the controller ended without being told to");
     tracing::info!("operator ends");
     Ok(())
+}
+
+/// Both HTTP clients use rustls: one provider of cryptography for the process. An embedding program may have chosen
+/// one already, which is as good.
+fn choose_cryptography() {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a provider of cryptography was chosen already");
+    }
 }
 
 type Shutdown = futures::future::Shared<futures::future::BoxFuture<'static, ()>>;

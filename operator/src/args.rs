@@ -13,7 +13,12 @@ pub struct Args {
     #[arg(long, env = "ESCADRE_RUNTIME_IMAGE", default_value = concat!("escadre.dev/runtime:", env!("CARGO_PKG_VERSION")))]
     pub runtime_image: String,
     /// When nodes pull the runtime's image.
-    #[arg(long, env = "ESCADRE_RUNTIME_IMAGE_PULL_POLICY", value_enum, default_value = "IfNotPresent")]
+    #[arg(
+        long,
+        env = "ESCADRE_RUNTIME_IMAGE_PULL_POLICY",
+        value_enum,
+        default_value = "IfNotPresent"
+    )]
     pub runtime_image_pull_policy: PullPolicy,
     /// Watch one namespace only. Absent: all.
     #[arg(long, env = "ESCADRE_NAMESPACE")]

@@ -1,4 +1,4 @@
-//! Numbers about the operator itself, in the OpenMetrics text format. Labels are closed sets: no object names.
+//! Numbers about the operator itself, in the `OpenMetrics` text format. Labels are closed sets: no object names.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -46,8 +46,18 @@ impl Default for Metrics {
         registry.register("reconciles", "Passes over one object, by outcome", reconciles.clone());
         registry.register("reconcile_duration_seconds", "Duration of one pass", durations.clone());
         registry.register("writes", "Writes to the API server, by verb and kind", writes.clone());
-        registry.register("status_polls", "Questions to the runtimes' status pages, by outcome", polls.clone());
-        Self { registry, reconciles, durations, writes, polls }
+        registry.register(
+            "status_polls",
+            "Questions to the runtimes' status pages, by outcome",
+            polls.clone(),
+        );
+        Self {
+            registry,
+            reconciles,
+            durations,
+            writes,
+            polls,
+        }
     }
 }
 

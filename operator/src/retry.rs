@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The first wait, long enough for a watch to catch up.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait: a person who repairs something should not have to wait longer.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_mins(2);
 
 /// How often each object failed in a row.
 #[derive(Debug, Default)]
@@ -25,7 +25,10 @@ impl Backoff {
 
     /// Forgets the failures of an object.
     pub fn succeeded(&self, object: &str) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(object);
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(object);
     }
 }
 

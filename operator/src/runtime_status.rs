@@ -132,12 +132,19 @@ impl Said {
 /// One object of the page. Numbers are rounded to whole ones where our types want whole ones.
 fn section<T: DeserializeOwned>(page: &Value, key: &str) -> Option<T> {
     let object = page.get(key).filter(|value| value.is_object())?;
-    serde_json::from_value(object.clone()).or_else(|_| serde_json::from_value(rounded(object))).ok()
+    serde_json::from_value(object.clone())
+        .or_else(|_| serde_json::from_value(rounded(object)))
+        .ok()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "bytes and seconds are far below 2^53; a cast saturates")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "bytes and seconds are far below 2^53; a cast saturates"
+)]
 fn rounded(object: &Value) -> Value {
-    let Value::Object(fields) = object else { return object.clone() };
+    let Value::Object(fields) = object else {
+        return object.clone();
+    };
     let fields = fields.iter().map(|(key, value)| {
         let value = match value.as_f64() {
             Some(number) if value.is_f64() && key != "durationSeconds" => Value::from(number.round() as i64),
@@ -179,10 +186,16 @@ impl StatusClient {
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
         let address = format!("http://{host}:{}/status", names::PORT_ADMIN_NUMBER);
-        let failed = |source| Error::Request { address: address.clone(), source };
+        let failed = |source| Error::Request {
+            address: address.clone(),
+            source,
+        };
         let mut response = self.0.get(&address).send().await.map_err(failed)?;
         if response.status() != reqwest::StatusCode::OK {
-            return Err(Error::Refused { address, status: response.status().as_u16() });
+            return Err(Error::Refused {
+                address,
+                status: response.status().as_u16(),
+            });
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {

@@ -18,7 +18,10 @@ fn main() -> Result<()> {
         }
     }
     if !root.join("crds/Cargo.toml").is_file() {
-        bail!("{} is not the root of the repository: run crdgen there, or name it", root.display());
+        bail!(
+            "{} is not the root of the repository: run crdgen there, or name it",
+            root.display()
+        );
     }
     let mut out = std::io::stdout();
     if check {

@@ -1,7 +1,10 @@
 //! `LlmDeployment`: one language model, served by verified pods. Schema limits, defaults and the CEL rules with the
 //! sentences that users read when they get something wrong.
 
-#![expect(unreachable_pub, reason = "the derive of the schema makes public copies inside a function")]
+#![expect(
+    unreachable_pub,
+    reason = "the derive of the schema makes public copies inside a function"
+)]
 
 use std::collections::BTreeMap;
 
@@ -64,7 +67,7 @@ pub struct LlmDeploymentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
     /// replicas is the number of pods, 0 or more. Defaults to 1. 0 keeps the Service and stops serving. Works live,
-    /// also through `kubectl scale` and a HorizontalPodAutoscaler: leave it out of manifests that something else scales.
+    /// also through `kubectl scale` and a `HorizontalPodAutoscaler`: leave it out of manifests that something else scales.
     #[serde(default = "one")]
     #[schemars(range(min = 0))]
     pub replicas: i32,
@@ -175,6 +178,9 @@ pub struct RuntimeSpec {
     pub max_concurrency: Option<i32>,
 }
 
+/// A quantity above zero. A whole number may come without quotes.
+const QUANTITY: &str = "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))";
+
 /// Resources of each pod.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -184,10 +190,14 @@ pub struct Resources {
     pub gpu: Option<Gpu>,
     /// cpu is request and limit, for example `4` or `500m`. Absent: neither, the pod uses what is free. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(validation = Rule::new(QUANTITY).message("spec.resources.cpu must be a quantity above 0, for example 4 or 500m"))]
     pub cpu: Option<Quantity>,
     /// memory is request and limit, for example `8Gi`: weights, key-value cache and some headroom. Absent: neither.
     /// A limit that is too small is refused before loading, with the numbers. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(validation = Rule::new(QUANTITY).message("spec.resources.memory must be a quantity above 0, for example 8Gi"))]
     pub memory: Option<Quantity>,
 }
 
@@ -253,19 +263,28 @@ pub struct DrainSpec {
 
 impl Default for Gpu {
     fn default() -> Self {
-        Self { count: 0, resource_name: nvidia() }
+        Self {
+            count: 0,
+            resource_name: nvidia(),
+        }
     }
 }
 
 impl Default for ServiceSpec {
     fn default() -> Self {
-        Self { type_: ServiceType::default(), port: http_port(), annotations: None }
+        Self {
+            type_: ServiceType::default(),
+            port: http_port(),
+            annotations: None,
+        }
     }
 }
 
 impl Default for DrainSpec {
     fn default() -> Self {
-        Self { timeout_seconds: drain_timeout() }
+        Self {
+            timeout_seconds: drain_timeout(),
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Where the pods may run. The Kubernetes types are used as they are; only the prose of their schemas is left out,
 //! since it alone would take the CRD over the size that client-side `kubectl apply` can carry.
 
-#![expect(unreachable_pub, reason = "the derive of the schema makes public copies inside a function")]
+#![expect(
+    unreachable_pub,
+    reason = "the derive of the schema makes public copies inside a function"
+)]
 
 use std::collections::BTreeMap;
 
@@ -34,7 +37,7 @@ pub struct Placement {
     #[schemars(schema_with = "terse::<Vec<TopologySpreadConstraint>>")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub topology_spread: Option<Vec<TopologySpreadConstraint>>,
-    /// priorityClassName names the PriorityClass of the pods. Absent: the cluster's default. An edit rolls.
+    /// priorityClassName names the `PriorityClass` of the pods. Absent: the cluster's default. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
@@ -42,7 +45,7 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub scheduler_name: Option<String>,
-    /// runtimeClassName names the RuntimeClass of the pods, for example `nvidia`. Absent: the node's default.
+    /// runtimeClassName names the `RuntimeClass` of the pods, for example `nvidia`. Absent: the node's default.
     /// An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]

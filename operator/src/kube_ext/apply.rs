@@ -68,7 +68,10 @@ pub async fn create<K>(api: &Api<K>, object: &K) -> Result<K, CallError>
 where
     K: Clone + Debug + DeserializeOwned + Serialize,
 {
-    let parameters = PostParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let parameters = PostParams {
+        field_manager: Some(names::FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
     within(api.create(&parameters, object)).await
 }
 

@@ -27,12 +27,21 @@ where
     K: Clone + Debug + DeserializeOwned,
 {
     let parameters = DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(object.uid.clone()), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: Some(object.uid.clone()),
+            resource_version: None,
+        }),
         ..DeleteParams::background()
     };
     match within(api.delete(&object.name, &parameters)).await {
         Ok(_) => Ok(true),
-        Err(error) if error.status().is_some_and(|status| status.is_not_found() || status.is_conflict()) => Ok(false),
+        Err(error)
+            if error
+                .status()
+                .is_some_and(|status| status.is_not_found() || status.is_conflict()) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

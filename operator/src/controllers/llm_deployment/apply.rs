@@ -62,18 +62,30 @@ pub struct Refusal {
 /// # Errors
 /// With the first write that failed; those before it are done. A refused pod is not an error.
 pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<Applied>, Error> {
-    let Children { namespace, service, record, pods, delete_pods, delete_records, stage: Built } = children;
+    let Children {
+        namespace,
+        service,
+        record,
+        pods,
+        delete_pods,
+        delete_records,
+        stage: Built,
+    } = children;
     let pod_api: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
     let record_api: Api<ControllerRevision> = Api::namespaced(ctx.client.clone(), &namespace);
     let mut applied = Applied::default();
 
     if let Some(service) = &service {
         let api: Api<Service> = Api::namespaced(ctx.client.clone(), &namespace);
-        apply_object(&api, service).await.map_err(failed("apply", "Service", &service.name_any()))?;
+        apply_object(&api, service)
+            .await
+            .map_err(failed("apply", "Service", &service.name_any()))?;
         applied.count(ctx, "apply", "Service");
     }
     if let Some(record) = &record {
-        create(&record_api, record).await.map_err(failed("create", "ControllerRevision", &record.name_any()))?;
+        create(&record_api, record)
+            .await
+            .map_err(failed("create", "ControllerRevision", &record.name_any()))?;
         applied.count(ctx, "create", "ControllerRevision");
     }
     for pod in &delete_pods {
@@ -83,7 +95,15 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
     for record in &delete_records {
         remove(ctx, &record_api, "ControllerRevision", record, &mut applied).await?;
     }
-    Ok(Children { namespace, service, record, pods, delete_pods, delete_records, stage: applied })
+    Ok(Children {
+        namespace,
+        service,
+        record,
+        pods,
+        delete_pods,
+        delete_records,
+        stage: applied,
+    })
 }
 
 async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod], applied: &mut Applied) -> Result<(), Error> {
@@ -95,7 +115,10 @@ async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod], applied: &mut 
                 tracing::info!(pod = %name, namespace = pod.namespace().unwrap_or_default(), "pod created");
             }
             Err(error) if is_refusal(&error) => {
-                applied.refused = Some(Refusal { pod: name, message: error.words() });
+                applied.refused = Some(Refusal {
+                    pod: name,
+                    message: error.words(),
+                });
                 return Ok(());
             }
             Err(error) => return Err(failed("create", "Pod", &name)(error)),
@@ -107,7 +130,11 @@ async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod], applied: &mut 
 /// Whether the API server judged the pod itself, rather than being unable to take it.
 fn is_refusal(error: &CallError) -> bool {
     error.status().is_some_and(|status| {
-        status.is_forbidden() || status.is_invalid() || status.is_already_exists() || status.is_not_found() || status.code == 400
+        status.is_forbidden()
+            || status.is_invalid()
+            || status.is_already_exists()
+            || status.is_not_found()
+            || status.code == 400
     })
 }
 
@@ -121,7 +148,10 @@ async fn remove<K>(
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    if delete(api, object).await.map_err(failed("delete", kind, &object.name))? {
+    if delete(api, object)
+        .await
+        .map_err(failed("delete", kind, &object.name))?
+    {
         applied.count(ctx, "delete", kind);
         tracing::info!(kind, name = object.name, "deleted");
     }
@@ -130,7 +160,12 @@ where
 
 fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(CallError) -> Error {
     let name = name.to_owned();
-    move |source| Error { verb, kind, name, source }
+    move |source| Error {
+        verb,
+        kind,
+        name,
+        source,
+    }
 }
 
 impl Applied {

@@ -7,6 +7,7 @@ use escadre_crds::condition::{AnyReason, ConditionType, Reason, classify_runtime
 use escadre_crds::names;
 use escadre_crds::v1alpha1::LastFailure;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 
 use super::observe::{ObservedPod, Report};
@@ -73,13 +74,18 @@ pub fn diagnose(observed: &ObservedPod, wanted: Option<&str>) -> Diagnosis {
         None
     } else {
         whole_pod(pod, status)
-            .or_else(|| fetch.filter(|_| !is_fetched).and_then(|fetch| in_container(pod, fetch, said)))
+            .or_else(|| {
+                fetch
+                    .filter(|_| !is_fetched)
+                    .and_then(|fetch| in_container(pod, fetch, said))
+            })
             .or_else(|| runtime.and_then(|runtime| in_container(pod, runtime, None)))
             .or_else(|| said.and_then(|said| reported(pod, said)))
             .or_else(|| unreachable(pod, &observed.report, wanted))
     };
     let has_restarted = runtime.is_some_and(|runtime| runtime.restart_count > 0);
-    let was_ready = is_ready(pod) || said.is_some_and(|said| matches!(said.stage, Some(Stage::Ready | Stage::Draining)));
+    let says_ready = said.is_some_and(|said| matches!(said.stage, Some(Stage::Ready | Stage::Draining)));
+    let was_ready = is_ready(pod) || says_ready || is_lost(status) || lost_readiness(status);
     Diagnosis {
         progress: progress(status, said, is_fetched, is_serving),
         problem,
@@ -137,7 +143,10 @@ fn whole_pod(pod: &Pod, status: &PodStatus) -> Option<Problem> {
     if status.phase.as_deref() == Some("Failed") {
         let reason = status.reason.as_deref().unwrap_or("Failed");
         let words = status.message.as_deref().unwrap_or("no message");
-        return Some(available(Reason::PodFailed, format!("pod {name} failed ({reason}): {words}; it will be replaced")));
+        return Some(available(
+            Reason::PodFailed,
+            format!("pod {name} failed ({reason}): {words}; it will be replaced"),
+        ));
     }
     if let Some(("False", "Unschedulable", words)) = condition(status, "PodScheduled") {
         return Some(Problem {
@@ -146,16 +155,48 @@ fn whole_pod(pod: &Pod, status: &PodStatus) -> Option<Problem> {
             message: format!("pod {name} has no node: {words}"),
         });
     }
-    let is_lost = condition(status, "Ready").is_some_and(|(status, ..)| status == "Unknown")
-        || status.reason.as_deref() == Some("NodeLost");
-    is_lost.then(|| {
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("its node");
-        available(Reason::NodeLost, format!("pod {name} is on node {node}, which does not answer; see `kubectl describe node {node}`"))
+    is_lost(status).then(|| {
+        let node = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.as_deref())
+            .unwrap_or("its node");
+        available(
+            Reason::NodeLost,
+            format!("pod {name} is on node {node}, which does not answer; see `kubectl describe node {node}`"),
+        )
     })
 }
 
+/// Whether the pod's node does not answer: the kubelet said that every container is ready and was not heard again,
+/// the cluster has marked the pod as not ready in its place.
+fn is_lost(status: &PodStatus) -> bool {
+    let is = |name: &str, wanted: &str| condition(status, name).is_some_and(|(status, ..)| status == wanted);
+    is("Ready", "Unknown") || (is("Ready", "False") && is("ContainersReady", "True"))
+}
+
+/// Whether the pod was ready once and is no longer: a pod that never was has been unready since it started.
+fn lost_readiness(status: &PodStatus) -> bool {
+    /// A kubelet reports the first time within a moment; a model does not load within it.
+    const MOMENT: SignedDuration = SignedDuration::from_secs(10);
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|one| one.type_ == "Ready" && one.status == "False");
+    let changed = ready.and_then(|ready| ready.last_transition_time.as_ref());
+    match (changed, status.start_time.as_ref()) {
+        (Some(changed), Some(started)) => changed.0.duration_since(started.0) > MOMENT,
+        (Some(_) | None, _) => false,
+    }
+}
+
 fn available(reason: Reason, message: String) -> Problem {
-    Problem { condition: ConditionType::Available, reason: reason.into(), message }
+    Problem {
+        condition: ConditionType::Available,
+        reason: reason.into(),
+        message,
+    }
 }
 
 /// Names under which a kubelet says that a container cannot be made from its image.
@@ -176,40 +217,65 @@ fn in_container(pod: &Pod, container: &ContainerStatus, said: Option<&Said>) -> 
     let name = pod.name_any();
     let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
     if let Some(waiting) = waiting
-        && let Some(reason) = waiting.reason.as_deref().filter(|reason| CANNOT_CREATE.contains(reason))
+        && let Some(reason) = waiting
+            .reason
+            .as_deref()
+            .filter(|reason| CANNOT_CREATE.contains(reason))
     {
-        let image = if container.image.is_empty() { image(pod, &container.name) } else { container.image.clone() };
+        let image = if container.image.is_empty() {
+            image(pod, &container.name)
+        } else {
+            container.image.clone()
+        };
         let words = waiting.message.as_deref().unwrap_or("no message");
         return Some(available(
             Reason::ImagePull,
-            format!("container {} of pod {name} cannot be created from image {image}: {reason}: {words}", container.name),
+            format!(
+                "container {} of pod {name} cannot be created from image {image}: {reason}: {words}",
+                container.name
+            ),
         ));
     }
     let ended = failed_end(container)?;
     let problem = ending(pod, container, ended);
     let is_back = problem.condition == ConditionType::ModelResolved
-        && said.and_then(|said| said.download.as_ref()).is_some_and(|download| download.bytes_done.unwrap_or(0) > 0);
+        && said
+            .and_then(|said| said.download.as_ref())
+            .is_some_and(|download| download.bytes_done.unwrap_or(0) > 0);
     (!is_back).then_some(problem)
 }
 
 fn image(pod: &Pod, container: &str) -> String {
     let spec = pod.spec.as_ref();
-    let init = spec.and_then(|spec| spec.init_containers.as_ref()).into_iter().flatten();
+    let init = spec
+        .and_then(|spec| spec.init_containers.as_ref())
+        .into_iter()
+        .flatten();
     let all = init.chain(spec.into_iter().flat_map(|spec| &spec.containers));
-    all.into_iter().find(|one| one.name == container).and_then(|one| one.image.clone()).unwrap_or_default()
+    all.into_iter()
+        .find(|one| one.name == container)
+        .and_then(|one| one.image.clone())
+        .unwrap_or_default()
 }
 
 /// The last time that a container ended with a failure.
 fn failed_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
-    let before = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let before = container
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
     now.or(before).filter(|ended| ended.exit_code != 0)
 }
 
 /// A container's own last words, when it left them in our form.
 fn last_words(ended: &ContainerStateTerminated) -> Option<Failure> {
     let text = ended.message.as_deref()?.trim();
-    let line = text.lines().rev().find(|line| line.trim_start().starts_with('{')).unwrap_or(text);
+    let line = text
+        .lines()
+        .rev()
+        .find(|line| line.trim_start().starts_with('{'))
+        .unwrap_or(text);
     serde_json::from_str(text).or_else(|_| serde_json::from_str(line)).ok()
 }
 
@@ -218,8 +284,16 @@ fn ending(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminat
     let place = format!("container {} of pod {name}", container.name);
     if let Some(failure) = last_words(ended) {
         let (condition, reason) = classify_runtime_reason(&failure.reason);
-        let words = if failure.message.is_empty() { &failure.reason } else { &failure.message };
-        return Problem { condition, reason, message: format!("{place}: {words}") };
+        let words = if failure.message.is_empty() {
+            &failure.reason
+        } else {
+            &failure.message
+        };
+        return Problem {
+            condition,
+            reason,
+            message: format!("{place}: {words}"),
+        };
     }
     if ended.reason.as_deref() == Some("OOMKilled") {
         return available(
@@ -229,7 +303,12 @@ fn ending(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminat
     }
     available(
         Reason::CrashLoop,
-        format!("{place} ended with code {} after {} restarts: {}", ended.exit_code, container.restart_count, tail(ended)),
+        format!(
+            "{place} ended with code {} after {} restarts: {}",
+            ended.exit_code,
+            container.restart_count,
+            tail(ended)
+        ),
     )
 }
 
@@ -249,7 +328,11 @@ fn tail(ended: &ContainerStateTerminated) -> String {
 fn reported(pod: &Pod, said: &Said) -> Option<Problem> {
     let failure = said.failure.as_ref()?;
     let (condition, reason) = classify_runtime_reason(&failure.reason);
-    Some(Problem { condition, reason, message: format!("pod {}: {}", pod.name_any(), failure.message) })
+    Some(Problem {
+        condition,
+        reason,
+        message: format!("pod {}: {}", pod.name_any(), failure.message),
+    })
 }
 
 /// A pod that is ready, but not by a word that we could hear.
@@ -261,25 +344,36 @@ fn unreachable(pod: &Pod, report: &Report, wanted: Option<&str>) -> Option<Probl
     match report {
         Report::Unreachable(why) => Some(available(
             Reason::RuntimeUnreachable,
-            format!("pod {name} is ready, but the operator cannot read its status page ({why}); check network policies on port {}", names::PORT_ADMIN_NUMBER),
-        )),
-        Report::Said { said, .. } if said.served_digest.is_some() && said.served_digest.as_deref() != wanted => Some(Problem {
-            condition: ConditionType::ModelVerified,
-            reason: escadre_crds::condition::VerifyReason::DigestMismatch.into(),
-            message: format!(
-                "pod {name} serves {} instead of {}",
-                said.served_digest.as_deref().unwrap_or_default(),
-                wanted.unwrap_or_default()
+            format!(
+                "pod {name} is ready, but the operator cannot read its status page ({why}); check network policies on port {}",
+                names::PORT_ADMIN_NUMBER
             ),
-        }),
+        )),
+        Report::Said { said, .. } if said.served_digest.is_some() && said.served_digest.as_deref() != wanted => {
+            Some(Problem {
+                condition: ConditionType::ModelVerified,
+                reason: escadre_crds::condition::VerifyReason::DigestMismatch.into(),
+                message: format!(
+                    "pod {name} serves {} instead of {}",
+                    said.served_digest.as_deref().unwrap_or_default(),
+                    wanted.unwrap_or_default()
+                ),
+            })
+        }
         Report::Said { .. } | Report::NotAsked => None,
     }
 }
 
 /// The most recent failure in the pod, for `status.lastFailure`.
 fn last_failure(pod: &Pod, status: &PodStatus) -> Option<LastFailure> {
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-    let ended = containers.filter_map(failed_end).max_by_key(|ended| ended.finished_at.as_ref().map(|time| time.0));
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
+    let ended = containers
+        .filter_map(failed_end)
+        .max_by_key(|ended| ended.finished_at.as_ref().map(|time| time.0));
     if let Some(ended) = ended {
         let words = last_words(ended);
         return Some(LastFailure {
@@ -288,7 +382,12 @@ fn last_failure(pod: &Pod, status: &PodStatus) -> Option<LastFailure> {
                 |words| words.reason.clone(),
             )),
             exit_code: Some(ended.exit_code),
-            message: Some(words.map(|words| words.message).filter(|text| !text.is_empty()).unwrap_or_else(|| tail(ended))),
+            message: Some(
+                words
+                    .map(|words| words.message)
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or_else(|| tail(ended)),
+            ),
             pod: Some(pod.name_any()),
             time: ended.finished_at.clone(),
         });

@@ -16,8 +16,8 @@ const TOLD: [ConditionType; 6] = [
     ConditionType::ModelResolved,
     ConditionType::ModelVerified,
     ConditionType::CapacityAvailable,
-    ConditionType::Available,
     ConditionType::Ready,
+    ConditionType::Degraded,
 ];
 
 /// The API server takes 1024 bytes.
@@ -25,7 +25,15 @@ const NOTE_LIMIT: usize = 1000;
 
 /// Reasons that are steps on the way, not problems.
 const STEPS: [&str; 9] = [
-    "Downloading", "Starting", "Verifying", "Loading", "Recreating", "Scaling", "Pending", "ScaledToZero", "Suspended",
+    "Downloading",
+    "Starting",
+    "Verifying",
+    "Loading",
+    "Recreating",
+    "Scaling",
+    "Pending",
+    "ScaledToZero",
+    "Suspended",
 ];
 
 /// Publishes what changed.
@@ -38,30 +46,38 @@ pub async fn publish(ctx: &Context, object: &LlmDeployment, before: &[Condition]
     }
 }
 
-/// The events for what changed. Pure.
+/// The events for what changed, each sentence once. Pure.
 fn changes(before: &[Condition], after: &[Condition]) -> Vec<Event> {
-    let told: Vec<&str> = TOLD.iter().map(<&str>::from).collect();
-    let is_new = |one: &&Condition| {
-        let was = before.iter().find(|other| other.type_ == one.type_);
-        was.is_none_or(|was| was.status != one.status || was.reason != one.reason)
-    };
-    after
-        .iter()
-        .filter(|one| told.contains(&one.type_.as_str()) && one.status != "Unknown")
-        .filter(is_new)
-        .map(|one| {
-            let is_problem = one.status == "False" && !STEPS.contains(&one.reason.as_str());
-            let mut note = one.message.clone();
-            note.truncate(note.floor_char_boundary(NOTE_LIMIT));
-            Event {
-                type_: if is_problem { EventType::Warning } else { EventType::Normal },
-                reason: one.reason.clone(),
-                note: Some(note),
-                action: format!("{}{}", one.type_, one.status),
-                secondary: None,
-            }
-        })
-        .collect()
+    let mut events: Vec<Event> = Vec::new();
+    for type_ in TOLD {
+        let name: &str = type_.into();
+        let Some(now) = after.iter().find(|one| one.type_ == name) else {
+            continue;
+        };
+        let was = before.iter().find(|one| one.type_ == name);
+        let is_news = was.is_none_or(|was| was.status != now.status || was.reason != now.reason);
+        let is_quiet = now.status == "Unknown" || (type_ == ConditionType::Degraded && now.status == "False");
+        let mut note = now.message.clone();
+        note.truncate(note.floor_char_boundary(NOTE_LIMIT));
+        let is_told = events.iter().any(|event| event.note.as_ref() == Some(&note));
+        if !is_news || is_quiet || is_told {
+            continue;
+        }
+        let is_bad = (now.status == "False") != (type_ == ConditionType::Degraded);
+        let is_problem = is_bad && !STEPS.contains(&now.reason.as_str());
+        events.push(Event {
+            type_: if is_problem {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: now.reason.clone(),
+            note: Some(note),
+            action: format!("{}{}", now.type_, now.status),
+            secondary: None,
+        });
+    }
+    events
 }
 
 #[cfg(test)]
@@ -83,7 +99,10 @@ mod tests {
 
     #[test]
     fn only_changes_are_told() {
-        let before = [condition("Ready", "False", "Downloading"), condition("Accepted", "True", "Valid")];
+        let before = [
+            condition("Ready", "False", "Downloading"),
+            condition("Accepted", "True", "Valid"),
+        ];
         let after = [
             condition("Ready", "False", "CrashLoop"),
             condition("Accepted", "True", "Valid"),
@@ -95,6 +114,22 @@ mod tests {
         assert_eq!(events[0].reason, "CrashLoop");
         assert_eq!(events[0].type_, EventType::Warning);
         assert!(events[0].note.as_ref().unwrap().len() <= NOTE_LIMIT);
+    }
+
+    #[test]
+    fn degraded_is_told_only_when_it_is_true() {
+        assert!(changes(&[], &[condition("Degraded", "False", "Serving")]).is_empty());
+        let events = changes(&[], &[condition("Degraded", "True", "CrashLoop")]);
+        assert_eq!(events[0].type_, EventType::Warning);
+    }
+
+    #[test]
+    fn one_sentence_is_told_once() {
+        let after = [
+            condition("ModelResolved", "False", "Downloading"),
+            condition("Ready", "False", "Downloading"),
+        ];
+        assert_eq!(changes(&[], &after).len(), 1);
     }
 
     #[test]

@@ -50,7 +50,10 @@ pub(super) fn world(pods: Vec<ObservedPod>) -> Observed {
         pods,
         service: None,
         revisions: vec![],
-        defaults: Defaults { runtime_image: "registry.example.com/runtime:7".to_owned(), pull_policy: PullPolicy::Always },
+        defaults: Defaults {
+            runtime_image: "registry.example.com/runtime:7".to_owned(),
+            pull_policy: PullPolicy::Always,
+        },
     }
 }
 
@@ -82,7 +85,11 @@ pub(super) fn applied(valid: Valid, plan: Plan, refused: Option<apply::Refusal>)
         delete_records: built.delete_records,
         stage: apply::Applied { writes: 0, refused },
     };
-    Outcome::Applied { valid: Box::new(valid), plan, children: Box::new(children) }
+    Outcome::Applied {
+        valid: Box::new(valid),
+        plan,
+        children: Box::new(children),
+    }
 }
 
 /// A pod of the object's revision.
@@ -106,12 +113,22 @@ impl PodFixture {
             "spec": {"containers": [{"name": "runtime", "image": "i:1"}], "initContainers": [{"name": "fetch", "image": "i:1"}], "nodeName": "node-9"},
             "status": {"phase": "Pending", "conditions": [], "initContainerStatuses": [], "containerStatuses": []},
         });
-        Self { pod, report: Report::NotAsked }
+        Self {
+            pod,
+            report: Report::NotAsked,
+        }
     }
 
     /// Sets a condition of the pod.
     pub(super) fn condition(mut self, type_: &str, status: &str, reason: &str, message: &str) -> Self {
         let condition = json!({"type": type_, "status": status, "reason": reason, "message": message});
+        self.pod["status"]["conditions"].as_array_mut().unwrap().push(condition);
+        self
+    }
+
+    /// Sets a condition of the pod, and since when it is so.
+    pub(super) fn condition_since(mut self, type_: &str, status: &str, since: Timestamp) -> Self {
+        let condition = json!({"type": type_, "status": status, "lastTransitionTime": since.to_string()});
         self.pod["status"]["conditions"].as_array_mut().unwrap().push(condition);
         self
     }
@@ -131,17 +148,21 @@ impl PodFixture {
         self.container("containerStatuses", "runtime", state, last, restarts)
     }
 
-    fn container(mut self, list: &str, name: &str, state: &Value, last: &Value, restarts: i32) -> Self {
+    fn container(mut self, field: &str, name: &str, state: &Value, last: &Value, restarts: i32) -> Self {
         let status = json!({"name": name, "image": "i:1", "imageID": "", "ready": false, "restartCount": restarts, "state": state, "lastState": last});
-        self.pod["status"][list].as_array_mut().unwrap().push(status);
+        self.pod["status"][field].as_array_mut().unwrap().push(status);
         self
     }
 
     /// What the process says.
     pub(super) fn says(mut self, page: &Value) -> Self {
         let mut said = Said::read(page);
-        said.pod_uid.get_or_insert_with(|| self.pod["metadata"]["uid"].as_str().unwrap().to_owned());
-        self.report = Report::Said { said: Box::new(said), stale: false };
+        said.pod_uid
+            .get_or_insert_with(|| self.pod["metadata"]["uid"].as_str().unwrap().to_owned());
+        self.report = Report::Said {
+            said: Box::new(said),
+            stale: false,
+        };
         self
     }
 
@@ -177,6 +198,9 @@ impl PodFixture {
     /// The pod.
     pub(super) fn done(self) -> ObservedPod {
         let pod: Pod = serde_json::from_value(self.pod).unwrap();
-        ObservedPod { pod, report: self.report }
+        ObservedPod {
+            pod,
+            report: self.report,
+        }
     }
 }

@@ -4,11 +4,11 @@ pub mod apply;
 pub mod build;
 pub mod diagnose;
 pub mod events;
+#[cfg(test)]
+mod fixtures;
 pub mod observe;
 pub mod plan;
 pub mod revision;
-#[cfg(test)]
-mod fixtures;
 pub mod status;
 pub mod validate;
 
@@ -45,7 +45,7 @@ pub enum Error {
         name: String,
         /// What does not fit.
         #[source]
-        source: InvalidObject,
+        source: Box<InvalidObject>,
     },
     /// A read failed.
     #[error("could not observe the world")]
@@ -84,7 +84,9 @@ impl Outcome {
     fn into_action(self, next_look: Option<Duration>) -> Result<Action, Error> {
         match self {
             Self::Failed { error, .. } => Err(Error::Apply(error)),
-            Self::Rejected(_) | Self::Applied { .. } => Ok(next_look.map_or_else(Action::await_change, Action::requeue)),
+            Self::Rejected(_) | Self::Applied { .. } => {
+                Ok(next_look.map_or_else(Action::await_change, Action::requeue))
+            }
         }
     }
 }
@@ -93,7 +95,7 @@ impl Outcome {
 async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
     let object = object.0.as_ref().map_err(|source| Error::Invalid {
         name: source.metadata.name.clone().unwrap_or_default(),
-        source: source.clone(),
+        source: Box::new(source.clone()),
     })?;
     if object.meta().deletion_timestamp.is_some() {
         // Children go by their owner references; making new ones would keep the object from going.
@@ -107,12 +109,21 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
             let children = build::build(&valid, &plan);
             let valid = Box::new(valid);
             match apply::apply(&ctx, children).await {
-                Ok(children) => Outcome::Applied { valid, plan, children: Box::new(children) },
-                Err(error) => Outcome::Failed { valid, error: Box::new(error) },
+                Ok(children) => Outcome::Applied {
+                    valid,
+                    plan,
+                    children: Box::new(children),
+                },
+                Err(error) => Outcome::Failed {
+                    valid,
+                    error: Box::new(error),
+                },
             }
         }
     };
-    let next_look = status::write(&ctx, object, &observed, &outcome).await.map_err(Error::Status)?;
+    let next_look = status::write(&ctx, object, &observed, &outcome)
+        .await
+        .map_err(Error::Status)?;
     outcome.into_action(next_look)
 }
 
@@ -120,7 +131,7 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
 async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
     let name = key(&object);
     let started = Instant::now();
-    let result = reconcile(object, Arc::clone(&ctx)).await;
+    let result = Box::pin(reconcile(object, Arc::clone(&ctx))).await;
     let outcome = match &result {
         Ok(_) => {
             ctx.backoff.succeeded(&name);
@@ -133,7 +144,11 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
 }
 
 fn key(object: &DeserializeGuard<LlmDeployment>) -> String {
-    format!("{}/{}", object.meta().namespace.as_deref().unwrap_or_default(), object.meta().name.as_deref().unwrap_or_default())
+    format!(
+        "{}/{}",
+        object.meta().namespace.as_deref().unwrap_or_default(),
+        object.meta().name.as_deref().unwrap_or_default()
+    )
 }
 
 /// What to do after a failed pass.

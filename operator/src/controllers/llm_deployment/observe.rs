@@ -107,7 +107,11 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
     let revisions = revisions.map_err(failed("revisions"))?;
     let service = service.map_err(failed("service"))?;
 
-    let mut pods: Vec<Pod> = pods.items.into_iter().filter(|pod| is_owned(pod.owner_references(), &uid)).collect();
+    let mut pods: Vec<Pod> = pods
+        .items
+        .into_iter()
+        .filter(|pod| is_owned(pod.owner_references(), &uid))
+        .collect();
     pods.sort_by_key(Pod::name_any);
     let pods = futures::stream::iter(pods)
         .map(async |pod| {
@@ -133,11 +137,15 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
 }
 
 fn is_owned(owners: &[OwnerReference], uid: &str) -> bool {
-    owners.iter().any(|owner| owner.controller == Some(true) && owner.uid == uid)
+    owners
+        .iter()
+        .any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
 async fn ask(ctx: &Context, pod: &Pod) -> Report {
-    let Some(ip) = askable(pod) else { return Report::NotAsked };
+    let Some(ip) = askable(pod) else {
+        return Report::NotAsked;
+    };
     let uid = pod.uid().unwrap_or_default();
     let now = ctx.clock.now();
     match ctx.status_client.ask(ip).await {
@@ -148,13 +156,19 @@ async fn ask(ctx: &Context, pod: &Pod) -> Report {
         Ok(said) => {
             ctx.metrics.polled("ok");
             ctx.last_answers.keep(&uid, &said, now);
-            Report::Said { said: Box::new(said), stale: false }
+            Report::Said {
+                said: Box::new(said),
+                stale: false,
+            }
         }
         Err(error) => {
             ctx.metrics.polled((&error).into());
             tracing::debug!(pod = %pod.name_any(), error = &error as &dyn std::error::Error, "no status from the pod");
             match ctx.last_answers.recall(&uid, now) {
-                Some(said) => Report::Said { said: Box::new(said), stale: true },
+                Some(said) => Report::Said {
+                    said: Box::new(said),
+                    stale: true,
+                },
                 None => Report::Unreachable(error.to_string()),
             }
         }

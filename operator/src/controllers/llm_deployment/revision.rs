@@ -82,12 +82,11 @@ const LENGTH: usize = 8;
 impl Intent {
     /// The name of the revision that this intent makes: equal intents, equal names, in every version of the operator.
     pub fn revision_name(&self) -> Revision {
-        // An intent is made of strings, numbers and maps with string keys.
-        let value = serde_json::to_value(self).expect("an intent can always be written as JSON");
-        let mut text = String::new();
-        canonical(&value, &mut text);
-        let hash = Sha256::digest(text.as_bytes());
-        let name = hash.iter().take(LENGTH).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
+        let hash = hash(&json(self));
+        let name = hash
+            .iter()
+            .take(LENGTH)
+            .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
         Revision(name.collect())
     }
 }
@@ -119,12 +118,24 @@ fn canonical(value: &Value, text: &mut String) {
     }
 }
 
-/// A short digest of any value, for annotations.
-pub fn fingerprint(value: &Value) -> String {
+/// Our own types as JSON: they are made of strings, numbers, lists and maps with string keys.
+pub(super) fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("our types can always be written as JSON")
+}
+
+fn hash(value: &Value) -> Vec<u8> {
     let mut text = String::new();
     canonical(value, &mut text);
-    let hash = Sha256::digest(text.as_bytes());
-    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text.as_bytes()).to_vec()
+}
+
+/// A short digest of any value, for annotations: 64 bits in hexadecimal.
+pub fn fingerprint(value: &Value) -> String {
+    let first = hash(value)
+        .into_iter()
+        .take(8)
+        .fold(0, |number: u64, byte| number << 8 | u64::from(byte));
+    format!("{first:016x}")
 }
 
 /// What is kept of a revision, in the `data` of a `ControllerRevision`.
@@ -152,8 +163,14 @@ impl StoredRevision {
         let name = names::revision_name(deployment, revision.as_str());
         let found = revisions.iter().find(|one| one.name_any() == name)?;
         Some(Self {
-            identity: Identity { name, uid: found.uid().unwrap_or_default() },
-            record: found.data.as_ref().and_then(|data| serde_json::from_value(data.0.clone()).ok()),
+            identity: Identity {
+                name,
+                uid: found.uid().unwrap_or_default(),
+            },
+            record: found
+                .data
+                .as_ref()
+                .and_then(|data| serde_json::from_value(data.0.clone()).ok()),
         })
     }
 }
@@ -184,10 +201,19 @@ mod tests {
     #[test]
     fn every_part_of_the_intent_makes_another_revision() {
         let base = intent().revision_name();
-        let digest = Intent { digest: format!("sha256:{}", "b".repeat(64)), ..intent() };
-        let name = Intent { served_name: "other".to_owned(), ..intent() };
+        let digest = Intent {
+            digest: format!("sha256:{}", "b".repeat(64)),
+            ..intent()
+        };
+        let name = Intent {
+            served_name: "other".to_owned(),
+            ..intent()
+        };
         let context = Intent {
-            runtime: Some(RuntimeSpec { max_context: Some(7), ..RuntimeSpec::default() }),
+            runtime: Some(RuntimeSpec {
+                max_context: Some(7),
+                ..RuntimeSpec::default()
+            }),
             ..intent()
         };
         for other in [digest, name, context] {
@@ -199,6 +225,10 @@ mod tests {
     fn revision_name_is_eight_plain_characters() {
         let name = intent().revision_name();
         assert_eq!(name.as_str().len(), LENGTH);
-        assert!(name.as_str().bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()));
+        assert!(
+            name.as_str()
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        );
     }
 }

@@ -71,10 +71,15 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     let name = object.name_any();
     let spec = &object.spec;
     let Some(owner) = object.controller_owner_ref(&()) else {
-        return Err(invalid("metadata has no UID; the object did not come from an API server".to_owned()));
+        return Err(invalid(
+            "metadata has no UID; the object did not come from an API server".to_owned(),
+        ));
     };
     if name.len() > names::NAME_LIMIT {
-        return Err(invalid(format!("metadata.name must have at most {} characters", names::NAME_LIMIT)));
+        return Err(invalid(format!(
+            "metadata.name must have at most {} characters",
+            names::NAME_LIMIT
+        )));
     }
     check_source(&spec.model.source)?;
     check_digest(&spec.model.verification.digest)?;
@@ -91,18 +96,23 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         files: sorted(spec.model.files.as_deref()),
         served_name: spec.model.served_name.clone().unwrap_or_else(|| name.clone()),
         digest: spec.model.verification.digest.clone(),
-        runtime: spec.runtime.clone().filter(|runtime| *runtime != RuntimeSpec::default()),
+        runtime: spec
+            .runtime
+            .clone()
+            .filter(|runtime| *runtime != RuntimeSpec::default()),
         resources: spec.resources.as_ref().and_then(normal_resources),
-        placement: spec.placement.clone().filter(|placement| *placement != Placement::default()),
+        placement: spec
+            .placement
+            .clone()
+            .filter(|placement| *placement != Placement::default()),
     };
     let revision = intent.revision_name();
     let status = object.status.as_ref();
     let served = |field: Option<&String>| field.is_some_and(|served| served == revision.as_str());
     Ok(Valid {
         stored: StoredRevision::find(&observed.revisions, &name, &revision),
-        has_served: status.is_some_and(|status| {
-            served(status.served_revision.as_ref()) || served(status.current_revision.as_ref())
-        }),
+        has_served: status
+            .is_some_and(|status| served(status.served_revision.as_ref()) || served(status.current_revision.as_ref())),
         current_revision: status.and_then(|status| status.current_revision.clone()),
         next_number: observed.revisions.iter().map(|one| one.revision).max().unwrap_or(0) + 1,
         settings: Settings {
@@ -129,7 +139,10 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
 }
 
 fn invalid(message: String) -> Rejected {
-    Rejected { reason: Reason::InvalidSpec, message }
+    Rejected {
+        reason: Reason::InvalidSpec,
+        message,
+    }
 }
 
 fn check_source(source: &str) -> Result<(), Rejected> {
@@ -145,7 +158,11 @@ fn check_source(source: &str) -> Result<(), Rejected> {
 
 fn check_digest(digest: &str) -> Result<(), Rejected> {
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+    if hex.len() == 64
+        && hex
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    {
         return Ok(());
     }
     Err(invalid(
@@ -173,11 +190,16 @@ fn check_resources(resources: &Resources) -> Result<(), Rejected> {
 
 /// Whether a text is a quantity of Kubernetes above zero: a decimal number and perhaps a suffix.
 fn is_positive_quantity(text: &str) -> bool {
-    const SUFFIXES: [&str; 15] =
-        ["", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "u"];
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    const SUFFIXES: [&str; 15] = [
+        "", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "u",
+    ];
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
-    let is_exponent = suffix.strip_prefix(['e', 'E']).is_some_and(|power| power.parse::<i8>().is_ok());
+    let is_exponent = suffix
+        .strip_prefix(['e', 'E'])
+        .is_some_and(|power| power.parse::<i8>().is_ok());
     (SUFFIXES.contains(&suffix) || is_exponent) && number.parse::<f64>().is_ok_and(|value| value > 0.0)
 }
 
@@ -201,7 +223,10 @@ fn sorted(files: Option<&[String]>) -> Option<Vec<String>> {
 
 /// Resources without what has no effect, so that it makes no revision.
 fn normal_resources(resources: &Resources) -> Option<Resources> {
-    let normal = Resources { gpu: resources.gpu.clone().filter(|gpu| gpu.count > 0), ..resources.clone() };
+    let normal = Resources {
+        gpu: resources.gpu.clone().filter(|gpu| gpu.count > 0),
+        ..resources.clone()
+    };
     (normal != Resources::default()).then_some(normal)
 }
 
@@ -244,7 +269,10 @@ mod tests {
     fn spec_that_the_schema_missed_is_rejected_by_name() {
         let cases = [
             (json!({"model": {"source": "oci://x/y"}}), "spec.model.source"),
-            (json!({"model": {"verification": {"digest": "sha256:12"}}}), "spec.model.verification.digest"),
+            (
+                json!({"model": {"verification": {"digest": "sha256:12"}}}),
+                "spec.model.verification.digest",
+            ),
             (json!({"replicas": -1}), "spec.replicas"),
             (json!({"resources": {"memory": "lots"}}), "spec.resources.memory"),
             (json!({"resources": {"cpu": "0"}}), "spec.resources.cpu"),
@@ -271,7 +299,10 @@ mod tests {
     #[test]
     fn foreign_service_is_never_taken_over() {
         let mut observed = world(vec![]);
-        observed.service = Some(ObservedService { service: Service::default(), is_ours: false });
+        observed.service = Some(ObservedService {
+            service: Service::default(),
+            is_ours: false,
+        });
         let rejected = validate(&object(&json!({})), &observed).unwrap_err();
         assert!(rejected.message.contains("a Service named support exists already"));
     }

@@ -55,7 +55,11 @@ pub fn build(valid: &Valid, plan: &Plan) -> Children<Built> {
                 template: pod::build_template(valid),
                 settings: valid.settings.clone(),
             });
-            children.pods = step.create.iter().map(|slot| pod::build_pod(valid, &record.template, *slot)).collect();
+            children.pods = step
+                .create
+                .iter()
+                .map(|slot| pod::build_pod(valid, &record.template, *slot))
+                .collect();
             children.record = step.record.then(|| record::build_record(valid, &record));
             children.delete_pods.clone_from(&step.delete);
             children.delete_records.clone_from(&step.forget);

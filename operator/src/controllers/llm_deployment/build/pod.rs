@@ -7,8 +7,8 @@ use escadre_crds::names;
 use escadre_crds::v1alpha1::Placement;
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-    SecurityContext, Volume, VolumeMount,
+    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -29,8 +29,15 @@ pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) ->
     metadata.name = Some(names::pod_name(&valid.name, valid.revision.as_str(), slot));
     metadata.namespace = Some(valid.namespace.clone());
     metadata.owner_references = Some(vec![valid.owner.clone()]);
-    metadata.labels.get_or_insert_default().insert(names::LABEL_SLOT.to_owned(), slot.to_string());
-    Pod { metadata, spec: template.spec.clone(), status: None }
+    metadata
+        .labels
+        .get_or_insert_default()
+        .insert(names::LABEL_SLOT.to_owned(), slot.to_string());
+    Pod {
+        metadata,
+        spec: template.spec.clone(),
+        status: None,
+    }
 }
 
 /// The template of a new revision.
@@ -39,7 +46,10 @@ pub(super) fn build_template(valid: &Valid) -> PodTemplateSpec {
     labels.insert(names::LABEL_COMPONENT.to_owned(), names::COMPONENT_RUNTIME.to_owned());
     labels.insert(names::LABEL_REVISION.to_owned(), valid.revision.to_string());
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        }),
         spec: Some(build_spec(valid)),
     }
 }
@@ -69,7 +79,10 @@ fn build_spec(valid: &Valid) -> PodSpec {
             run_as_user: Some(USER),
             run_as_group: Some(USER),
             fs_group: Some(USER),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
             ..PodSecurityContext::default()
         }),
         node_selector,
@@ -87,7 +100,13 @@ fn build_fetch(valid: &Valid) -> Container {
     let intent = &valid.intent;
     let mut args = vec!["fetch".to_owned(), format!("--source={}", intent.source)];
     args.extend(intent.revision.iter().map(|revision| format!("--revision={revision}")));
-    args.extend(valid.settings.endpoint.iter().map(|endpoint| format!("--endpoint={endpoint}")));
+    args.extend(
+        valid
+            .settings
+            .endpoint
+            .iter()
+            .map(|endpoint| format!("--endpoint={endpoint}")),
+    );
     args.extend(intent.files.iter().flatten().map(|glob| format!("--file={glob}")));
     args.push(format!("--digest={}", intent.digest));
     args.push(format!("--store={}", names::PATH_MODELS));
@@ -109,7 +128,11 @@ fn build_runtime(valid: &Valid) -> Container {
     ];
     if let Some(runtime) = &intent.runtime {
         args.extend(runtime.max_context.map(|tokens| format!("--max-context={tokens}")));
-        args.extend(runtime.max_concurrency.map(|requests| format!("--max-concurrency={requests}")));
+        args.extend(
+            runtime
+                .max_concurrency
+                .map(|requests| format!("--max-concurrency={requests}")),
+        );
     }
     args.push(format!("--endpoint-delay={ENDPOINT_DELAY}s"));
     args.push(format!("--drain-timeout={}s", valid.settings.drain_seconds));
@@ -162,7 +185,10 @@ fn base(valid: &Valid) -> Container {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
             run_as_non_root: Some(true),
-            capabilities: Some(Capabilities { add: None, drop: Some(vec!["ALL".to_owned()]) }),
+            capabilities: Some(Capabilities {
+                add: None,
+                drop: Some(vec!["ALL".to_owned()]),
+            }),
             ..SecurityContext::default()
         }),
         ..Container::default()
@@ -181,7 +207,11 @@ fn build_resources(valid: &Valid, with_gpu: bool) -> Option<ResourceRequirements
     if amounts.is_empty() {
         return None;
     }
-    Some(ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), claims: None })
+    Some(ResourceRequirements {
+        requests: Some(amounts.clone()),
+        limits: Some(amounts),
+        claims: None,
+    })
 }
 
 fn scratch(name: &str) -> Volume {
@@ -193,7 +223,11 @@ fn scratch(name: &str) -> Volume {
 }
 
 fn mount(name: &str, path: &str) -> VolumeMount {
-    VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    }
 }
 
 fn port(name: &str, number: u16) -> ContainerPort {
@@ -221,7 +255,10 @@ fn from_field(name: &str, path: &str) -> EnvVar {
         name: name.to_owned(),
         value: None,
         value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector { field_path: path.to_owned(), api_version: None }),
+            field_ref: Some(ObjectFieldSelector {
+                field_path: path.to_owned(),
+                api_version: None,
+            }),
             ..EnvVarSource::default()
         }),
     }

@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 
-use super::super::revision::Record;
+use super::super::revision::{Record, json};
 use super::super::validate::Valid;
 
 /// Builds the record.
@@ -20,8 +20,7 @@ pub(super) fn build_record(valid: &Valid, record: &Record) -> ControllerRevision
             owner_references: Some(vec![valid.owner.clone()]),
             ..ObjectMeta::default()
         },
-        // A pod template is made of types that can always be written as JSON.
-        data: Some(RawExtension(serde_json::to_value(record).expect("a record can always be written as JSON"))),
+        data: Some(RawExtension(json(record))),
         revision: valid.next_number,
     }
 }

@@ -74,13 +74,19 @@ fn pod_can_do_nothing_but_serve() {
     assert_eq!(spec.automount_service_account_token, Some(false));
     assert_eq!(spec.enable_service_links, Some(false));
     let pod = spec.security_context.as_ref().unwrap();
-    assert_eq!((pod.run_as_non_root, pod.run_as_user, pod.fs_group), (Some(true), Some(65532), Some(65532)));
+    assert_eq!(
+        (pod.run_as_non_root, pod.run_as_user, pod.fs_group),
+        (Some(true), Some(65532), Some(65532))
+    );
     assert_eq!(pod.seccomp_profile.as_ref().unwrap().type_, "RuntimeDefault");
     for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
         let security = container.security_context.as_ref().unwrap();
         assert_eq!(security.allow_privilege_escalation, Some(false));
         assert_eq!(security.read_only_root_filesystem, Some(true));
-        assert_eq!(security.capabilities.as_ref().unwrap().drop.as_deref(), Some(&["ALL".to_owned()][..]));
+        assert_eq!(
+            security.capabilities.as_ref().unwrap().drop.as_deref(),
+            Some(&["ALL".to_owned()][..])
+        );
         let env: Vec<&str> = container.env.iter().flatten().map(|one| one.name.as_str()).collect();
         assert_eq!(env, ["ESCADRE_POD_UID", "ESCADRE_POD_NAME", "ESCADRE_REVISION"]);
         assert_eq!(container.image.as_deref(), Some("registry.example.com/runtime:7"));
@@ -95,7 +101,14 @@ fn device_is_for_the_runtime_only_and_request_is_limit() {
     let runtime = spec.containers[0].resources.as_ref().unwrap();
     assert_eq!(runtime.requests, runtime.limits);
     let limits = runtime.limits.as_ref().unwrap();
-    assert_eq!((limits["example.com/gpu"].0.as_str(), limits["cpu"].0.as_str(), limits["memory"].0.as_str()), ("1", "3", "5Gi"));
+    assert_eq!(
+        (
+            limits["example.com/gpu"].0.as_str(),
+            limits["cpu"].0.as_str(),
+            limits["memory"].0.as_str()
+        ),
+        ("1", "3", "5Gi")
+    );
     let fetch = spec.init_containers.as_ref().unwrap()[0].resources.as_ref().unwrap();
     assert!(!fetch.limits.as_ref().unwrap().contains_key("example.com/gpu"));
 }
@@ -130,9 +143,18 @@ fn service_selects_what_pods_carry() {
     assert_eq!(service.name_any(), "support");
     let spec = service.spec.unwrap();
     let labels = children.pods[0].labels();
-    assert!(spec.selector.unwrap().iter().all(|(key, value)| labels.get(key) == Some(value)));
+    assert!(
+        spec.selector
+            .unwrap()
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+    );
     let selector = names::selector("support");
-    assert!(selector.split(',').all(|pair| pair.split_once('=').is_some_and(|(key, value)| labels[key] == value)));
+    assert!(
+        selector
+            .split(',')
+            .all(|pair| pair.split_once('=').is_some_and(|(key, value)| labels[key] == value))
+    );
     let port = &spec.ports.unwrap()[0];
     assert_eq!((port.name.as_deref(), port.port), (Some("http"), 8000));
     assert_eq!(spec.type_.as_deref(), Some("NodePort"));
@@ -146,16 +168,31 @@ fn service_that_is_as_wanted_is_not_written_again() {
     // What an API server adds.
     there.spec.as_mut().unwrap().cluster_ip = Some("10.1.2.3".to_owned());
     there.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].node_port = Some(30123);
-    there.metadata.annotations.as_mut().unwrap().insert("somebody.else/x".to_owned(), "y".to_owned());
+    there
+        .metadata
+        .annotations
+        .as_mut()
+        .unwrap()
+        .insert("somebody.else/x".to_owned(), "y".to_owned());
     let write = |there: &Service, object: &LlmDeployment| {
         let mut observed = world(vec![]);
-        observed.service = Some(ObservedService { service: there.clone(), is_ours: true });
+        observed.service = Some(ObservedService {
+            service: there.clone(),
+            is_ours: true,
+        });
         build(&valid(object, &observed), &Plan::Complete).service
     };
     assert_eq!(write(&there, &object), None);
 
     let mut drifted = there.clone();
-    drifted.spec.as_mut().unwrap().selector.as_mut().unwrap().clear();
+    drifted
+        .spec
+        .as_mut()
+        .unwrap()
+        .selector
+        .as_mut()
+        .unwrap()
+        .insert("one".to_owned(), "more".to_owned());
     assert!(write(&drifted, &object).is_some(), "drift is healed");
 
     let mut without = object.clone();
@@ -203,10 +240,17 @@ fn wrong_mirror_of_a_revision_that_never_served_can_be_repaired() {
 #[test]
 fn every_child_has_our_owner_and_label() {
     let (_, children) = first_pass(&rich());
-    let metas = children.pods.iter().map(|pod| &pod.metadata).chain(children.record.as_ref().map(|one| &one.metadata));
+    let metas = children
+        .pods
+        .iter()
+        .map(|pod| &pod.metadata)
+        .chain(children.record.as_ref().map(|one| &one.metadata));
     for meta in metas.chain(children.service.as_ref().map(|one| &one.metadata)) {
         let owner = &meta.owner_references.as_ref().unwrap()[0];
         assert_eq!((owner.uid.as_str(), owner.controller), ("owner-uid", Some(true)));
-        assert_eq!(meta.labels.as_ref().unwrap()[names::LABEL_MANAGED_BY], names::MANAGED_BY);
+        assert_eq!(
+            meta.labels.as_ref().unwrap()[names::LABEL_MANAGED_BY],
+            names::MANAGED_BY
+        );
     }
 }

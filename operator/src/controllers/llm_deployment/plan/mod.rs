@@ -100,7 +100,10 @@ impl PodFacts {
     pub fn of(pod: &Pod) -> Self {
         let status = pod.status.as_ref();
         Self {
-            identity: Identity { name: pod.name_any(), uid: pod.uid().unwrap_or_default() },
+            identity: Identity {
+                name: pod.name_any(),
+                uid: pod.uid().unwrap_or_default(),
+            },
             revision: pod.labels().get(names::LABEL_REVISION).cloned().unwrap_or_default(),
             slot: pod.labels().get(names::LABEL_SLOT).and_then(|slot| slot.parse().ok()),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -117,14 +120,23 @@ impl PodFacts {
 
 /// Whether the pod's `Ready` condition holds.
 pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    conditions
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// What to do now for one object.
 pub fn next(valid: &Valid, observed: &Observed, now: Timestamp) -> Plan {
     let pods: Vec<PodFacts> = observed.pods.iter().map(|one| PodFacts::of(&one.pod)).collect();
-    let record = valid.stored.as_ref().map(|stored| (stored.identity.clone(), stored.record.as_ref()));
+    let record = valid
+        .stored
+        .as_ref()
+        .map(|stored| (stored.identity.clone(), stored.record.as_ref()));
     let remake = match record {
         Some((identity, None)) => Some(identity),
         Some((identity, Some(record))) if record.settings != valid.settings && !valid.has_served => Some(identity),
@@ -146,7 +158,10 @@ pub fn next(valid: &Valid, observed: &Observed, now: Timestamp) -> Plan {
     let unused = observed
         .revisions
         .iter()
-        .map(|revision| Identity { name: revision.name_any(), uid: revision.uid().unwrap_or_default() })
+        .map(|revision| Identity {
+            name: revision.name_any(),
+            uid: revision.uid().unwrap_or_default(),
+        })
         .filter(|revision| !kept.contains(&revision.name))
         .collect();
     decide(&target, &pods, unused, now)
@@ -154,16 +169,29 @@ pub fn next(valid: &Valid, observed: &Observed, now: Timestamp) -> Plan {
 
 /// The decision itself: `unused` are records that nothing needs any more.
 pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Timestamp) -> Plan {
-    let (mine, others): (Vec<&PodFacts>, Vec<&PodFacts>) =
-        pods.iter().partition(|pod| pod.revision == target.revision && pod.slot.is_some());
-    let mut step = Step { forget: unused, ..Step::default() };
+    let (mine, others): (Vec<&PodFacts>, Vec<&PodFacts>) = pods
+        .iter()
+        .partition(|pod| pod.revision == target.revision && pod.slot.is_some());
+    let mut step = Step {
+        forget: unused,
+        ..Step::default()
+    };
 
-    step.delete.extend(others.iter().filter(|pod| !pod.is_terminating).map(|pod| pod.identity.clone()));
+    step.delete.extend(
+        others
+            .iter()
+            .filter(|pod| !pod.is_terminating)
+            .map(|pod| pod.identity.clone()),
+    );
     if !step.delete.is_empty() {
         step.purpose = Some(Reason::Recreating);
     }
     if let Some(record) = &target.remake {
-        step.delete.extend(mine.iter().filter(|pod| !pod.is_terminating).map(|pod| pod.identity.clone()));
+        step.delete.extend(
+            mine.iter()
+                .filter(|pod| !pod.is_terminating)
+                .map(|pod| pod.identity.clone()),
+        );
         step.forget.push(record.clone());
         step.purpose = Some(Reason::Recreating);
         return Plan::Progress(step);
@@ -174,7 +202,12 @@ pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Ti
     let ended = mine.iter().filter(|pod| pod.has_ended && !pod.is_terminating);
     let room = wanted.saturating_sub(alive.len());
     let (resting, tired): (Vec<&PodFacts>, Vec<&PodFacts>) = ended.partition(|pod| rest(pod, now).is_some());
-    let resting: Vec<&PodFacts> = if room > 0 { resting } else { step.delete.extend(ids(&resting)); Vec::new() };
+    let resting: Vec<&PodFacts> = if room > 0 {
+        resting
+    } else {
+        step.delete.extend(ids(&resting));
+        Vec::new()
+    };
     step.delete.extend(ids(&tired));
 
     let surplus = surplus(&alive, wanted);
@@ -187,14 +220,21 @@ pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Ti
         let held: BTreeSet<u32> = mine.iter().filter_map(|pod| pod.slot).collect();
         step.create = (0..).filter(|slot| !held.contains(slot)).take(missing).collect();
         step.record = !target.is_recorded;
-        step.purpose.get_or_insert(if alive.is_empty() { Reason::Starting } else { Reason::Scaling });
+        step.purpose.get_or_insert(if alive.is_empty() {
+            Reason::Starting
+        } else {
+            Reason::Scaling
+        });
     }
 
     let is_idle = step.create.is_empty() && step.delete.is_empty() && step.forget.is_empty();
     let wait = resting.iter().filter_map(|pod| rest(pod, now)).min();
     match (is_idle, wait) {
         (false, _) => Plan::Progress(step),
-        (true, Some(retry)) => Plan::Blocked { reason: Reason::PodFailed, retry },
+        (true, Some(retry)) => Plan::Blocked {
+            reason: Reason::PodFailed,
+            retry,
+        },
         (true, None) => Plan::Complete,
     }
 }
@@ -212,7 +252,13 @@ fn ids(pods: &[&PodFacts]) -> Vec<Identity> {
 /// The pods that are too many: those that are not ready first, then the newest, then the highest slot.
 fn surplus(alive: &[&PodFacts], wanted: usize) -> Vec<Identity> {
     let mut order = alive.to_vec();
-    order.sort_by_key(|pod| (pod.is_ready, std::cmp::Reverse(pod.created), std::cmp::Reverse(pod.slot)));
+    order.sort_by_key(|pod| {
+        (
+            pod.is_ready,
+            std::cmp::Reverse(pod.created),
+            std::cmp::Reverse(pod.slot),
+        )
+    });
     order.truncate(alive.len().saturating_sub(wanted));
     ids(&order)
 }
@@ -227,7 +273,10 @@ mod tests {
 
     fn pod(revision: &str, slot: u32) -> PodFacts {
         PodFacts {
-            identity: Identity { name: format!("m-{revision}-{slot}"), uid: format!("uid-{revision}-{slot}") },
+            identity: Identity {
+                name: format!("m-{revision}-{slot}"),
+                uid: format!("uid-{revision}-{slot}"),
+            },
             revision: revision.to_owned(),
             slot: Some(slot),
             is_terminating: false,
@@ -238,7 +287,12 @@ mod tests {
     }
 
     fn target(replicas: u32) -> Target {
-        Target { revision: "new".to_owned(), replicas, is_recorded: true, remake: None }
+        Target {
+            revision: "new".to_owned(),
+            replicas,
+            is_recorded: true,
+            remake: None,
+        }
     }
 
     fn step(plan: Plan) -> Step {
@@ -250,7 +304,10 @@ mod tests {
 
     #[test]
     fn first_pass_records_the_revision_and_fills_the_slots() {
-        let target = Target { is_recorded: false, ..target(2) };
+        let target = Target {
+            is_recorded: false,
+            ..target(2)
+        };
         let step = step(decide(&target, &[], vec![], at(1)));
         assert_eq!(step.create, [0, 1]);
         assert!(step.record);
@@ -259,7 +316,10 @@ mod tests {
 
     #[test]
     fn slot_of_a_terminating_pod_is_skipped() {
-        let leaving = PodFacts { is_terminating: true, ..pod("new", 0) };
+        let leaving = PodFacts {
+            is_terminating: true,
+            ..pod("new", 0)
+        };
         let step = step(decide(&target(2), &[leaving, pod("new", 1)], vec![], at(1)));
         assert_eq!(step.create, [2]);
         assert!(step.delete.is_empty());
@@ -274,9 +334,19 @@ mod tests {
     #[test]
     fn scaling_down_takes_pods_that_are_not_ready_then_the_newest() {
         let pods = [
-            PodFacts { created: at(5), ..pod("new", 0) },
-            PodFacts { created: at(9), ..pod("new", 1) },
-            PodFacts { created: at(1), is_ready: false, ..pod("new", 2) },
+            PodFacts {
+                created: at(5),
+                ..pod("new", 0)
+            },
+            PodFacts {
+                created: at(9),
+                ..pod("new", 1)
+            },
+            PodFacts {
+                created: at(1),
+                is_ready: false,
+                ..pod("new", 2)
+            },
         ];
         let one = step(decide(&target(2), &pods, vec![], at(20)));
         assert_eq!(one.delete, [pods[2].identity.clone()]);
@@ -294,9 +364,20 @@ mod tests {
 
     #[test]
     fn failed_pod_rests_and_is_then_replaced_and_removed() {
-        let failed = PodFacts { has_ended: true, is_ready: false, created: at(100), ..pod("new", 0) };
+        let failed = PodFacts {
+            has_ended: true,
+            is_ready: false,
+            created: at(100),
+            ..pod("new", 0)
+        };
         let early = decide(&target(1), std::slice::from_ref(&failed), vec![], at(103));
-        assert_eq!(early, Plan::Blocked { reason: Reason::PodFailed, retry: Duration::from_secs(7) });
+        assert_eq!(
+            early,
+            Plan::Blocked {
+                reason: Reason::PodFailed,
+                retry: Duration::from_secs(7)
+            }
+        );
         let late = step(decide(&target(1), std::slice::from_ref(&failed), vec![], at(110)));
         assert_eq!(late.create, [1]);
         assert_eq!(late.delete, [failed.identity]);
@@ -304,23 +385,38 @@ mod tests {
 
     #[test]
     fn edited_settings_of_a_revision_that_never_served_remake_it() {
-        let record = Identity { name: "m-new".to_owned(), uid: "u".to_owned() };
-        let target = Target { remake: Some(record.clone()), ..target(1) };
+        let record = Identity {
+            name: "m-new".to_owned(),
+            uid: "u".to_owned(),
+        };
+        let target = Target {
+            remake: Some(record.clone()),
+            ..target(1)
+        };
         let step = step(decide(&target, &[pod("new", 0)], vec![], at(1)));
         assert_eq!(step.delete, [pod("new", 0).identity]);
         assert_eq!(step.forget, [record]);
-        assert!(step.create.is_empty(), "the record must be gone before pods are made from it");
+        assert!(
+            step.create.is_empty(),
+            "the record must be gone before pods are made from it"
+        );
     }
 
     #[test]
     fn zero_replicas_remove_every_pod_and_record_nothing() {
-        let target = Target { is_recorded: false, ..target(0) };
+        let target = Target {
+            is_recorded: false,
+            ..target(0)
+        };
         assert_eq!(decide(&target, &[], vec![], at(1)), Plan::Complete);
     }
 
     #[test]
     fn pod_without_a_slot_label_is_replaced() {
-        let stray = PodFacts { slot: None, ..pod("new", 0) };
+        let stray = PodFacts {
+            slot: None,
+            ..pod("new", 0)
+        };
         let step = step(decide(&target(1), std::slice::from_ref(&stray), vec![], at(1)));
         assert_eq!(step.delete, [stray.identity]);
     }

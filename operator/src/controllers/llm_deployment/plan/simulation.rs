@@ -34,7 +34,10 @@ impl World {
     }
 
     fn alive(&self) -> usize {
-        self.pods.iter().filter(|pod| pod.is_alive() && pod.revision == self.target.revision).count()
+        self.pods
+            .iter()
+            .filter(|pod| pod.is_alive() && pod.revision == self.target.revision)
+            .count()
     }
 
     /// Something happens.
@@ -68,17 +71,26 @@ impl World {
     /// Terminating pods go away, but for those on lost nodes.
     fn collect(&mut self) {
         let lost = &self.lost;
-        self.pods.retain(|pod| !pod.is_terminating || lost.contains(&pod.identity.uid));
+        self.pods
+            .retain(|pod| !pod.is_terminating || lost.contains(&pod.identity.uid));
     }
 
     /// Carries out one plan and checks it.
     fn pass(&mut self) -> Plan {
         let plan = decide(&self.target, &self.pods, vec![], self.now());
-        assert_eq!(plan, decide(&self.target, &self.pods, vec![], self.now()), "the plan depends on more than the world");
+        assert_eq!(
+            plan,
+            decide(&self.target, &self.pods, vec![], self.now()),
+            "the plan depends on more than the world"
+        );
         if let Plan::Progress(step) = &plan {
             let before = self.alive();
             for victim in &step.delete {
-                let pod = self.pods.iter_mut().find(|pod| pod.identity == *victim).expect("deletes a pod that is there");
+                let pod = self
+                    .pods
+                    .iter_mut()
+                    .find(|pod| pod.identity == *victim)
+                    .expect("deletes a pod that is there");
                 assert!(!pod.is_terminating, "deletes twice");
                 pod.is_terminating = true;
             }
@@ -86,10 +98,16 @@ impl World {
             assert!(self.alive() >= wanted.min(before), "takes more than the surplus");
             for slot in &step.create {
                 let name = format!("m-{}-{slot}", self.target.revision);
-                assert!(self.pods.iter().all(|pod| pod.identity.name != name), "uses a name twice: {name}");
+                assert!(
+                    self.pods.iter().all(|pod| pod.identity.name != name),
+                    "uses a name twice: {name}"
+                );
                 self.made += 1;
                 self.pods.push(PodFacts {
-                    identity: Identity { name, uid: format!("uid-{}", self.made) },
+                    identity: Identity {
+                        name,
+                        uid: format!("uid-{}", self.made),
+                    },
                     revision: self.target.revision.clone(),
                     slot: Some(*slot),
                     is_terminating: false,
@@ -98,9 +116,15 @@ impl World {
                     created: self.now(),
                 });
             }
-            assert!(step.create.is_empty() || self.alive() <= wanted, "creates more than was asked for");
+            assert!(
+                step.create.is_empty() || self.alive() <= wanted,
+                "creates more than was asked for"
+            );
             self.target.is_recorded |= step.record;
-            assert!(step.create.is_empty() || self.target.is_recorded, "makes pods of a revision without a record");
+            assert!(
+                step.create.is_empty() || self.target.is_recorded,
+                "makes pods of a revision without a record"
+            );
         }
         plan
     }
@@ -110,8 +134,19 @@ impl World {
 fn every_life_keeps_the_invariants_and_settles() {
     for seed in 1..=400 {
         let mut chance = Chance(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
-        let target = Target { revision: "r0".to_owned(), replicas: 2, is_recorded: false, remake: None };
-        let mut world = World { pods: vec![], lost: BTreeSet::new(), second: 1000, made: 0, target };
+        let target = Target {
+            revision: "r0".to_owned(),
+            replicas: 2,
+            is_recorded: false,
+            remake: None,
+        };
+        let mut world = World {
+            pods: vec![],
+            lost: BTreeSet::new(),
+            second: 1000,
+            made: 0,
+            target,
+        };
         for _ in 0..120 {
             world.event(&mut chance);
             world.pass();
@@ -123,8 +158,15 @@ fn every_life_keeps_the_invariants_and_settles() {
             world.pass();
         }
         assert_eq!(world.pass(), Plan::Complete, "seed {seed} does not settle");
-        assert_eq!(world.alive(), world.target.replicas as usize, "seed {seed} has another size");
-        let foreign = world.pods.iter().filter(|pod| pod.revision != world.target.revision && !pod.is_terminating);
+        assert_eq!(
+            world.alive(),
+            world.target.replicas as usize,
+            "seed {seed} has another size"
+        );
+        let foreign = world
+            .pods
+            .iter()
+            .filter(|pod| pod.revision != world.target.revision && !pod.is_terminating);
         assert_eq!(foreign.count(), 0, "seed {seed} keeps another revision");
     }
 }

@@ -27,8 +27,18 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     findings
 }
 
-fn finding(condition: ConditionType, status: ConditionStatus, reason: impl Into<AnyReason>, message: String) -> Finding {
-    Finding { condition, status, reason: reason.into(), message }
+fn finding(
+    condition: ConditionType,
+    status: ConditionStatus,
+    reason: impl Into<AnyReason>,
+    message: String,
+) -> Finding {
+    Finding {
+        condition,
+        status,
+        reason: reason.into(),
+        message,
+    }
 }
 
 fn from_problem(problem: &Problem) -> Finding {
@@ -37,12 +47,18 @@ fn from_problem(problem: &Problem) -> Finding {
 
 fn accepted(scene: &Scene<'_>) -> Finding {
     match scene.outcome {
-        Outcome::Rejected(rejected) => {
-            finding(ConditionType::Accepted, False, rejected.reason, rejected.message.clone())
-        }
-        Outcome::Applied { .. } | Outcome::Failed { .. } => {
-            finding(ConditionType::Accepted, True, Reason::Valid, format!("the spec of {} is valid", scene.name()))
-        }
+        Outcome::Rejected(rejected) => finding(
+            ConditionType::Accepted,
+            False,
+            rejected.reason,
+            rejected.message.clone(),
+        ),
+        Outcome::Applied { .. } | Outcome::Failed { .. } => finding(
+            ConditionType::Accepted,
+            True,
+            Reason::Valid,
+            format!("the spec of {} is valid", scene.name()),
+        ),
     }
 }
 
@@ -50,7 +66,12 @@ fn resolved(scene: &Scene<'_>) -> Finding {
     let type_ = ConditionType::ModelResolved;
     if scene.mine().any(|pod| pod.is_serving() || pod.diagnosis.is_fetched) {
         let source = &scene.object.spec.model.source;
-        return finding(type_, True, Reason::Resolved, format!("the model was fetched from {source}"));
+        return finding(
+            type_,
+            True,
+            Reason::Resolved,
+            format!("the model was fetched from {source}"),
+        );
     }
     if let Some(problem) = scene.problem(type_) {
         return from_problem(problem);
@@ -72,12 +93,25 @@ fn verified(scene: &Scene<'_>) -> Finding {
         let verification = pod.said().and_then(|said| said.verification.as_ref());
         verification.and_then(|one| one.result.as_deref()) == Some("Verified")
     };
-    if scene.mine().any(|pod| pod.is_serving() || (pod.diagnosis.is_fetched && says_so(pod))) {
+    if scene
+        .mine()
+        .any(|pod| pod.is_serving() || (pod.diagnosis.is_fetched && says_so(pod)))
+    {
         let digest = &scene.object.spec.model.verification.digest;
-        return finding(type_, True, Reason::Verified, format!("the process that loads the model found {digest}"));
+        return finding(
+            type_,
+            True,
+            Reason::Verified,
+            format!("the process that loads the model found {digest}"),
+        );
     }
     if scene.mine().any(|pod| pod.diagnosis.progress >= Progress::Verifying) {
-        return finding(type_, Unknown, Reason::Verifying, "the model is being verified".to_owned());
+        return finding(
+            type_,
+            Unknown,
+            Reason::Verifying,
+            "the model is being verified".to_owned(),
+        );
     }
     let (reason, message) = pending("verified the model");
     finding(type_, Unknown, reason, message)
@@ -90,7 +124,12 @@ fn capacity(scene: &Scene<'_>) -> Finding {
     }
     let count = scene.mine().count();
     if count > 0 && scene.mine().all(|pod| pod.diagnosis.progress > Progress::Unscheduled) {
-        return finding(type_, True, Reason::Scheduled, format!("every pod has a node ({count})"));
+        return finding(
+            type_,
+            True,
+            Reason::Scheduled,
+            format!("every pod has a node ({count})"),
+        );
     }
     let (reason, message) = pending("a node");
     finding(type_, Unknown, reason, message)
@@ -104,20 +143,34 @@ fn progressing(scene: &Scene<'_>) -> Finding {
             return finding(type_, False, Reason::InvalidSpec, rejected.message.clone());
         }
         Outcome::Failed { error, .. } => {
-            return finding(type_, False, Reason::ApplyFailed, format!("{}; it is tried again", error.words()));
+            return finding(
+                type_,
+                False,
+                Reason::ApplyFailed,
+                format!("{}; it is tried again", error.words()),
+            );
         }
         Outcome::Applied { plan, .. } => plan,
     };
     if scene.is_settled() {
-        return finding(type_, True, Reason::Complete, format!("{name} has what its spec asks for"));
+        return finding(
+            type_,
+            True,
+            Reason::Complete,
+            format!("{name} has what its spec asks for"),
+        );
     }
     if scene.others() > 0 && scene.wanted > 0 {
         let target = scene.target.as_deref().unwrap_or_default();
-        let message = format!("revision {target} of {name} replaces the older one: its pods are deleted and made again");
+        let message =
+            format!("revision {target} of {name} replaces the older one: its pods are deleted and made again");
         return finding(type_, True, Reason::Recreating, message);
     }
     if let Plan::Blocked { retry, .. } = plan {
-        let message = format!("a failed pod of {name} is replaced within {} s", retry.as_secs().max(10));
+        let message = format!(
+            "a failed pod of {name} is replaced within {} s",
+            retry.as_secs().max(10)
+        );
         return finding(type_, True, Reason::Scaling, message);
     }
     let mine = scene.mine().count();
@@ -142,7 +195,12 @@ fn available(scene: &Scene<'_>) -> Finding {
     }
     let serving = scene.serving();
     if serving > 0 {
-        return finding(type_, True, Reason::Serving, format!("{serving} of {} pods of {name} serve", scene.wanted));
+        return finding(
+            type_,
+            True,
+            Reason::Serving,
+            format!("{serving} of {} pods of {name} serve", scene.wanted),
+        );
     }
     if let Some(refusal) = scene.refused() {
         return finding(type_, False, Reason::PodRefused, refused(refusal));
@@ -151,7 +209,12 @@ fn available(scene: &Scene<'_>) -> Finding {
         return from_problem(problem);
     }
     if let Some(problem) = scene.problems().next() {
-        return finding(type_, False, Reason::Pending, format!("no pod of {name} serves: {}", problem.message));
+        return finding(
+            type_,
+            False,
+            Reason::Pending,
+            format!("no pod of {name} serves: {}", problem.message),
+        );
     }
     let (reason, message) = scene.activity();
     finding(type_, False, reason, message)
@@ -166,10 +229,20 @@ fn ready(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
     let name = scene.name();
     let is_accepted = !matches!(scene.outcome, Outcome::Rejected(_));
     if is_accepted && scene.is_suspended {
-        return finding(type_, False, Reason::Suspended, format!("{name} is suspended; set spec.suspend to false to serve again"));
+        return finding(
+            type_,
+            False,
+            Reason::Suspended,
+            format!("{name} is suspended; set spec.suspend to false to serve again"),
+        );
     }
     if is_accepted && scene.wanted == 0 && scene.alive() == 0 {
-        return finding(type_, True, Reason::ScaledToZero, format!("{name} has no pods, as its spec asks"));
+        return finding(
+            type_,
+            True,
+            Reason::ScaledToZero,
+            format!("{name} has no pods, as its spec asks"),
+        );
     }
     let is_whole = if scene.was_reached() {
         scene.serving() > 0 && scene.others() == 0 && !scene.has_lost()
@@ -180,15 +253,22 @@ fn ready(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
         let digest = &scene.object.spec.model.verification.digest;
         return finding(type_, True, Reason::Serving, format!("{name} serves {digest}"));
     }
-    let in_order = || READY_ORDER.iter().filter_map(|wanted| findings.iter().find(|one| one.condition == *wanted));
+    let in_order = || {
+        READY_ORDER
+            .iter()
+            .filter_map(|wanted| findings.iter().find(|one| one.condition == *wanted))
+    };
     let cause = in_order()
         .find(|one| one.status == False)
         .or_else(|| in_order().find(|one| one.status == Unknown))
         .or_else(|| findings.iter().find(|one| one.condition == ConditionType::Progressing));
     match cause {
-        Some(cause) if cause.condition == ConditionType::ModelVerified && cause.status == False => {
-            finding(type_, False, Reason::VerifyFailed, format!("{}: {}", cause.reason.as_str(), cause.message))
-        }
+        Some(cause) if cause.condition == ConditionType::ModelVerified && cause.status == False => finding(
+            type_,
+            False,
+            Reason::VerifyFailed,
+            format!("{}: {}", cause.reason.as_str(), cause.message),
+        ),
         Some(cause) => finding(type_, False, cause.reason, cause.message.clone()),
         None => finding(type_, False, Reason::Pending, format!("{name} was not judged yet")),
     }
@@ -199,7 +279,12 @@ fn degraded(scene: &Scene<'_>) -> Finding {
     let type_ = ConditionType::Degraded;
     let name = scene.name();
     if scene.serving() == 0 {
-        return finding(type_, False, Reason::Pending, format!("no pod of {name} serves, so nothing is missing from what serves"));
+        return finding(
+            type_,
+            False,
+            Reason::Pending,
+            format!("no pod of {name} serves, so nothing is missing from what serves"),
+        );
     }
     if let Some(problem) = scene.problems().next() {
         return finding(type_, True, problem.reason, problem.message.clone());
@@ -213,7 +298,9 @@ fn degraded(scene: &Scene<'_>) -> Finding {
 /// For `kstatus`: without a person it does not go on.
 fn stalled(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
     let type_ = ConditionType::Stalled;
-    let is_ready = findings.iter().any(|one| one.condition == ConditionType::Ready && one.status == True);
+    let is_ready = findings
+        .iter()
+        .any(|one| one.condition == ConditionType::Ready && one.status == True);
     if let Outcome::Rejected(rejected) = scene.outcome {
         return finding(type_, True, rejected.reason, rejected.message.clone());
     }
@@ -227,9 +314,10 @@ fn stalled(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
 /// Whether trying again can never help.
 fn needs_a_person(reason: AnyReason) -> bool {
     match reason {
-        AnyReason::Verify(reason) => {
-            !matches!(reason, VerifyReason::DownloadIncomplete | VerifyReason::CacheFull | VerifyReason::StorageFault)
-        }
+        AnyReason::Verify(reason) => !matches!(
+            reason,
+            VerifyReason::DownloadIncomplete | VerifyReason::CacheFull | VerifyReason::StorageFault
+        ),
         AnyReason::Common(reason) => matches!(
             reason,
             Reason::ContextTooLong | Reason::ArchitectureUnsupported | Reason::OutOfMemoryHost | Reason::InvalidSpec

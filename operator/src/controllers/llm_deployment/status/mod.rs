@@ -37,7 +37,7 @@ const STABLE: Duration = Duration::from_secs(20);
 /// After the API server refused a pod: a quota changes without an event that we see.
 const REFUSED: Duration = Duration::from_secs(10);
 /// Without pods: only a safety net under the watches.
-const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_mins(10);
 
 /// Status could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,9 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
     }
     let serving = scene.serving();
     let served = scene.mine().find(|pod| pod.is_serving());
-    let served_digest = served.and_then(|pod| pod.said()).and_then(|said| said.served_digest.clone());
+    let served_digest = served
+        .and_then(|pod| pod.said())
+        .and_then(|said| said.served_digest.clone());
     let is_same_target = scene.before.target_revision == scene.target;
     let status = LlmDeploymentStatus {
         observed_generation: object.metadata.generation,
@@ -87,11 +89,18 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
         selector: Some(names::selector(&scene.name())),
         display: Some(Display {
             ready: Some(format!("{serving}/{}", scene.wanted)),
-            digest: served_digest.as_deref().and_then(|digest| digest.get(7..19)).map(str::to_owned),
+            digest: served_digest
+                .as_deref()
+                .and_then(|digest| digest.get(7..19))
+                .map(str::to_owned),
         }),
         served_revision: served.and(scene.target.clone()),
         served_digest,
-        current_revision: if scene.is_reached() { scene.target.clone() } else { scene.before.current_revision.clone() },
+        current_revision: if scene.is_reached() {
+            scene.target.clone()
+        } else {
+            scene.before.current_revision.clone()
+        },
         target_revision: scene.target.clone(),
         endpoint: scene
             .has_service
@@ -102,7 +111,10 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
         download: download(&scene),
         last_failure: last_failure(&scene),
     };
-    Judgement { next_look: next_look(&scene, &status, object), status }
+    Judgement {
+        next_look: next_look(&scene, &status, object),
+        status,
+    }
 }
 
 fn count(number: usize) -> i32 {
@@ -173,19 +185,29 @@ fn last_failure(scene: &Scene<'_>) -> Option<LastFailure> {
 }
 
 fn next_look(scene: &Scene<'_>, status: &LlmDeploymentStatus, object: &LlmDeployment) -> Option<Duration> {
-    let is_stale = scene.pods.iter().any(|pod| matches!(pod.observed.report, Report::Said { stale: true, .. }));
+    let is_stale = scene
+        .pods
+        .iter()
+        .any(|pod| matches!(pod.observed.report, Report::Said { stale: true, .. }));
     match scene.outcome {
         // A Service in the way can go without an event that we see, and pods still have to be asked.
         Outcome::Rejected(_) => (scene.alive() > 0 || !scene.has_service).then_some(STABLE),
         // The error policy decides.
         Outcome::Failed { .. } => None,
         Outcome::Applied { .. } if scene.refused().is_some() => Some(REFUSED),
-        Outcome::Applied { plan: Plan::Blocked { retry, .. }, .. } => Some((*retry).min(SOON)),
+        Outcome::Applied {
+            plan: Plan::Blocked { retry, .. },
+            ..
+        } => Some((*retry).min(SOON)),
         Outcome::Applied { .. } if scene.is_settled() && scene.wanted == 0 => Some(IDLE + jitter(object)),
         Outcome::Applied { .. } if scene.is_settled() && !is_stale => Some(STABLE),
         Outcome::Applied { .. } => {
             let remaining = status.download.as_ref().and_then(|download| download.remaining_seconds);
-            Some(if remaining.is_some_and(|seconds| seconds > 10) { DOWNLOADING } else { SOON })
+            Some(if remaining.is_some_and(|seconds| seconds > 10) {
+                DOWNLOADING
+            } else {
+                SOON
+            })
         }
     }
 }
@@ -243,6 +265,9 @@ pub async fn write(
             Ok(next_look)
         }
         Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => Ok(None),
-        Err(source) => Err(Error { object: format!("{namespace}/{name}"), source }),
+        Err(source) => Err(Error {
+            object: format!("{namespace}/{name}"),
+            source,
+        }),
     }
 }

@@ -9,7 +9,7 @@ use super::super::Outcome;
 use super::super::apply::Refusal;
 use super::super::diagnose::{Diagnosis, Problem, Progress, diagnose};
 use super::super::observe::{Observed, ObservedPod, Report};
-use super::super::plan::{PodFacts, Plan};
+use super::super::plan::{Plan, PodFacts};
 use crate::runtime_status::Said;
 
 /// One pod, read.
@@ -56,8 +56,17 @@ impl<'a> Scene<'a> {
         let before = object.status.clone().unwrap_or_default();
         let (target, digest, wanted, is_suspended) = match outcome {
             Outcome::Rejected(_) => {
-                let wanted = if object.spec.suspend { 0 } else { object.spec.replicas.max(0) };
-                (before.target_revision.clone(), before.served_digest.clone(), wanted.unsigned_abs(), object.spec.suspend)
+                let wanted = if object.spec.suspend {
+                    0
+                } else {
+                    object.spec.replicas.max(0)
+                };
+                (
+                    before.target_revision.clone(),
+                    before.served_digest.clone(),
+                    wanted.unsigned_abs(),
+                    object.spec.suspend,
+                )
             }
             Outcome::Applied { valid, .. } | Outcome::Failed { valid, .. } => (
                 Some(valid.revision.to_string()),
@@ -91,12 +100,17 @@ impl<'a> Scene<'a> {
 
     /// Living pods of the target revision.
     pub(super) fn mine(&self) -> impl Iterator<Item = &Judged<'a>> {
-        self.pods.iter().filter(|pod| pod.is_alive() && Some(&pod.facts.revision) == self.target.as_ref())
+        self.pods
+            .iter()
+            .filter(|pod| pod.is_alive() && Some(&pod.facts.revision) == self.target.as_ref())
     }
 
     /// Pods of other revisions, those on their way out too.
     pub(super) fn others(&self) -> usize {
-        self.pods.iter().filter(|pod| Some(&pod.facts.revision) != self.target.as_ref()).count()
+        self.pods
+            .iter()
+            .filter(|pod| Some(&pod.facts.revision) != self.target.as_ref())
+            .count()
     }
 
     pub(super) fn alive(&self) -> usize {
@@ -149,7 +163,10 @@ impl<'a> Scene<'a> {
     /// What the pod that is furthest, of those that do not serve, is doing.
     pub(super) fn activity(&self) -> (Reason, String) {
         let name = self.name();
-        let furthest = self.mine().filter(|pod| !pod.is_serving()).max_by_key(|pod| pod.diagnosis.progress);
+        let furthest = self
+            .mine()
+            .filter(|pod| !pod.is_serving())
+            .max_by_key(|pod| pod.diagnosis.progress);
         let Some(pod) = furthest else {
             return (Reason::Starting, format!("pods of {name} are being made"));
         };
@@ -173,7 +190,10 @@ pub(super) fn downloading(pod: &Judged<'_>) -> String {
     let name = &pod.facts.identity.name;
     let download = pod.said().and_then(|said| said.download.as_ref());
     let done = download.and_then(|download| download.bytes_done).unwrap_or(0);
-    match download.and_then(|download| download.bytes_total).filter(|total| *total > 0) {
+    match download
+        .and_then(|download| download.bytes_total)
+        .filter(|total| *total > 0)
+    {
         Some(total) => {
             let percent = i128::from(done) * 100 / i128::from(total);
             format!("pod {name} has fetched {percent} % of {} MiB", total / (1024 * 1024))

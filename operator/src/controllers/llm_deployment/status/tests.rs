@@ -46,7 +46,9 @@ fn waiting(reason: &str, message: &str) -> Value {
 }
 
 fn fetched(object: &LlmDeployment) -> PodFixture {
-    PodFixture::new(object, 0).scheduled().fetch(&json!({"terminated": {"exitCode": 0}}), &json!({}), 0)
+    PodFixture::new(object, 0)
+        .scheduled()
+        .fetch(&json!({"terminated": {"exitCode": 0}}), &json!({}), 0)
 }
 
 /// The object after it served with this many pods.
@@ -54,7 +56,9 @@ fn reached(spec: &Value, pods: u32) -> LlmDeployment {
     let mut object = object(spec);
     let mut whole = object.clone();
     whole.spec.replicas = i32::try_from(pods).unwrap();
-    let serving = (0..pods).map(|slot| PodFixture::new(&whole, slot).serving().done()).collect();
+    let serving = (0..pods)
+        .map(|slot| PodFixture::new(&whole, slot).serving().done())
+        .collect();
     object.status = Some(status_of(&whole, serving));
     assert_eq!(one(object.status.as_ref().unwrap(), ConditionType::Ready).0, "True");
     object
@@ -63,17 +67,37 @@ fn reached(spec: &Value, pods: u32) -> LlmDeployment {
 #[test]
 fn serving_pods_make_it_ready() {
     let object = object(&json!({}));
-    let pods = vec![PodFixture::new(&object, 0).serving().done(), PodFixture::new(&object, 1).serving().done()];
+    let pods = vec![
+        PodFixture::new(&object, 0).serving().done(),
+        PodFixture::new(&object, 1).serving().done(),
+    ];
     let status = status_of(&object, pods);
-    says(&status, ConditionType::Available, ("True", "Serving"), "Serving", DIGEST);
+    says(
+        &status,
+        ConditionType::Available,
+        ("True", "Serving"),
+        "Serving",
+        DIGEST,
+    );
     assert_eq!(one(&status, ConditionType::Reconciling).0, "False");
     assert_eq!(status.served_digest.as_deref(), Some(DIGEST));
     assert_eq!(status.served_revision, status.target_revision);
     assert_eq!(status.current_revision, status.target_revision);
-    assert_eq!((status.replicas, status.ready_replicas, status.updated_replicas, status.available_replicas), (2, 2, 2, 2));
+    assert_eq!(
+        (
+            status.replicas,
+            status.ready_replicas,
+            status.updated_replicas,
+            status.available_replicas
+        ),
+        (2, 2, 2, 2)
+    );
     assert_eq!(status.endpoint.as_deref(), Some("http://support.models.svc:80/v1"));
     let display = status.display.unwrap();
-    assert_eq!((display.ready.as_deref(), display.digest.as_deref()), (Some("2/2"), Some("ab0a0a0a0a0a")));
+    assert_eq!(
+        (display.ready.as_deref(), display.digest.as_deref()),
+        (Some("2/2"), Some("ab0a0a0a0a0a"))
+    );
     assert_eq!(status.model.unwrap().bytes, Some(321));
     assert_eq!(status.verification.unwrap().result.as_deref(), Some("Verified"));
 }
@@ -81,43 +105,93 @@ fn serving_pods_make_it_ready() {
 #[test]
 fn ready_pod_that_serves_something_else_does_not_count() {
     let object = solo();
-    let other = PodFixture::new(&object, 0).serving().says(&json!({"stage": "Ready", "servedDigest": "sha256:other"}));
+    let other = PodFixture::new(&object, 0)
+        .serving()
+        .says(&json!({"stage": "Ready", "servedDigest": "sha256:other"}));
     let status = status_of(&object, vec![other.done()]);
-    says(&status, ConditionType::ModelVerified, ("False", "DigestMismatch"), "VerifyFailed", "sha256:other");
-    let stranger = PodFixture::new(&object, 0).serving().says(&json!({"podUid": "other", "stage": "Ready", "servedDigest": DIGEST}));
+    says(
+        &status,
+        ConditionType::ModelVerified,
+        ("False", "DigestMismatch"),
+        "VerifyFailed",
+        "sha256:other",
+    );
+    let stranger = PodFixture::new(&object, 0)
+        .serving()
+        .says(&json!({"podUid": "other", "stage": "Ready", "servedDigest": DIGEST}));
     assert_eq!(status_of(&object, vec![stranger.done()]).ready_replicas, 0);
 }
 
 #[test]
 fn pod_that_is_not_ready_does_not_count_whatever_it_says() {
     let object = solo();
-    let early = fetched(&object).runtime(&json!({"running": {}}), &json!({}), 0).says(&json!({"stage": "Ready", "servedDigest": DIGEST}));
+    let early = fetched(&object)
+        .runtime(&json!({"running": {}}), &json!({}), 0)
+        .says(&json!({"stage": "Ready", "servedDigest": DIGEST}));
     assert_eq!(status_of(&object, vec![early.done()]).ready_replicas, 0);
 }
 
 #[test]
 fn new_object_is_starting() {
     let object = solo();
-    says(&status_of(&object, vec![]), ConditionType::Available, ("False", "Starting"), "Starting", "being made");
-    let pod = PodFixture::new(&object, 0).scheduled().fetch(&waiting("PodInitializing", ""), &json!({}), 0);
-    says(&status_of(&object, vec![pod.done()]), ConditionType::CapacityAvailable, ("True", "Scheduled"), "Starting", "is starting");
+    says(
+        &status_of(&object, vec![]),
+        ConditionType::Available,
+        ("False", "Starting"),
+        "Starting",
+        "being made",
+    );
+    let pod = PodFixture::new(&object, 0)
+        .scheduled()
+        .fetch(&waiting("PodInitializing", ""), &json!({}), 0);
+    says(
+        &status_of(&object, vec![pod.done()]),
+        ConditionType::CapacityAvailable,
+        ("True", "Scheduled"),
+        "Starting",
+        "is starting",
+    );
 }
 
 #[test]
 fn unschedulable_has_the_words_of_the_scheduler() {
     let object = solo();
-    let pod = PodFixture::new(&object, 0).condition("PodScheduled", "False", "Unschedulable", "0/3 nodes: Insufficient nvidia.com/gpu");
+    let pod = PodFixture::new(&object, 0).condition(
+        "PodScheduled",
+        "False",
+        "Unschedulable",
+        "0/3 nodes: Insufficient nvidia.com/gpu",
+    );
     let status = status_of(&object, vec![pod.done()]);
-    says(&status, ConditionType::CapacityAvailable, ("False", "Unschedulable"), "Unschedulable", "Insufficient nvidia.com/gpu");
+    says(
+        &status,
+        ConditionType::CapacityAvailable,
+        ("False", "Unschedulable"),
+        "Unschedulable",
+        "Insufficient nvidia.com/gpu",
+    );
 }
 
 #[test]
 fn image_problems_are_named() {
     let object = solo();
-    for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"] {
-        let pod = PodFixture::new(&object, 0).scheduled().fetch(&waiting(reason, "no such image"), &json!({}), 0);
+    for reason in [
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "CreateContainerConfigError",
+    ] {
+        let pod = PodFixture::new(&object, 0)
+            .scheduled()
+            .fetch(&waiting(reason, "no such image"), &json!({}), 0);
         let status = status_of(&object, vec![pod.done()]);
-        says(&status, ConditionType::Available, ("False", "ImagePull"), "ImagePull", reason);
+        says(
+            &status,
+            ConditionType::Available,
+            ("False", "ImagePull"),
+            "ImagePull",
+            reason,
+        );
     }
 }
 
@@ -125,10 +199,19 @@ fn image_problems_are_named() {
 fn download_shows_its_progress() {
     let object = solo();
     let page = json!({"stage": "Fetching", "download": {"bytesDone": 3 << 20, "bytesTotal": 4 << 20, "bytesPerSecond": 9, "remainingSeconds": 99}});
-    let pod = PodFixture::new(&object, 0).scheduled().fetch(&json!({"running": {}}), &json!({}), 0).says(&page);
+    let pod = PodFixture::new(&object, 0)
+        .scheduled()
+        .fetch(&json!({"running": {}}), &json!({}), 0)
+        .says(&page);
     let observed = world(vec![pod.done()]);
     let judgement = judge(&object, &observed, &pass(&object, &observed, at(100)), at(100));
-    says(&judgement.status, ConditionType::ModelResolved, ("False", "Downloading"), "Downloading", "75 % of 4 MiB");
+    says(
+        &judgement.status,
+        ConditionType::ModelResolved,
+        ("False", "Downloading"),
+        "Downloading",
+        "75 % of 4 MiB",
+    );
     assert_eq!(judgement.status.download.as_ref().unwrap().bytes_total, Some(4 << 20));
     assert_eq!(judgement.next_look, Some(DOWNLOADING));
 
@@ -136,7 +219,10 @@ fn download_shows_its_progress() {
     let mut before = object.clone();
     before.status = Some(judgement.status.clone());
     let page = json!({"stage": "Fetching", "download": {"bytesDone": (3 << 20) + 1, "bytesTotal": 4 << 20, "bytesPerSecond": 8, "remainingSeconds": 98}});
-    let pod = PodFixture::new(&object, 0).scheduled().fetch(&json!({"running": {}}), &json!({}), 0).says(&page);
+    let pod = PodFixture::new(&object, 0)
+        .scheduled()
+        .fetch(&json!({"running": {}}), &json!({}), 0)
+        .says(&page);
     let after = status_of(&before, vec![pod.done()]);
     assert!(!differs(&judgement.status, &after));
 }
@@ -145,22 +231,43 @@ fn download_shows_its_progress() {
 fn source_that_does_not_answer_stays_visible_between_attempts() {
     let object = solo();
     let words = r#"{"reason":"SourceUnavailable","message":"https://h answered 404"}"#;
-    let states = [
+    let attempts = [
         waiting("CrashLoopBackOff", "back-off"),
         json!({"running": {}}),
         ended(1, "Error", words),
     ];
-    for state in states {
-        let pod = PodFixture::new(&object, 0).scheduled().fetch(&state, &ended(1, "Error", words), 3).says(&json!({"stage": "Fetching"}));
+    for attempt in attempts {
+        let pod = PodFixture::new(&object, 0)
+            .scheduled()
+            .fetch(&attempt, &ended(1, "Error", words), 3)
+            .says(&json!({"stage": "Fetching"}));
         let status = status_of(&object, vec![pod.done()]);
-        says(&status, ConditionType::ModelResolved, ("False", "SourceUnavailable"), "SourceUnavailable", "answered 404");
+        says(
+            &status,
+            ConditionType::ModelResolved,
+            ("False", "SourceUnavailable"),
+            "SourceUnavailable",
+            "answered 404",
+        );
         let failure = status.last_failure.unwrap();
-        assert_eq!((failure.reason.as_deref(), failure.exit_code), (Some("SourceUnavailable"), Some(1)));
+        assert_eq!(
+            (failure.reason.as_deref(), failure.exit_code),
+            (Some("SourceUnavailable"), Some(1))
+        );
         assert_eq!(failure.message.as_deref(), Some("https://h answered 404"));
     }
     let page = json!({"stage": "Fetching", "download": {"bytesDone": 5, "bytesTotal": 10}});
-    let back = PodFixture::new(&object, 0).scheduled().fetch(&json!({"running": {}}), &ended(1, "Error", words), 3).says(&page);
-    says(&status_of(&object, vec![back.done()]), ConditionType::ModelResolved, ("False", "Downloading"), "Downloading", "50 %");
+    let back = PodFixture::new(&object, 0)
+        .scheduled()
+        .fetch(&json!({"running": {}}), &ended(1, "Error", words), 3)
+        .says(&page);
+    says(
+        &status_of(&object, vec![back.done()]),
+        ConditionType::ModelResolved,
+        ("False", "Downloading"),
+        "Downloading",
+        "50 %",
+    );
 }
 
 #[test]
@@ -168,9 +275,19 @@ fn wrong_bytes_are_verify_failed_with_the_specific_reason() {
     let object = solo();
     for reason in ["DigestMismatch", "DownloadIncomplete", "GgufInvalid", "LfsPointer"] {
         let words = json!({"reason": reason, "message": "model.gguf: got 12 want 34"}).to_string();
-        let pod = PodFixture::new(&object, 0).scheduled().fetch(&waiting("CrashLoopBackOff", ""), &ended(1, "Error", &words), 1);
+        let pod = PodFixture::new(&object, 0).scheduled().fetch(
+            &waiting("CrashLoopBackOff", ""),
+            &ended(1, "Error", &words),
+            1,
+        );
         let status = status_of(&object, vec![pod.done()]);
-        says(&status, ConditionType::ModelVerified, ("False", reason), "VerifyFailed", "model.gguf: got 12 want 34");
+        says(
+            &status,
+            ConditionType::ModelVerified,
+            ("False", reason),
+            "VerifyFailed",
+            "model.gguf: got 12 want 34",
+        );
         assert_eq!(status.verification.unwrap().result.as_deref(), Some("Refused"));
     }
 }
@@ -180,21 +297,40 @@ fn refused_model_is_stalled_and_a_cut_download_is_not() {
     let object = solo();
     for (reason, stalled) in [("DigestMismatch", "True"), ("DownloadIncomplete", "False")] {
         let words = json!({"reason": reason, "message": "m"}).to_string();
-        let pod = PodFixture::new(&object, 0).scheduled().fetch(&waiting("CrashLoopBackOff", ""), &ended(1, "Error", &words), 1);
+        let pod = PodFixture::new(&object, 0).scheduled().fetch(
+            &waiting("CrashLoopBackOff", ""),
+            &ended(1, "Error", &words),
+            1,
+        );
         let status = status_of(&object, vec![pod.done()]);
         assert_eq!(one(&status, ConditionType::Stalled).0, stalled, "{reason}");
-        assert_eq!(one(&status, ConditionType::Reconciling).0 == "True", stalled == "False", "{reason}");
+        assert_eq!(
+            one(&status, ConditionType::Reconciling).0 == "True",
+            stalled == "False",
+            "{reason}"
+        );
     }
 }
 
 #[test]
 fn reasons_of_the_runtime_are_kept() {
     let object = solo();
-    for reason in ["OutOfMemoryHost", "AcceleratorMissing", "ContextTooLong", "ArchitectureUnsupported"] {
+    for reason in [
+        "OutOfMemoryHost",
+        "AcceleratorMissing",
+        "ContextTooLong",
+        "ArchitectureUnsupported",
+    ] {
         let words = json!({"reason": reason, "message": "needs 5 GiB, has 1 GiB"}).to_string();
         let pod = fetched(&object).runtime(&waiting("CrashLoopBackOff", ""), &ended(1, "Error", &words), 4);
         let status = status_of(&object, vec![pod.done()]);
-        says(&status, ConditionType::Available, ("False", reason), reason, "needs 5 GiB, has 1 GiB");
+        says(
+            &status,
+            ConditionType::Available,
+            ("False", reason),
+            reason,
+            "needs 5 GiB, has 1 GiB",
+        );
     }
 }
 
@@ -203,18 +339,37 @@ fn killed_for_memory_is_out_of_memory() {
     let object = solo();
     let pod = fetched(&object).runtime(&waiting("CrashLoopBackOff", ""), &ended(137, "OOMKilled", ""), 1);
     let status = status_of(&object, vec![pod.done()]);
-    says(&status, ConditionType::Available, ("False", "OutOfMemoryHost"), "OutOfMemoryHost", "raise spec.resources.memory");
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "OutOfMemoryHost"),
+        "OutOfMemoryHost",
+        "raise spec.resources.memory",
+    );
     assert_eq!(status.last_failure.unwrap().reason.as_deref(), Some("OOMKilled"));
 }
 
 #[test]
 fn crash_loop_has_the_last_words() {
     let object = solo();
-    let pod = fetched(&object).runtime(&waiting("CrashLoopBackOff", "back-off"), &ended(101, "Error", "thread panicked at x.rs:7"), 6);
+    let pod = fetched(&object).runtime(
+        &waiting("CrashLoopBackOff", "back-off"),
+        &ended(101, "Error", "thread panicked at x.rs:7"),
+        6,
+    );
     let status = status_of(&object, vec![pod.done()]);
-    says(&status, ConditionType::Available, ("False", "CrashLoop"), "CrashLoop", "thread panicked at x.rs:7");
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "CrashLoop"),
+        "CrashLoop",
+        "thread panicked at x.rs:7",
+    );
     let failure = status.last_failure.unwrap();
-    assert_eq!((failure.exit_code, failure.message.as_deref()), (Some(101), Some("thread panicked at x.rs:7")));
+    assert_eq!(
+        (failure.exit_code, failure.message.as_deref()),
+        (Some(101), Some("thread panicked at x.rs:7"))
+    );
     assert_eq!(failure.time.unwrap().0, at(50));
 }
 
@@ -232,12 +387,32 @@ fn last_failure_stays_after_it_was_healed() {
 fn verifying_and_loading_are_told_apart() {
     let object = solo();
     let run = |stage: &str, result: &str| {
-        let pod = fetched(&object).runtime(&json!({"running": {}}), &json!({}), 0).says(&json!({"stage": stage, "verification": {"result": result}}));
+        let pod = fetched(&object)
+            .runtime(&json!({"running": {}}), &json!({}), 0)
+            .says(&json!({"stage": stage, "verification": {"result": result}}));
         status_of(&object, vec![pod.done()])
     };
-    says(&run("Verifying", "Pending"), ConditionType::ModelVerified, ("Unknown", "Verifying"), "Verifying", "verifying");
-    says(&run("Loading", "Verified"), ConditionType::ModelVerified, ("True", "Verified"), "Loading", "loading");
-    says(&run("WarmingUp", "Verified"), ConditionType::ModelResolved, ("True", "Resolved"), "Loading", "loading");
+    says(
+        &run("Verifying", "Pending"),
+        ConditionType::ModelVerified,
+        ("Unknown", "Verifying"),
+        "Verifying",
+        "verifying",
+    );
+    says(
+        &run("Loading", "Verified"),
+        ConditionType::ModelVerified,
+        ("True", "Verified"),
+        "Loading",
+        "loading",
+    );
+    says(
+        &run("WarmingUp", "Verified"),
+        ConditionType::ModelResolved,
+        ("True", "Resolved"),
+        "Loading",
+        "loading",
+    );
 }
 
 #[test]
@@ -245,14 +420,51 @@ fn silent_runtime_is_unreachable() {
     let object = solo();
     let pod = PodFixture::new(&object, 0).serving().silent();
     let status = status_of(&object, vec![pod.done()]);
-    says(&status, ConditionType::Available, ("False", "RuntimeUnreachable"), "RuntimeUnreachable", "network policies on port 9090");
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "RuntimeUnreachable"),
+        "RuntimeUnreachable",
+        "network policies on port 9090",
+    );
 }
 
 #[test]
 fn lost_node_is_named() {
     let object = solo();
-    let pod = PodFixture::new(&object, 0).scheduled().condition("Ready", "Unknown", "NodeStatusUnknown", "").silent();
-    says(&status_of(&object, vec![pod.done()]), ConditionType::Available, ("False", "NodeLost"), "NodeLost", "node-9");
+    for (ready, containers) in [("Unknown", "True"), ("False", "True")] {
+        let pod = PodFixture::new(&object, 0)
+            .scheduled()
+            .condition("Ready", ready, "", "")
+            .condition("ContainersReady", containers, "", "")
+            .silent();
+        let status = status_of(&object, vec![pod.done()]);
+        says(
+            &status,
+            ConditionType::Available,
+            ("False", "NodeLost"),
+            "NodeLost",
+            "node-9",
+        );
+    }
+}
+
+#[test]
+fn pod_that_lost_its_readiness_lowers_ready() {
+    let object = reached(&json!({"replicas": 2}), 2);
+    let judge_with = |unready_since: i64| {
+        let pod = PodFixture::new(&object, 1)
+            .scheduled()
+            .fetch(&json!({"terminated": {"exitCode": 0}}), &json!({}), 0)
+            .runtime(&json!({"running": {}}), &json!({}), 0)
+            .set("status.startTime", json!(at(1).to_string()))
+            .condition_since("Ready", "False", at(unready_since))
+            .silent();
+        let pods = vec![PodFixture::new(&object, 0).serving().done(), pod.done()];
+        one(&status_of(&object, pods), ConditionType::Ready).0
+    };
+    assert_eq!(judge_with(60), "False");
+    assert_eq!(judge_with(2), "True", "a pod that was never ready is growth");
 }
 
 #[test]
@@ -265,7 +477,13 @@ fn evicted_pod_is_named() {
         .set("status.reason", json!("Evicted"))
         .set("status.message", json!("disk pressure"));
     let status = status_of(&object, vec![pod.done()]);
-    says(&status, ConditionType::Available, ("False", "PodFailed"), "PodFailed", "disk pressure");
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "PodFailed"),
+        "PodFailed",
+        "disk pressure",
+    );
     assert_eq!(status.last_failure.unwrap().reason.as_deref(), Some("Evicted"));
 }
 
@@ -275,9 +493,18 @@ fn refused_pod_has_the_words_of_the_api_server() {
     let observed = world(vec![]);
     let valid = valid(&object, &observed);
     let plan = plan::next(&valid, &observed, at(0));
-    let refusal = Refusal { pod: "support-x-0".to_owned(), message: "exceeded quota: gpus".to_owned() };
+    let refusal = Refusal {
+        pod: "support-x-0".to_owned(),
+        message: "exceeded quota: gpus".to_owned(),
+    };
     let judgement = judge(&object, &observed, &applied(valid, plan, Some(refusal)), at(0));
-    says(&judgement.status, ConditionType::Available, ("False", "PodRefused"), "PodRefused", "exceeded quota: gpus");
+    says(
+        &judgement.status,
+        ConditionType::Available,
+        ("False", "PodRefused"),
+        "PodRefused",
+        "exceeded quota: gpus",
+    );
     assert_eq!(judgement.next_look, Some(REFUSED));
 }
 
@@ -291,7 +518,10 @@ fn failed_write_is_in_status_too() {
         name: "support".to_owned(),
         source: CallError::Timeout(Duration::from_secs(20)),
     };
-    let outcome = Outcome::Failed { valid: Box::new(valid(&object, &observed)), error: Box::new(error) };
+    let outcome = Outcome::Failed {
+        valid: Box::new(valid(&object, &observed)),
+        error: Box::new(error),
+    };
     let status = judge(&object, &observed, &outcome, at(0)).status;
     let (is, reason, message) = one(&status, ConditionType::Progressing);
     assert_eq!((is.as_str(), reason.as_str()), ("False", "ApplyFailed"));
@@ -302,7 +532,13 @@ fn failed_write_is_in_status_too() {
 fn zero_replicas_are_ready_and_not_available() {
     let object = object(&json!({"replicas": 0}));
     let status = status_of(&object, vec![]);
-    says(&status, ConditionType::Available, ("False", "ScaledToZero"), "ScaledToZero", "no pods");
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "ScaledToZero"),
+        "ScaledToZero",
+        "no pods",
+    );
     assert_eq!(one(&status, ConditionType::Ready).0, "True");
     assert_eq!(one(&status, ConditionType::Reconciling).0, "False");
 }
@@ -311,7 +547,13 @@ fn zero_replicas_are_ready_and_not_available() {
 fn suspended_object_is_neither_ready_nor_available() {
     let object = object(&json!({"suspend": true}));
     let status = status_of(&object, vec![]);
-    says(&status, ConditionType::Available, ("False", "Suspended"), "Suspended", "set spec.suspend to false");
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "Suspended"),
+        "Suspended",
+        "set spec.suspend to false",
+    );
     assert_eq!(one(&status, ConditionType::Ready).0, "False");
     assert_eq!(one(&status, ConditionType::Stalled).0, "False");
 }
@@ -323,7 +565,13 @@ fn rejected_spec_is_stalled_and_keeps_what_serves() {
     let mut bad = object;
     bad.spec.model.source = "oci://not/yet".to_owned();
     let status = status_of(&bad, vec![pod]);
-    says(&status, ConditionType::Accepted, ("False", "InvalidSpec"), "InvalidSpec", "spec.model.source");
+    says(
+        &status,
+        ConditionType::Accepted,
+        ("False", "InvalidSpec"),
+        "InvalidSpec",
+        "spec.model.source",
+    );
     assert_eq!(one(&status, ConditionType::Stalled).0, "True");
     assert_eq!(one(&status, ConditionType::Available).0, "True");
     assert_eq!(status.served_digest.as_deref(), Some(DIGEST));
@@ -333,9 +581,15 @@ fn rejected_spec_is_stalled_and_keeps_what_serves() {
 fn growth_does_not_lower_ready() {
     let object = reached(&json!({"replicas": 3}), 2);
     let new = |state: PodFixture| {
-        vec![PodFixture::new(&object, 0).serving().done(), PodFixture::new(&object, 1).serving().done(), state.done()]
+        vec![
+            PodFixture::new(&object, 0).serving().done(),
+            PodFixture::new(&object, 1).serving().done(),
+            state.done(),
+        ]
     };
-    let loading = PodFixture::new(&object, 2).scheduled().fetch(&json!({"running": {}}), &json!({}), 0);
+    let loading = PodFixture::new(&object, 2)
+        .scheduled()
+        .fetch(&json!({"running": {}}), &json!({}), 0);
     let status = status_of(&object, new(loading));
     assert_eq!(one(&status, ConditionType::Ready).0, "True");
     assert_eq!(one(&status, ConditionType::Reconciling).0, "True");
@@ -352,9 +606,20 @@ fn growth_does_not_lower_ready() {
 #[test]
 fn first_size_must_be_reached_before_ready() {
     let object = object(&json!({"replicas": 2}));
-    let loading = PodFixture::new(&object, 1).scheduled().fetch(&json!({"running": {}}), &json!({}), 0);
-    let status = status_of(&object, vec![PodFixture::new(&object, 0).serving().done(), loading.done()]);
-    says(&status, ConditionType::Available, ("True", "Serving"), "Starting", "is starting");
+    let loading = PodFixture::new(&object, 1)
+        .scheduled()
+        .fetch(&json!({"running": {}}), &json!({}), 0);
+    let status = status_of(
+        &object,
+        vec![PodFixture::new(&object, 0).serving().done(), loading.done()],
+    );
+    says(
+        &status,
+        ConditionType::Available,
+        ("True", "Serving"),
+        "Starting",
+        "is starting",
+    );
     assert_eq!(one(&status, ConditionType::Ready).0, "False");
 }
 
@@ -365,7 +630,10 @@ fn pod_that_served_and_crashed_lowers_ready() {
         .scheduled()
         .fetch(&json!({"terminated": {"exitCode": 0}}), &json!({}), 0)
         .runtime(&waiting("CrashLoopBackOff", ""), &ended(139, "Error", "segfault"), 1);
-    let status = status_of(&object, vec![PodFixture::new(&object, 0).serving().done(), crashed.done()]);
+    let status = status_of(
+        &object,
+        vec![PodFixture::new(&object, 0).serving().done(), crashed.done()],
+    );
     assert_eq!(one(&status, ConditionType::Ready).0, "False");
     assert_eq!(one(&status, ConditionType::Degraded).1, "CrashLoop");
     assert_eq!(status.ready_replicas, 1);
@@ -374,12 +642,21 @@ fn pod_that_served_and_crashed_lowers_ready() {
 #[test]
 fn pod_of_an_older_revision_keeps_ready_away() {
     let object = reached(&json!({"replicas": 1}), 1);
-    let old = PodFixture::new(&object, 0).serving().set("metadata.deletionTimestamp", json!(at(99).to_string())).done();
+    let old = PodFixture::new(&object, 0)
+        .serving()
+        .set("metadata.deletionTimestamp", json!(at(99).to_string()))
+        .done();
     let mut edited = object;
     edited.spec.model.revision = Some("v9".to_owned());
     let new = PodFixture::new(&edited, 0).serving().done();
     let status = status_of(&edited, vec![old, new]);
-    says(&status, ConditionType::Progressing, ("True", "Recreating"), "Recreating", "replaces the older one");
+    says(
+        &status,
+        ConditionType::Progressing,
+        ("True", "Recreating"),
+        "Recreating",
+        "replaces the older one",
+    );
     assert_eq!(status.replicas, 1);
 }
 
@@ -389,7 +666,13 @@ fn unchanged_world_writes_nothing() {
     let mut observed = world(vec![PodFixture::new(&object, 0).serving().done()]);
     observed.revisions = vec![];
     let outcome = pass(&object, &observed, at(500));
-    assert!(matches!(outcome, Outcome::Applied { plan: Plan::Complete, .. }));
+    assert!(matches!(
+        outcome,
+        Outcome::Applied {
+            plan: Plan::Complete,
+            ..
+        }
+    ));
     let judgement = judge(&object, &observed, &outcome, at(500));
     assert!(!differs(object.status.as_ref().unwrap(), &judgement.status));
     assert_eq!(judgement.next_look, Some(STABLE));
