@@ -6,17 +6,28 @@ use escadre_e2e::cluster::{Cache, Component, ensure_programs};
 use escadre_e2e::escadre::source_tree;
 
 async fn helm(arguments: &[&str]) -> Output {
-    let programs = ensure_programs(&Cache::from_environment().unwrap(), &[Component::Helm]).await.unwrap();
+    let programs = ensure_programs(&Cache::from_environment().unwrap(), &[Component::Helm])
+        .await
+        .unwrap();
     let home = tempfile::tempdir().unwrap();
     let mut command = tokio::process::Command::new(programs.file(Component::Helm).unwrap());
     for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
         command.env(variable, home.path());
     }
-    command.args(arguments).current_dir(source_tree()).output().await.unwrap()
+    command
+        .args(arguments)
+        .current_dir(source_tree())
+        .output()
+        .await
+        .unwrap()
 }
 
 async fn render(values: &[&str]) -> Result<String, String> {
-    let arguments = [&["template", "escadre", "charts/escadre", "--namespace", "escadre-system"][..], values].concat();
+    let arguments = [
+        &["template", "escadre", "charts/escadre", "--namespace", "escadre-system"][..],
+        values,
+    ]
+    .concat();
     let output = helm(&arguments).await;
     if output.status.success() {
         Ok(String::from_utf8(output.stdout).unwrap())
@@ -45,7 +56,10 @@ async fn rendered_operator_runs_without_rights_on_its_node() {
     ] {
         assert!(text.contains(words), "no `{words}` in:\n{text}");
     }
-    assert!(!text.contains("verbs: [\"*\"]") && !text.contains("resources: [\"*\"]"), "{text}");
+    assert!(
+        !text.contains("verbs: [\"*\"]") && !text.contains("resources: [\"*\"]"),
+        "{text}"
+    );
     assert!(!text.contains("secrets"), "the operator reads no Secrets yet");
 }
 
@@ -59,6 +73,8 @@ async fn resource_can_be_left_to_someone_else() {
 async fn mistyped_value_fails_the_install() {
     let error = render(&["--set", "operator.image.tga=1"]).await.unwrap_err();
     assert!(error.contains("tga"), "{error}");
-    let error = render(&["--set", "operator.image.pullPolicy=Sometimes"]).await.unwrap_err();
+    let error = render(&["--set", "operator.image.pullPolicy=Sometimes"])
+        .await
+        .unwrap_err();
     assert!(error.contains("pullPolicy"), "{error}");
 }

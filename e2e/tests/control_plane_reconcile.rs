@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use escadre_crds::{LlmDeployment, names};
+use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
 use escadre_e2e::testing::{self, TestNamespace};
-use escadre_e2e::escadre;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -61,7 +61,9 @@ async fn await_pods(namespace: &TestNamespace, name: &str, count: usize) -> BTre
 
 async fn patch(namespace: &TestNamespace, name: &str, spec: serde_json::Value) {
     let api: Api<LlmDeployment> = namespace.api();
-    api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await.unwrap();
+    api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
+        .await
+        .unwrap();
 }
 
 async fn await_reason(namespace: &TestNamespace, name: &str, condition: &str, reason: &str) -> String {
@@ -94,13 +96,22 @@ async fn resource_becomes_pods_service_and_revision_that_it_owns() {
     let revision = &revisions[0].labels()[names::LABEL_REVISION];
     assert_eq!(
         pods.keys().cloned().collect::<Vec<_>>(),
-        [names::pod_name("chat", revision, 0), names::pod_name("chat", revision, 1)]
+        [
+            names::pod_name("chat", revision, 0),
+            names::pod_name("chat", revision, 1)
+        ]
     );
     let services: Api<Service> = namespace.api();
     let service = services.get("chat").await.unwrap();
-    let owners = pods.values().map(|pod| &pod.metadata).chain([&revisions[0].metadata, &service.metadata]);
+    let owners = pods
+        .values()
+        .map(|pod| &pod.metadata)
+        .chain([&revisions[0].metadata, &service.metadata]);
     for owner in owners.map(|metadata| &metadata.owner_references.as_ref().unwrap()[0]) {
-        assert_eq!((Some(&owner.uid), owner.controller), (deployment.metadata.uid.as_ref(), Some(true)));
+        assert_eq!(
+            (Some(&owner.uid), owner.controller),
+            (deployment.metadata.uid.as_ref(), Some(true))
+        );
     }
     let port = &service.spec.as_ref().unwrap().ports.as_ref().unwrap()[0];
     assert_eq!((port.name.as_deref(), port.port), (Some(names::PORT_HTTP), 80));
@@ -112,7 +123,10 @@ async fn resource_becomes_pods_service_and_revision_that_it_owns() {
         })
         .await
         .unwrap();
-    assert_eq!(status.endpoint, Some(format!("http://chat.{}.svc:80/v1", namespace.name())));
+    assert_eq!(
+        status.endpoint,
+        Some(format!("http://chat.{}.svc:80/v1", namespace.name()))
+    );
     assert_eq!(status.served_digest, None, "nothing runs, so nothing is served");
 }
 
@@ -124,11 +138,23 @@ async fn deleted_pod_comes_back_and_replicas_are_followed_both_ways() {
     let (name, pod) = first.first_key_value().unwrap();
 
     let api: Api<Pod> = namespace.api();
-    api.delete(name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await.unwrap();
+    api.delete(
+        name,
+        &DeleteParams {
+            grace_period_seconds: Some(0),
+            ..DeleteParams::default()
+        },
+    )
+    .await
+    .unwrap();
     namespace
         .await_condition("another pod in its place", SOON, async || {
             let pods = pods(&namespace, "fleet").await?;
-            Ok(pods.values().next().filter(|new| new.metadata.uid != pod.metadata.uid).map(drop))
+            Ok(pods
+                .values()
+                .next()
+                .filter(|new| new.metadata.uid != pod.metadata.uid)
+                .map(drop))
         })
         .await
         .unwrap();
@@ -167,11 +193,23 @@ async fn edited_model_is_a_new_revision_and_the_old_pods_go() {
         })
         .await
         .unwrap();
-    let arguments = new.values().next().unwrap().spec.as_ref().unwrap().containers[0].args.clone().unwrap();
-    assert!(arguments.contains(&"--served-name=second-name".to_owned()), "{arguments:?}");
+    let arguments = new.values().next().unwrap().spec.as_ref().unwrap().containers[0]
+        .args
+        .clone()
+        .unwrap();
+    assert!(
+        arguments.contains(&"--served-name=second-name".to_owned()),
+        "{arguments:?}"
+    );
     let revision = &new.values().next().unwrap().labels()[names::LABEL_REVISION];
     let revisions: Api<ControllerRevision> = namespace.api();
-    assert!(revisions.get_opt(&names::revision_name("edited", revision)).await.unwrap().is_some());
+    assert!(
+        revisions
+            .get_opt(&names::revision_name("edited", revision))
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -198,7 +236,9 @@ async fn settled_world_is_left_alone() {
     // The operator looks again on a foreign change of a child, and finds nothing to write.
     let api: Api<LlmDeployment> = namespace.api();
     let label = json!({"metadata": {"labels": {"team": "navy"}}});
-    api.patch("idle", &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+    api.patch("idle", &PatchParams::default(), &Patch::Merge(label))
+        .await
+        .unwrap();
     tokio::time::sleep(QUIET).await;
     let mut after = versions(&namespace).await;
     after.remove("llm/idle");
@@ -218,7 +258,10 @@ async fn settled_world_is_left_alone() {
         .filter_map(|entry| entry.time.as_ref().map(|time| time.0))
         .max()
         .unwrap();
-    assert!(times.iter().all(|time| *time <= labelled), "status was written again without a reason");
+    assert!(
+        times.iter().all(|time| *time <= labelled),
+        "status was written again without a reason"
+    );
 }
 
 /// Resource versions of everything in the namespace that is ours.

@@ -52,7 +52,11 @@ async fn fixture() -> Fixture {
         })
         .await
         .unwrap();
-    Fixture { cluster, mirrors, namespace: shared.namespace().await.unwrap() }
+    Fixture {
+        cluster,
+        mirrors,
+        namespace: shared.namespace().await.unwrap(),
+    }
 }
 
 impl Fixture {
@@ -76,12 +80,18 @@ impl Fixture {
 
     async fn create(&self, deployment: Deployment) {
         let typed: LlmDeployment = serde_json::from_value(deployment.into_value()).unwrap();
-        self.namespace.api().create(&PostParams::default(), &typed).await.unwrap();
+        self.namespace
+            .api()
+            .create(&PostParams::default(), &typed)
+            .await
+            .unwrap();
     }
 
     async fn patch(&self, name: &str, spec: serde_json::Value) {
         let api: Api<LlmDeployment> = self.namespace.api();
-        api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await.unwrap();
+        api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
+            .await
+            .unwrap();
     }
 
     /// Waits until `Ready` is true for the newest generation.
@@ -91,8 +101,16 @@ impl Fixture {
 
     /// Waits until a condition is `False` with `reason` for the newest generation; returns its message and the status.
     async fn await_failure(&self, name: &str, condition: &str, reason: &str) -> (String, LlmDeploymentStatus) {
-        let status = self.await_condition(name, condition, "False", |found| found == reason, SOON).await;
-        let message = status.conditions.iter().find(|one| one.type_ == condition).unwrap().message.clone();
+        let status = self
+            .await_condition(name, condition, "False", |found| found == reason, SOON)
+            .await;
+        let message = status
+            .conditions
+            .iter()
+            .find(|one| one.type_ == condition)
+            .unwrap()
+            .message
+            .clone();
         (message, status)
     }
 
@@ -124,7 +142,11 @@ impl Fixture {
 
     /// Ready serving pods by name, with their UIDs.
     async fn ready_pods(&self, name: &str) -> Result<BTreeMap<String, String>> {
-        let list = self.namespace.api::<Pod>().list(&ListParams::default().labels(&names::selector(name))).await?;
+        let list = self
+            .namespace
+            .api::<Pod>()
+            .list(&ListParams::default().labels(&names::selector(name)))
+            .await?;
         Ok(list
             .into_iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod))
@@ -157,11 +179,16 @@ fn is_ready(pod: &Pod) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn manifest_becomes_a_streamed_answer_heals_scales_and_leaves_nothing() {
     let fixture = fixture().await;
-    fixture.create(fixture.model("chat").set("/spec/model/servedName", json!("smol"))).await;
+    fixture
+        .create(fixture.model("chat").set("/spec/model/servedName", json!("smol")))
+        .await;
     let status = fixture.await_ready("chat").await;
     assert_eq!(status.served_digest.as_deref(), Some(MODEL_DIGEST));
     let model = status.model.unwrap();
-    assert_eq!((model.format.as_deref(), model.architecture.as_deref()), (Some("GGUF"), Some("llama")));
+    assert_eq!(
+        (model.format.as_deref(), model.architecture.as_deref()),
+        (Some("GGUF"), Some("llama"))
+    );
     assert_eq!(model.context_length, Some(1024));
     assert!(model.resolved_revision.unwrap().len() >= 40, "the mirror's commit");
 
@@ -169,12 +196,28 @@ async fn manifest_becomes_a_streamed_answer_heals_scales_and_leaves_nothing() {
     assert_eq!(api.models().await.unwrap(), ["smol"]);
     let more = json!({"max_tokens": 24, "temperature": 0, "stream_options": {"include_usage": true}});
     let streamed = api.chat_streamed("smol", "Name a ship.", &more).await.unwrap();
-    assert!(streamed.done && !streamed.text().is_empty() && streamed.pieces.len() > 1, "{streamed:?}");
-    let whole = api.chat("smol", "Name a ship.", &json!({"max_tokens": 24, "temperature": 0})).await.unwrap();
-    assert_eq!(whole["choices"][0]["message"]["content"], streamed.text(), "streamed or not, one answer");
+    assert!(
+        streamed.done && !streamed.text().is_empty() && streamed.pieces.len() > 1,
+        "{streamed:?}"
+    );
+    let whole = api
+        .chat("smol", "Name a ship.", &json!({"max_tokens": 24, "temperature": 0}))
+        .await
+        .unwrap();
+    assert_eq!(
+        whole["choices"][0]["message"]["content"],
+        streamed.text(),
+        "streamed or not, one answer"
+    );
     let fingerprint = whole["system_fingerprint"].as_str().unwrap();
-    assert!(fingerprint.contains(&MODEL_DIGEST["sha256:".len()..][..12]), "{fingerprint}");
-    assert_eq!(streamed.usage.unwrap()["completion_tokens"], whole["usage"]["completion_tokens"]);
+    assert!(
+        fingerprint.contains(&MODEL_DIGEST["sha256:".len()..][..12]),
+        "{fingerprint}"
+    );
+    assert_eq!(
+        streamed.usage.unwrap()["completion_tokens"],
+        whole["usage"]["completion_tokens"]
+    );
 
     heals(&fixture).await;
     scales(&fixture).await;
@@ -183,7 +226,12 @@ async fn manifest_becomes_a_streamed_answer_heals_scales_and_leaves_nothing() {
 
 async fn heals(fixture: &Fixture) {
     let (name, uid) = fixture.await_ready_pods("chat", 1).await.pop_first().unwrap();
-    fixture.namespace.api::<Pod>().delete(&name, &DeleteParams::default()).await.unwrap();
+    fixture
+        .namespace
+        .api::<Pod>()
+        .delete(&name, &DeleteParams::default())
+        .await
+        .unwrap();
     fixture
         .namespace
         .await_condition("another ready pod", LOADED, async || {
@@ -202,19 +250,35 @@ async fn scales(fixture: &Fixture) {
     fixture.await_ready_pods("chat", 1).await;
     let status = fixture.await_ready("chat").await;
     assert_eq!(status.display.unwrap().ready.as_deref(), Some("1/1"));
-    let answer = fixture.api("chat").await.chat("smol", "Hello!", &json!({"max_tokens": 4})).await.unwrap();
+    let answer = fixture
+        .api("chat")
+        .await
+        .chat("smol", "Hello!", &json!({"max_tokens": 4}))
+        .await
+        .unwrap();
     assert_eq!(answer["object"], "chat.completion");
 }
 
 async fn leaves_nothing(fixture: &Fixture) {
-    fixture.namespace.api::<LlmDeployment>().delete("chat", &DeleteParams::default()).await.unwrap();
+    fixture
+        .namespace
+        .api::<LlmDeployment>()
+        .delete("chat", &DeleteParams::default())
+        .await
+        .unwrap();
     fixture
         .namespace
         .await_condition("everything to be gone", Duration::from_secs(120), async || {
             let all = ListParams::default();
             let pods = fixture.namespace.api::<Pod>().list(&all).await?.items.len();
             let services = fixture.namespace.api::<Service>().list(&all).await?.items.len();
-            let revisions = fixture.namespace.api::<ControllerRevision>().list(&all).await?.items.len();
+            let revisions = fixture
+                .namespace
+                .api::<ControllerRevision>()
+                .list(&all)
+                .await?
+                .items
+                .len();
             Ok((pods + services + revisions == 0).then_some(()))
         })
         .await
@@ -234,12 +298,22 @@ async fn open_stream_survives_the_end_of_its_pod() {
     // A stream that goes on while its pod is told to end.
     let mut plain = request;
     plain.as_object_mut().unwrap().remove("ignore_eos");
-    let answer = api.post("/v1/chat/completions", &plain).await.unwrap().error_for_status().unwrap();
+    let answer = api
+        .post("/v1/chat/completions", &plain)
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap();
     let mut events = std::pin::pin!(escadre_e2e::client::events(answer));
     let first = futures::StreamExt::next(&mut events).await.context("no event").unwrap();
     assert!(first.is_ok(), "{first:?}");
     let (name, _) = fixture.await_ready_pods("drained", 1).await.pop_first().unwrap();
-    fixture.namespace.api::<Pod>().delete(&name, &DeleteParams::default()).await.unwrap();
+    fixture
+        .namespace
+        .api::<Pod>()
+        .delete(&name, &DeleteParams::default())
+        .await
+        .unwrap();
     let mut last = String::new();
     while let Some(event) = futures::StreamExt::next(&mut events).await {
         last = event.unwrap();
@@ -250,24 +324,41 @@ async fn open_stream_survives_the_end_of_its_pod() {
 #[tokio::test(flavor = "multi_thread")]
 async fn source_that_fails_is_named() {
     let fixture = fixture().await;
-    fixture.create(fixture.model("missing").endpoint(&fixture.mirrors.not_found)).await;
-    fixture.create(fixture.model("half").endpoint(&fixture.mirrors.cut)).await;
-    fixture.create(fixture.model("changed").endpoint(&fixture.mirrors.wrong_bytes)).await;
+    fixture
+        .create(fixture.model("missing").endpoint(&fixture.mirrors.not_found))
+        .await;
+    fixture
+        .create(fixture.model("half").endpoint(&fixture.mirrors.cut))
+        .await;
+    fixture
+        .create(fixture.model("changed").endpoint(&fixture.mirrors.wrong_bytes))
+        .await;
 
-    let (message, _) = fixture.await_failure("missing", "ModelResolved", "SourceUnavailable").await;
+    let (message, _) = fixture
+        .await_failure("missing", "ModelResolved", "SourceUnavailable")
+        .await;
     assert!(message.contains("404") && message.contains(MODEL_FILE), "{message}");
-    let (message, status) = fixture.await_failure("changed", "ModelVerified", "DigestMismatch").await;
+    let (message, status) = fixture
+        .await_failure("changed", "ModelVerified", "DigestMismatch")
+        .await;
     assert!(message.contains(&MODEL_DIGEST[7..19]), "{message}");
     assert_eq!(status.served_digest, None);
-    let (message, status) = fixture.await_failure("half", "ModelResolved", "SourceUnavailable").await;
+    let (message, status) = fixture
+        .await_failure("half", "ModelResolved", "SourceUnavailable")
+        .await;
     assert!(message.contains("bytes"), "{message}");
-    assert_eq!(status.last_failure.unwrap().reason.as_deref(), Some("DownloadIncomplete"));
+    assert_eq!(
+        status.last_failure.unwrap().reason.as_deref(),
+        Some("DownloadIncomplete")
+    );
     for name in ["missing", "half", "changed"] {
         assert_eq!(fixture.ready_pods(name).await.unwrap().len(), 0, "{name}");
     }
 
     // The source comes back: it heals by an edit of the source alone.
-    fixture.patch("missing", json!({"model": {"endpoint": fixture.mirrors.right}})).await;
+    fixture
+        .patch("missing", json!({"model": {"endpoint": fixture.mirrors.right}}))
+        .await;
     fixture.await_ready("missing").await;
 }
 
@@ -276,19 +367,26 @@ async fn file_that_cannot_be_served_is_named() {
     let fixture = fixture().await;
     let digest = |bytes: &[u8]| {
         use sha2::Digest as _;
-        let hex: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = sha2::Sha256::digest(bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         format!("sha256:{hex}")
     };
     let root = escadre::mirror_root(fixture.cluster).unwrap().join("fixture-owner");
     let read = |model: &str| std::fs::read(root.join(model).join("model.gguf")).unwrap();
     for model in ["truncated", "text", "foreign"] {
-        fixture.create(fixture.broken(model, model, &digest(&read(model)))).await;
+        fixture
+            .create(fixture.broken(model, model, &digest(&read(model))))
+            .await;
     }
     let (message, _) = fixture.await_failure("truncated", "ModelVerified", "GgufInvalid").await;
     assert!(message.contains("model.gguf"), "{message}");
     let (message, _) = fixture.await_failure("text", "Ready", "VerifyFailed").await;
     assert!(message.contains("GGUF"), "{message}");
-    let (message, _) = fixture.await_failure("foreign", "Ready", "ArchitectureUnsupported").await;
+    let (message, _) = fixture
+        .await_failure("foreign", "Ready", "ArchitectureUnsupported")
+        .await;
     assert!(message.contains("mamba") && message.contains("llama"), "{message}");
 }
 
@@ -296,8 +394,16 @@ async fn file_that_cannot_be_served_is_named() {
 async fn limits_that_do_not_fit_are_said_before_loading() {
     let fixture = fixture().await;
     fixture.create(fixture.model("small").resources("500m", "96Mi")).await;
-    fixture.create(fixture.model("long").set("/spec/runtime/maxContext", json!(1_000_000))).await;
-    fixture.create(fixture.model("imageless").set("/spec/runtime/image", json!("escadre.dev/runtime:absent"))).await;
+    fixture
+        .create(fixture.model("long").set("/spec/runtime/maxContext", json!(1_000_000)))
+        .await;
+    fixture
+        .create(
+            fixture
+                .model("imageless")
+                .set("/spec/runtime/image", json!("escadre.dev/runtime:absent")),
+        )
+        .await;
 
     let (message, _) = fixture.await_failure("long", "Ready", "ContextTooLong").await;
     assert!(message.contains("1000000") && message.contains("2048"), "{message}");

@@ -36,17 +36,23 @@ pub(super) fn load<B: Backend + 'static>(
     let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
     let mut spec = ModelSpec::from_config(CONFIG, &config)?;
     limit_context(&mut spec, options)?;
-    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let tied = config
+        .get("tie_word_embeddings")
+        .and_then(Value::as_bool)
+        .unwrap_or(false);
     let shards = shards(model)?;
     check_memory(&spec, options, &shards, tied)?;
 
     let side = side_files(model)?;
     let tokenizer = Tokenizer::from_json(TOKENIZER, &read_side_file(model, TOKENIZER)?, &side.tokenizer)?;
     if tokenizer.vocabulary() > spec.vocabulary {
-        return Err(Refusal::new(Reason::TokenizerInvalid, "there are more tokens than rows of the embedding")
-            .in_file(TOKENIZER)
-            .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary())
-            .into());
+        return Err(Refusal::new(
+            Reason::TokenizerInvalid,
+            "there are more tokens than rows of the embedding",
+        )
+        .in_file(TOKENIZER)
+        .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary())
+        .into());
     }
     let template = side.template(&tokenizer)?;
 
@@ -149,7 +155,10 @@ impl Shards {
         }
         let expected = map.values().filter(|shard| *shard == file).count();
         if expected != tensors.len() {
-            return refuse(format!("the shard has {} tensors, the index names {expected}", tensors.len()));
+            return refuse(format!(
+                "the shard has {} tensors, the index names {expected}",
+                tensors.len()
+            ));
         }
         Ok(())
     }
@@ -243,9 +252,10 @@ fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
     let tokenizer = optional(TOKENIZER_CONFIG, Reason::TokenizerInvalid)?;
     let inside = template_in(&tokenizer);
     let beside = match model.contains(TEMPLATE) {
-        true => Some(String::from_utf8(read_side_file(model, TEMPLATE)?).map_err(|_| {
-            Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE)
-        })?),
+        true => Some(
+            String::from_utf8(read_side_file(model, TEMPLATE)?)
+                .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE))?,
+        ),
         false => None,
     };
     let template = match (beside, inside) {
@@ -283,7 +293,8 @@ fn read_json(model: &VerifiedModel, name: &str, reason: Reason) -> Result<Value,
     if !model.contains(name) {
         return Err(Refusal::new(Reason::FileMissing, "the model needs this file beside its weights").in_file(name));
     }
-    json::parse(&read_side_file(model, name)?).map_err(|error| Refusal::new(reason, format!("it {error}")).in_file(name))
+    json::parse(&read_side_file(model, name)?)
+        .map_err(|error| Refusal::new(reason, format!("it {error}")).in_file(name))
 }
 
 /// The names of `LlamaForCausalLM`.
