@@ -8,6 +8,7 @@
 use std::env;
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use kube::{Api, Client, Config};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::cluster::{Cache, Cluster, own_program};
+use crate::cluster::{Cache, Cluster, config_from, own_program};
 use crate::wait::await_condition;
 
 /// Names the kubeconfig context of a cluster on which the tests shall run.
@@ -41,18 +42,13 @@ pub enum TestCluster {
 impl TestCluster {
     /// A client with the rights of the cluster's administrator. Every test makes its own: it belongs to the test's runtime.
     pub async fn client(&self) -> Result<Client> {
+        self.source().client().await
+    }
+
+    fn source(&self) -> ClientSource {
         match self {
-            Self::Own(own) => own.cluster.client().await,
-            Self::Named { context } => {
-                let options = KubeConfigOptions {
-                    context: Some(context.clone()),
-                    ..KubeConfigOptions::default()
-                };
-                let config = Config::from_kubeconfig(&options)
-                    .await
-                    .with_context(|| format!("the kubeconfig has no usable context {context}"))?;
-                Client::try_from(config).context("could not make a Kubernetes client")
-            }
+            Self::Own(own) => own.source(),
+            Self::Named { context } => ClientSource::Context(context.clone()),
         }
     }
 
@@ -68,7 +64,34 @@ impl TestCluster {
 
     /// A namespace of its own for one test.
     pub async fn namespace(&self) -> Result<TestNamespace> {
-        TestNamespace::create(self.client().await?).await
+        TestNamespace::create(self.source()).await
+    }
+}
+
+/// From where clients are made: a client cannot leave the runtime of the test that made it.
+#[derive(Debug, Clone)]
+enum ClientSource {
+    /// A kubeconfig of the test bed.
+    File(PathBuf),
+    /// A context of the person's usual kubeconfig.
+    Context(String),
+}
+
+impl ClientSource {
+    async fn client(&self) -> Result<Client> {
+        let config = match self {
+            Self::File(file) => config_from(file).await?,
+            Self::Context(context) => {
+                let options = KubeConfigOptions {
+                    context: Some(context.clone()),
+                    ..KubeConfigOptions::default()
+                };
+                Config::from_kubeconfig(&options)
+                    .await
+                    .with_context(|| format!("the kubeconfig has no usable context {context}"))?
+            }
+        };
+        Client::try_from(config).context("could not make a Kubernetes client")
     }
 }
 
@@ -99,6 +122,15 @@ impl OwnCluster {
     /// The cluster.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// A namespace of its own for one test.
+    pub async fn namespace(&self) -> Result<TestNamespace> {
+        TestNamespace::create(self.source()).await
+    }
+
+    fn source(&self) -> ClientSource {
+        ClientSource::File(self.cluster.kubeconfig())
     }
 
     /// The process that holds it.
@@ -162,6 +194,7 @@ async fn own(label: &str, arguments: &[&str]) -> Result<TestCluster> {
 
 /// A namespace for one test; deleted when it is dropped.
 pub struct TestNamespace {
+    source: ClientSource,
     client: Client,
     name: String,
 }
@@ -177,8 +210,9 @@ impl fmt::Debug for TestNamespace {
 
 impl TestNamespace {
     /// Makes a namespace with a unique name, and waits until pods may be made in it.
-    pub async fn create(client: Client) -> Result<Self> {
+    async fn create(source: ClientSource) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let client = source.client().await?;
         let name = format!("t-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let labels = json!({"escadre.dev/test": "true"});
@@ -190,7 +224,7 @@ impl TestNamespace {
             .create(&PostParams::default(), &namespace)
             .await
             .context("could not make a namespace")?;
-        let created = Self { client, name };
+        let created = Self { source, client, name };
         let accounts: Api<ServiceAccount> = created.api();
         created
             .await_condition("the namespace's account", Duration::from_secs(30), async || {
@@ -232,14 +266,20 @@ impl TestNamespace {
 
 impl Drop for TestNamespace {
     fn drop(&mut self) {
-        let (client, name) = (self.client.clone(), self.name.clone());
-        // The test's runtime runs this soon, or ends first: then the cluster is at its end too, or the label tells a
-        // person what may be removed.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let namespaces: Api<Namespace> = Api::all(client);
-                let _best_effort = namespaces.delete(&name, &DeleteParams::default()).await;
-            });
+        let (source, name) = (self.source.clone(), self.name.clone());
+        // On a thread and a runtime of its own: the test's runtime ends with the test.
+        let deletion = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(tokio::time::timeout(Duration::from_secs(10), async {
+                let namespaces: Api<Namespace> = Api::all(source.client().await?);
+                namespaces.delete(&name, &DeleteParams::default()).await?;
+                anyhow::Ok(())
+            }))?
+        });
+        match deletion.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("could not delete the namespace {}: {error:#}", self.name),
+            Err(_) => eprintln!("could not delete the namespace {}", self.name),
         }
     }
 }

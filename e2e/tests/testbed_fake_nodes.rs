@@ -1,7 +1,5 @@
 //! Fake nodes with GPUs: the real scheduler fills them, and says what is missing when they are full.
 
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
-
 use std::time::Duration;
 
 use escadre_e2e::fixtures;

@@ -20,10 +20,10 @@ async fn node_runs_pods_that_find_services_by_name() {
     let own = OwnCluster::start("smoke", &[]).await.unwrap();
     let cluster = own.cluster();
     let client = cluster.client().await.unwrap();
-    let node = Api::<Node>::all(client.clone()).get(NODE_NAME).await.unwrap();
+    let node = Api::<Node>::all(client).get(NODE_NAME).await.unwrap();
     assert_eq!(node.status.unwrap().node_info.unwrap().kubelet_version, "v1.36.3");
 
-    let namespace = TestNamespace::create(client).await.unwrap();
+    let namespace = own.namespace().await.unwrap();
     run_pause(&namespace).await;
 
     // The name server answers for the API server's own Service.

@@ -13,12 +13,12 @@ use super::Cluster;
 impl Cluster {
     /// A client with all rights, through a port of 127.0.0.1. Belongs to the async runtime that made it.
     pub async fn client(&self) -> Result<Client> {
-        client_from(config_from(&self.kubeconfig(), None).await?)
+        client_from(&self.kubeconfig()).await
     }
 
     /// A client for threads that are inside the cluster's network.
     pub async fn inner_client(&self) -> Result<Client> {
-        client_from(config_from(&self.inner_kubeconfig(), None).await?)
+        client_from(&self.inner_kubeconfig()).await
     }
 
     /// Threads inside the cluster's network, for async code that must reach pods and Services.
@@ -67,21 +67,18 @@ impl Drop for Inside {
     }
 }
 
-/// The configuration in a kubeconfig file, for its current or the named context.
-pub(crate) async fn config_from(file: &Path, context: Option<&str>) -> Result<Config> {
+/// The configuration in the kubeconfig file of one of our own clusters.
+pub(crate) async fn config_from(file: &Path) -> Result<Config> {
     let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("could not read {}", file.display()))?;
-    let options = KubeConfigOptions {
-        context: context.map(str::to_owned),
-        ..KubeConfigOptions::default()
-    };
-    Config::from_custom_kubeconfig(kubeconfig, &options)
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
-        .with_context(|| format!("{} does not describe a cluster", file.display()))
-}
-
-/// A client for a configuration of one of our own clusters: no proxy of the person's environment is in the way.
-fn client_from(mut config: Config) -> Result<Client> {
+        .with_context(|| format!("{} does not describe a cluster", file.display()))?;
+    // A proxy of the person's environment leads away from this machine.
     config.proxy_url = None;
     config.connect_timeout = Some(Duration::from_secs(5));
-    Client::try_from(config).context("could not make a Kubernetes client")
+    Ok(config)
+}
+
+async fn client_from(file: &Path) -> Result<Client> {
+    Client::try_from(config_from(file).await?).context("could not make a Kubernetes client")
 }

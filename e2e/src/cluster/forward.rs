@@ -188,7 +188,7 @@ async fn accept(listener: TcpListener, target: Target, inner_kubeconfig: &Path) 
     let client = match target {
         Target::Address(_) => None,
         Target::Service { .. } => {
-            let config = super::client::config_from(inner_kubeconfig, None).await?;
+            let config = super::client::config_from(inner_kubeconfig).await?;
             Some(Client::try_from(config).context("could not make a Kubernetes client")?)
         }
     };

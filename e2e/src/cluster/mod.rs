@@ -43,6 +43,7 @@ pub use paths::{Cache, tail};
 pub use process::{ProcessId, Processes, Record};
 pub use state::{Options, Phase, State, check_name};
 
+pub(crate) use client::config_from;
 pub(crate) use components::hex;
 pub(crate) use process::own_program;
 

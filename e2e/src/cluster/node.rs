@@ -1,7 +1,8 @@
 //! A real node: containerd with runc and CNI, kubelet, kube-proxy, cluster DNS.
 //!
 //! Everything it writes is below the cluster's folder, except what containerd and the kubelet put at fixed places:
-//! [`remove_traces`] and [`remove_shim_sockets`] know those.
+//! [`remove_traces`] and [`remove_shim_sockets`] know those. The kubelet also sets kernel settings of the whole machine
+//! (`vm.overcommit_memory`, `kernel.panic`, `kernel.panic_on_oops`), as it does on every node; they stay.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
