@@ -172,6 +172,8 @@ fn last_failure(scene: &Scene<'_>) -> Option<LastFailure> {
     let newest = scene
         .pods
         .iter()
+        // A process that was told to end may say so with an exit code.
+        .filter(|pod| !pod.facts.is_terminating)
         .filter_map(|pod| pod.diagnosis.last_failure.clone())
         .max_by_key(|failure| failure.time.as_ref().map(|time| time.0));
     let before = scene.before.last_failure.clone();

@@ -384,6 +384,15 @@ fn last_failure_stays_after_it_was_healed() {
 }
 
 #[test]
+fn end_of_a_pod_that_was_told_to_end_is_no_failure() {
+    let object = solo();
+    let leaving = fetched(&object)
+        .runtime(&ended(1, "Error", "interrupted"), &json!({}), 0)
+        .set("metadata.deletionTimestamp", json!(at(49).to_string()));
+    assert_eq!(status_of(&object, vec![leaving.done()]).last_failure, None);
+}
+
+#[test]
 fn verifying_and_loading_are_told_apart() {
     let object = solo();
     let run = |stage: &str, result: &str| {
