@@ -12,7 +12,10 @@ const HTTP_THREADS: usize = 2;
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Fetch(args) => block_on(fetch::run(args)),
-        Command::Serve(args) => block_on(serve::run(args)),
+        Command::Serve(args) => {
+            serve::settle_threads(&args)?;
+            block_on(serve::run(args))
+        }
         Command::Inspect(args) => inspect::run(&args).map_err(|error| Failure::new("InspectFailed", chain(&error))),
     }
 }

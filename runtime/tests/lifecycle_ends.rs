@@ -47,6 +47,18 @@ fn asks_to_close(answer: &str) -> bool {
     answer.to_lowercase().contains("\r\nconnection: close\r\n")
 }
 
+async fn decode_speed(process: &Process) -> f64 {
+    let status: serde_json::Value = client()
+        .get(process.admin("/status"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    status["performance"]["decodeTokensPerSecond"].as_f64().unwrap()
+}
+
 async fn probe(process: &Process, page: &str) -> u16 {
     client()
         .get(process.admin(page))
@@ -60,9 +72,11 @@ async fn probe(process: &Process, page: &str) -> u16 {
 #[tokio::test]
 async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes_streams() {
     let mut process = Process::ready(&[DELAY, "--drain-timeout=60s"]);
+    // About five seconds of answer, so that it goes on when the delay is over.
+    let tokens = (decode_speed(&process).await * 5.0).clamp(8.0, 400.0).round();
     let body = question(
         "Tell me a long story.",
-        &json!({"max_tokens": 400, "stream": true, "stop": ["never occurs"]}),
+        &json!({"max_tokens": tokens as u64, "stream": true}),
     );
     let request = client().post(process.api(CHAT)).json(&body);
     let answer = request.send().await.unwrap();

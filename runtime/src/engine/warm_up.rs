@@ -6,9 +6,9 @@ use crate::status::Performance;
 use std::time::{Duration, Instant};
 
 /// Tokens of the measured prompt.
-const PREFILL: usize = 128;
+const PREFILL: usize = 32;
 /// Tokens that are generated.
-const DECODE: usize = 16;
+const DECODE: usize = 8;
 
 /// Why a model that was loaded cannot be served.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
 use escadre_verify::{Digest, Refusal, VerifiedModel};
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,9 +17,11 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use tracing::info;
 
-/// Prompt tokens of one step: enough to use the cores, few enough that running answers do not stall and that a
-/// cancelled prompt ends soon.
-const STEP_TOKENS: usize = 128;
+/// How long one step may take: running answers wait for as long when somebody else's prompt is read, and so does the
+/// end of a prompt that nobody waits for any more.
+const STEP_SECONDS: f64 = 0.5;
+/// The fewest and the most tokens of a step: enough to use the cores, and no more than helps.
+const STEP_TOKENS: RangeInclusive<f64> = 16.0..=256.0;
 /// How many requests may wait for each that is answered.
 const WAITING_PER_RUNNING: usize = 16;
 /// How many contexts of prompt tokens may wait.
@@ -133,7 +136,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     }));
     let (engine, commands) = Engine::new(Arc::clone(&admission));
     let settings = Settings {
-        step_tokens: STEP_TOKENS,
+        step_tokens: step_tokens(performance),
         concurrency: plan.concurrency,
         kv_tokens: kv_tokens(plan, &description, board),
         end_tokens: generation.end_tokens.clone(),
@@ -241,6 +244,18 @@ fn describe(board: &Board, description: &ModelDescription, performance: Performa
         status.memory.weights_bytes = Some(*weights_bytes);
         status.performance = Some(performance);
     });
+}
+
+/// As many tokens as are computed in the time of a step.
+fn step_tokens(performance: Performance) -> usize {
+    let tokens = performance.prefill_tokens_per_second * STEP_SECONDS;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to small positive numbers"
+    )]
+    let tokens = tokens.clamp(*STEP_TOKENS.start(), *STEP_TOKENS.end()) as usize;
+    tokens
 }
 
 /// Tokens of keys and values that there is room for in the memory that is left now.

@@ -5,6 +5,9 @@
 
 mod drain;
 mod load;
+mod threads;
+
+pub use threads::settle as settle_threads;
 
 use crate::args::ServeArgs;
 use crate::cgroup;
@@ -209,12 +212,7 @@ fn name_of(model: &Path) -> String {
 
 /// Threads and bytes that the process may use: what it was told, or else what its container has.
 fn resources(args: &ServeArgs) -> (NonZeroUsize, Option<u64>) {
-    let limits = cgroup::read();
-    let available = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let machine = cgroup::machine_memory();
-    let container = limits.memory.into_iter().chain(machine).min();
-    (
-        args.threads.unwrap_or_else(|| limits.threads(available)),
-        args.memory_limit.or(container),
-    )
+    let container = cgroup::read().memory.into_iter().chain(machine).min();
+    (threads::count(args), args.memory_limit.or(container))
 }
