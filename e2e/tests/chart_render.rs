@@ -1,5 +1,7 @@
 //! The chart renders, its values are checked strictly, and what it grants is what the operator asks for.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::process::Output;
 
 use escadre_e2e::cluster::{Cache, Component, ensure_programs};

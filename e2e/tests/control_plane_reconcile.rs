@@ -1,6 +1,8 @@
 //! What the operator makes of a resource, judged by a real API server. No pod runs here: what needs running pods is in
 //! `node_*`.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
