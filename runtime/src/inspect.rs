@@ -1,5 +1,13 @@
-//! `escadre-runtime inspect`: what a model is and what it needs, and whether its structure is valid.
+//! `escadre-runtime inspect`: judges a model's structure, says what the model is and what memory it needs.
+//!
+//! The verdict is about structure only. An architecture that cannot be served is said, but is no fault.
 
+use crate::model::LoadError;
+use crate::model::load::{self, CACHE_VALUE_BYTES, CONTEXT_TO_FIT, Examined};
+use escadre_verify::{Refusal, VerifiedModel};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// Arguments of `inspect`.
@@ -8,10 +16,10 @@ pub struct InspectArgs {
     /// The model: a GGUF file, or a folder with safetensors files
     #[arg(long, value_name = "FILE_OR_DIR")]
     pub model: PathBuf,
-    /// Tokens per sequence to compute the memory for [default: the model's own context]
+    /// Tokens per sequence that memory is computed for [default: the model's own context, at most 4096]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
-    /// Sequences at a time to compute the memory for [default: 1]
+    /// Sequences at a time that memory is computed for [default: 1]
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
     /// Print one JSON object
@@ -22,15 +30,273 @@ pub struct InspectArgs {
 /// Why `inspect` ends with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// The structure is invalid; the verdict was printed.
+    /// The structure is invalid. With `--json` the verdict was printed.
     #[error(transparent)]
-    Invalid(#[from] escadre_verify::Refusal),
-    /// The verdict could not be written.
+    Invalid(#[from] Refusal),
+    /// The structure is valid, but the question cannot be answered.
+    #[error(transparent)]
+    Model(LoadError),
+    /// The answer could not be written.
     #[error("could not write the answer")]
-    Output(#[from] std::io::Error),
+    Output(#[from] io::Error),
 }
 
-/// Prints what the model is.
-pub fn run(_args: &InspectArgs) -> Result<(), InspectError> {
-    todo!()
+impl InspectError {
+    /// The stable CamelCase reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(refusal) => refusal.reason.into(),
+            Self::Model(error) => error.reason(),
+            Self::Output(_) => "OutputFailed",
+        }
+    }
+}
+
+/// Prints what the model is to standard output.
+///
+/// # Errors
+/// When the structure is invalid; with `--json` the verdict was printed before.
+pub fn run(args: &InspectArgs) -> Result<(), InspectError> {
+    run_to(args, &mut io::stdout().lock())
+}
+
+/// Like [`run`], to any writer.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_to(args: &InspectArgs, out: &mut dyn Write) -> Result<(), InspectError> {
+    match examine(args) {
+        Ok(report) if args.json => print_json(out, &Verdict::valid(report)),
+        Ok(report) => Ok(report.write(out)?),
+        Err(InspectError::Invalid(refusal)) => {
+            if args.json {
+                print_json(out, &Verdict::invalid(&refusal))?;
+            }
+            Err(refusal.into())
+        }
+        Err(other) => Err(other),
+    }
+}
+
+fn print_json(out: &mut dyn Write, verdict: &Verdict) -> Result<(), InspectError> {
+    serde_json::to_writer(&mut *out, verdict).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+fn examine(args: &InspectArgs) -> Result<Report, InspectError> {
+    let model = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
+    let examined = load::examine(&model).map_err(|error| match error {
+        LoadError::Refused(refusal) => InspectError::Invalid(refusal),
+        other => InspectError::Model(other),
+    })?;
+    Report::new(&model, examined, args)
+}
+
+/// The object of `--json`. Every field is always there.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    result: &'static str,
+    reason: Option<&'static str>,
+    file: Option<String>,
+    expected: Option<String>,
+    got: Option<String>,
+    message: String,
+    model: Option<Report>,
+}
+
+impl Verdict {
+    fn valid(report: Report) -> Self {
+        let message = match report.supported {
+            true => "the structure is valid".to_owned(),
+            false => format!("the structure is valid, but architecture {:?} cannot be served", report.architecture),
+        };
+        Self {
+            result: "Valid",
+            reason: None,
+            file: None,
+            expected: None,
+            got: None,
+            message,
+            model: Some(report),
+        }
+    }
+
+    fn invalid(refusal: &Refusal) -> Self {
+        Self {
+            result: "Invalid",
+            reason: Some(refusal.reason.into()),
+            file: refusal.file.clone(),
+            expected: refusal.expected.clone(),
+            got: refusal.got.clone(),
+            message: refusal.message.clone(),
+            model: None,
+        }
+    }
+}
+
+/// What a valid model is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    digest: String,
+    format: String,
+    architecture: String,
+    supported: bool,
+    parameters: u64,
+    weight_bytes: u64,
+    /// By type.
+    tensors: BTreeMap<String, TypeReport>,
+    serving: Option<Serving>,
+}
+
+#[derive(Debug, Serialize)]
+struct TypeReport {
+    tensors: u64,
+    parameters: u64,
+    bytes: u64,
+}
+
+/// What serving the model takes, in bytes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Serving {
+    model_context: usize,
+    kv_bytes_per_token: u64,
+    kv_bytes_per_token_16_bit: u64,
+    context: usize,
+    concurrency: usize,
+    memory_weights: u64,
+    memory_kv_cache: u64,
+    memory_headroom: u64,
+    memory_total: u64,
+}
+
+impl Report {
+    fn new(model: &VerifiedModel, examined: Examined, args: &InspectArgs) -> Result<Self, InspectError> {
+        let serving = Serving::new(&examined, args).map_err(InspectError::Model)?;
+        let tensors = examined.types.iter().map(|(name, total)| {
+            let report = TypeReport {
+                tensors: total.tensors,
+                parameters: total.elements,
+                bytes: total.bytes,
+            };
+            (name.clone(), report)
+        });
+        Ok(Self {
+            digest: model.digest().to_string(),
+            format: examined.format.to_string(),
+            supported: examined.plan.is_some(),
+            parameters: examined.types.values().map(|total| total.elements).sum(),
+            weight_bytes: examined.types.values().map(|total| total.bytes).sum(),
+            tensors: tensors.collect(),
+            serving,
+            architecture: examined.architecture,
+        })
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "digest        {}", self.digest)?;
+        writeln!(out, "format        {}", self.format)?;
+        let remark = if self.supported { "" } else { " (cannot be served)" };
+        writeln!(out, "architecture  {}{remark}", self.architecture)?;
+        writeln!(out, "parameters    {}", self.parameters)?;
+        writeln!(out, "weights       {} in the file", bytes(self.weight_bytes))?;
+        for (name, report) in &self.tensors {
+            writeln!(out, "  {name:<11} {} in {} tensors", bytes(report.bytes), report.tensors)?;
+        }
+        let Some(serving) = &self.serving else {
+            return Ok(());
+        };
+        writeln!(out, "context       {} tokens", serving.model_context)?;
+        writeln!(
+            out,
+            "KV cache      {} bytes per token ({} with 16-bit values)",
+            serving.kv_bytes_per_token, serving.kv_bytes_per_token_16_bit
+        )?;
+        writeln!(
+            out,
+            "memory        {} for {} x {} tokens",
+            bytes(serving.memory_total),
+            serving.concurrency,
+            serving.context
+        )?;
+        writeln!(out, "  weights     {}", bytes(serving.memory_weights))?;
+        writeln!(out, "  KV cache    {}", bytes(serving.memory_kv_cache))?;
+        writeln!(out, "  headroom    {}", bytes(serving.memory_headroom))
+    }
+}
+
+impl Serving {
+    fn new(examined: &Examined, args: &InspectArgs) -> Result<Option<Self>, LoadError> {
+        let Some(plan) = &examined.plan else {
+            return Ok(None);
+        };
+        let limit = plan.spec.context;
+        let context = args.context.unwrap_or(limit.min(CONTEXT_TO_FIT));
+        if context > limit {
+            return Err(LoadError::ContextTooLong {
+                requested: context,
+                limit,
+            });
+        }
+        let concurrency = args.concurrency.unwrap_or(1);
+        let need = plan.need(context, concurrency);
+        Ok(Some(Self {
+            model_context: limit,
+            kv_bytes_per_token: plan.spec.kv_bytes_per_token(CACHE_VALUE_BYTES),
+            kv_bytes_per_token_16_bit: plan.spec.kv_bytes_per_token(2),
+            context,
+            concurrency,
+            memory_weights: need.weights,
+            memory_kv_cache: need.kv_cache,
+            memory_headroom: need.headroom,
+            memory_total: need.total(),
+        }))
+    }
+}
+
+/// A number of bytes for people: exact, and rounded.
+fn bytes(count: u64) -> String {
+    let tenths = u128::from(count) * 10 / (1 << 20);
+    format!("{}.{} MiB ({count} bytes)", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_exact_and_rounded() {
+        assert_eq!(bytes(98_362_432), "93.8 MiB (98362432 bytes)");
+        assert_eq!(bytes(0), "0.0 MiB (0 bytes)");
+    }
+
+    #[test]
+    fn what_is_no_model_is_invalid_with_a_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let table: [(&str, &[u8], &str); 4] = [
+            ("m.gguf", b"GGUF\x03\0\0\0", "GgufInvalid"),
+            ("m.gguf", b"not a model", "GgufInvalid"),
+            ("m.gguf", b"\x80\x02}q\0.", "FormatRefused"),
+            ("m.bin", b"whatever", "FormatRefused"),
+        ];
+        for (name, content, reason) in table {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            let args = InspectArgs {
+                model: path.clone(),
+                context: None,
+                concurrency: None,
+                json: true,
+            };
+            let mut out = Vec::new();
+            let error = run_to(&args, &mut out).unwrap_err();
+            assert_eq!(error.reason(), reason);
+            let verdict: serde_json::Value = serde_json::from_slice(&out).unwrap();
+            assert_eq!(verdict["result"], "Invalid");
+            assert_eq!(verdict["reason"], reason);
+            assert_eq!(verdict["file"], name);
+            std::fs::remove_file(path).unwrap();
+        }
+    }
 }

@@ -4,18 +4,19 @@
 //! weights. Nothing large is packed before the numbers say that it fits.
 
 mod defaults;
+mod examine;
 mod gguf;
 mod inventory;
 mod memory;
 mod pack;
 mod safetensors;
 
-pub(crate) use gguf::{embedding_rows, names as gguf_names};
-pub(crate) use inventory::{Entry, Inventory, Slot};
-pub(crate) use memory::{CONTEXT_TO_FIT, Need};
+pub(crate) use examine::{Examined, examine};
+pub(crate) use memory::{CACHE_VALUE_BYTES, CONTEXT_TO_FIT};
 
 use super::spec::ModelSpec;
 use super::{Format, LoadError, LoadOptions, Loaded};
+use inventory::Inventory;
 use crate::backend::Precision;
 use crate::backend::candle::Candle;
 use escadre_verify::structure::content;

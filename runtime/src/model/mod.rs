@@ -6,7 +6,7 @@
 mod batch;
 mod decoder;
 mod error;
-mod load;
+pub(crate) mod load;
 pub mod spec;
 mod template;
 mod tokenizer;

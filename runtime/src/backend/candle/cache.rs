@@ -155,10 +155,10 @@ mod tests {
         let mut cache = Cache::new(shape);
         let sequence = SequenceId(4);
         cache.open(sequence);
-        for start in 0..200_u16 {
-            let row: Vec<f32> = (0..6).map(|column| f32::from(start) + f32::from(column) * 1000.0).collect();
+        for position in 0..200_u16 {
+            let row: Vec<f32> = (0..6_u16).map(|column| f32::from(position) + f32::from(column) * 1000.0).collect();
             let x = ops::buffer(row, 6).unwrap();
-            let start = usize::from(start);
+            let start = usize::from(position);
             let span = SpanLayout {
                 sequence,
                 rows: 0..1,

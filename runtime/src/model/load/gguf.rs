@@ -41,8 +41,7 @@ pub(super) fn load<B: Backend + 'static>(
     let context = memory::context_to_fit(&spec, options.max_context);
     Need::new(&spec, weights_bytes.max(size), largest as u64, context).check(options.memory_limit)?;
 
-    let tokenizer = Tokenizer::from_gguf(file, &gguf)?;
-    check_vocabulary(file, &spec, &tokenizer)?;
+    let tokenizer = tokenizer(file, &gguf, &spec)?;
     let template = template(model, file, &gguf, &tokenizer)?;
     let facts = Facts {
         format: Format::Gguf,
@@ -74,7 +73,7 @@ pub(super) fn load<B: Backend + 'static>(
 }
 
 /// The specification, with the divisors of the position embedding if the file has them.
-pub(crate) fn specification(file: &str, gguf: &Gguf, bytes: &[u8]) -> Result<ModelSpec, LoadError> {
+pub(super) fn specification(file: &str, gguf: &Gguf, bytes: &[u8]) -> Result<ModelSpec, LoadError> {
     let mut spec = ModelSpec::from_gguf(file, gguf, embedding_rows(file, gguf)?)?;
     if let Some(divisors) = gguf.tensor(ROPE_DIVISORS) {
         let entry = entry(divisors);
@@ -92,7 +91,7 @@ pub(crate) fn specification(file: &str, gguf: &Gguf, bytes: &[u8]) -> Result<Mod
 }
 
 /// The rows of the embedding: the size of the vocabulary.
-pub(crate) fn embedding_rows(file: &str, gguf: &Gguf) -> Result<usize, Refusal> {
+fn embedding_rows(file: &str, gguf: &Gguf) -> Result<usize, Refusal> {
     let name = GgufNames.name(Slot::Embedding);
     match gguf.tensor(&name).map(|tensor| tensor.dims.as_slice()) {
         Some(&[_, rows]) => Ok(rows),
@@ -112,7 +111,7 @@ fn is_supported(gguf: &Gguf) -> bool {
     crate::model::spec::SUPPORTED.iter().any(|names| Some(names.0) == architecture)
 }
 
-fn inventory(file: &str, gguf: &Gguf, spec: &ModelSpec) -> Result<Inventory, Refusal> {
+pub(super) fn inventory(file: &str, gguf: &Gguf, spec: &ModelSpec) -> Result<Inventory, Refusal> {
     let mut inventory = Inventory::default();
     inventory.add(file, gguf.tensors.iter().map(entry), &GgufNames, spec)?;
     // A file without a head says that the embedding is the head too.
@@ -129,13 +128,15 @@ fn entry(tensor: &TensorInfo) -> Entry {
     }
 }
 
-fn check_vocabulary(file: &str, spec: &ModelSpec, tokenizer: &Tokenizer) -> Result<(), Refusal> {
+/// The tokenizer, whose every token must have an embedding.
+pub(super) fn tokenizer(file: &str, gguf: &Gguf, spec: &ModelSpec) -> Result<Tokenizer, Refusal> {
+    let tokenizer = Tokenizer::from_gguf(file, gguf)?;
     if tokenizer.vocabulary() > spec.vocabulary {
         return Err(Refusal::new(Reason::TokenizerInvalid, "there are more tokens than rows of the embedding")
             .in_file(file)
             .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary()));
     }
-    Ok(())
+    Ok(tokenizer)
 }
 
 fn template(
@@ -159,12 +160,7 @@ fn template(
 }
 
 /// The names of GGUF's `llama` architecture.
-pub(crate) struct GgufNames;
-
-/// The names as a value of the trait.
-pub(crate) fn names() -> &'static dyn Names {
-    &GgufNames
-}
+struct GgufNames;
 
 const PARTS: [(&str, Part); 16] = [
     ("attn_norm.weight", Part::AttentionNorm),

@@ -197,10 +197,6 @@ impl Inventory {
         self.slots.contains_key(&Slot::Head)
     }
 
-    pub(crate) fn get(&self, slot: Slot) -> Option<&Entry> {
-        self.slots.get(&slot)
-    }
-
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.slots.values()
     }

@@ -19,7 +19,7 @@ use escadre_verify::{Reason, Refusal, VerifiedModel};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -36,7 +36,7 @@ pub(super) fn load<B: Backend + 'static>(
     let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
     let mut spec = ModelSpec::from_config(CONFIG, &config)?;
     limit_context(&mut spec, options)?;
-    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let tied = is_tied(&config);
     let shards = shards(model)?;
     check_memory(&spec, options, &shards, tied)?;
 
@@ -77,6 +77,48 @@ pub(super) fn load<B: Backend + 'static>(
         template,
         decoder: Decoder::new(backend, &spec, weights),
     })
+}
+
+/// Whether the embedding is the head too.
+pub(super) fn is_tied(config: &Value) -> bool {
+    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// All headers of a model, for a look at it without loading.
+pub(super) struct Contents {
+    pub(super) config: Value,
+    /// Every tensor and its file.
+    pub(super) tensors: Vec<(String, TensorInfo)>,
+    /// Bytes of the largest file.
+    pub(super) largest: u64,
+}
+
+pub(super) fn contents(model: &VerifiedModel) -> Result<Contents, Refusal> {
+    let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
+    let shards = shards(model)?;
+    let mut tensors = Vec::new();
+    for file in shards.files.keys() {
+        let found = safetensors::parse(file, &model.read(file)?)?;
+        shards.check(file, &found)?;
+        tensors.extend(found.into_iter().map(|tensor| (file.clone(), tensor)));
+    }
+    let largest = shards.files.values().copied().max().unwrap_or(0);
+    Ok(Contents {
+        config,
+        tensors,
+        largest,
+    })
+}
+
+impl Contents {
+    pub(super) fn inventory(&self, spec: &ModelSpec) -> Result<Inventory, Refusal> {
+        let mut inventory = Inventory::default();
+        for (file, tensor) in &self.tensors {
+            inventory.add(file, [entry(file, tensor.clone())?], &HfNames, spec)?;
+        }
+        inventory.check_complete(&HfNames, spec, is_tied(&self.config))?;
+        Ok(inventory)
+    }
 }
 
 /// Shards one after the other: only one is in memory beside what is packed.

@@ -273,7 +273,7 @@ mod tests {
     fn a_small_vocabulary_works() {
         let tokenizer = Tokenizer::from_gguf("m", &gguf(&valid())).unwrap();
         assert_eq!(tokenizer.encode("ab b<end>", SpecialTokens::Parse).unwrap(), [2, 4, 1, 3]);
-        assert_eq!(tokenizer.encode("<end>", SpecialTokens::AsText).unwrap(), []);
+        assert!(tokenizer.encode("<end>", SpecialTokens::AsText).unwrap().is_empty());
         assert_eq!(tokenizer.end_text(), "<end>");
         assert_eq!(tokenizer.begin_text(), "");
         assert!(tokenizer.prefix().is_empty() && tokenizer.is_control(3));

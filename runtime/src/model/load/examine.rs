@@ -1,0 +1,120 @@
+//! What a model is, without loading it: every structure rule is checked, no weight is packed.
+
+use super::memory::Need;
+use super::pack::Target;
+use super::{Container, find, gguf, pack, safetensors};
+use crate::backend::candle::Candle;
+use crate::model::spec::ModelSpec;
+use crate::model::{Format, LoadError};
+use escadre_verify::VerifiedModel;
+use std::collections::BTreeMap;
+
+/// Tensors of one type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct TypeTotal {
+    pub(crate) tensors: u64,
+    pub(crate) elements: u64,
+    pub(crate) bytes: u64,
+}
+
+/// The facts about a valid model.
+#[derive(Debug)]
+pub(crate) struct Examined {
+    pub(crate) format: Format,
+    pub(crate) architecture: String,
+    /// By the name of the type.
+    pub(crate) types: BTreeMap<String, TypeTotal>,
+    /// Absent when the architecture is not supported.
+    pub(crate) plan: Option<Plan>,
+}
+
+/// What serving the model would take.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) spec: ModelSpec,
+    /// Bytes of weights as they would be held.
+    pub(crate) weights: u64,
+    /// The most that loading holds twice.
+    pub(crate) largest: u64,
+}
+
+impl Plan {
+    /// Memory for `concurrency` sequences of `context` tokens.
+    pub(crate) fn need(&self, context: usize, concurrency: usize) -> Need {
+        let mut need = Need::new(&self.spec, self.weights, self.largest, context);
+        need.kv_cache = need.kv_cache.saturating_mul(concurrency as u64);
+        need
+    }
+}
+
+/// Checks a model and tells what it is.
+pub(crate) fn examine(model: &VerifiedModel) -> Result<Examined, LoadError> {
+    match find(model)? {
+        Container::Gguf(file) => examine_gguf(model, &file),
+        Container::Safetensors => examine_safetensors(model),
+    }
+}
+
+fn examine_gguf(model: &VerifiedModel, file: &str) -> Result<Examined, LoadError> {
+    let bytes = model.read(file)?;
+    let header = escadre_verify::structure::gguf::parse(file, &bytes)?;
+    let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
+    for tensor in &header.tensors {
+        let total = types.entry(tensor.kind.to_string()).or_default();
+        total.tensors += 1;
+        total.elements += tensor.elements() as u64;
+        total.bytes += tensor.range.len() as u64;
+    }
+    let (architecture, plan) = match gguf::specification(file, &header, &bytes) {
+        Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
+        Err(other) => return Err(other),
+        Ok(spec) => {
+            let inventory = gguf::inventory(file, &header, &spec)?;
+            gguf::tokenizer(file, &header, &spec)?;
+            let tied = !inventory.has_head();
+            let plan = Plan {
+                weights: pack::resident_bytes(&Candle::default(), &inventory, Target { spec: &spec, tied }),
+                largest: inventory.entries().map(|entry| entry.range.len() as u64).max().unwrap_or(0),
+                spec,
+            };
+            (plan.spec.architecture.clone(), Some(plan))
+        }
+    };
+    Ok(Examined {
+        format: Format::Gguf,
+        architecture,
+        types,
+        plan,
+    })
+}
+
+fn examine_safetensors(model: &VerifiedModel) -> Result<Examined, LoadError> {
+    let contents = safetensors::contents(model)?;
+    let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
+    for tensor in contents.tensors.iter().map(|(_, tensor)| tensor) {
+        let total = types.entry(tensor.kind.to_string()).or_default();
+        total.tensors += 1;
+        total.elements += tensor.elements() as u64;
+        total.bytes += tensor.range.len() as u64;
+    }
+    let (architecture, plan) = match ModelSpec::from_config(safetensors::CONFIG, &contents.config) {
+        Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
+        Err(other) => return Err(other),
+        Ok(spec) => {
+            let inventory = contents.inventory(&spec)?;
+            let tied = safetensors::is_tied(&contents.config);
+            let plan = Plan {
+                weights: pack::resident_bytes(&Candle::default(), &inventory, Target { spec: &spec, tied }),
+                largest: contents.largest,
+                spec,
+            };
+            (plan.spec.architecture.clone(), Some(plan))
+        }
+    };
+    Ok(Examined {
+        format: Format::Safetensors,
+        architecture,
+        types,
+        plan,
+    })
+}
