@@ -69,7 +69,7 @@ async fn probe(process: &Process, page: &str) -> u16 {
         .as_u16()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes_streams() {
     let mut process = Process::ready(&[DELAY, "--drain-timeout=60s"]);
     // About five seconds of answer, so that it goes on when the delay is over.
@@ -130,7 +130,7 @@ async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn ready_ends_with_the_delay_and_no_connection_is_accepted_after_it() {
     let mut process = Process::ready(&["--endpoint-delay=1s", "--drain-timeout=60s"]);
     let body = question(
@@ -155,7 +155,7 @@ async fn ready_ends_with_the_delay_and_no_connection_is_accepted_after_it() {
     assert_eq!(process.wait(Duration::from_secs(20)).0.code(), Some(0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn second_request_to_end_skips_the_delay() {
     let mut process = Process::ready(&["--endpoint-delay=60s"]);
     process.terminate();
@@ -165,7 +165,7 @@ async fn second_request_to_end_skips_the_delay() {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn stream_that_takes_longer_than_the_drain_timeout_is_cut() {
     let mut process = Process::ready(&["--endpoint-delay=0s", "--drain-timeout=1s"]);
     let body = question(

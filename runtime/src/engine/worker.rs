@@ -138,6 +138,8 @@ impl<M: StepModel> Worker<M> {
                 return ControlFlow::Break(());
             }
             let command = if is_idle {
+                // Nothing will be published while it waits.
+                self.publish_load();
                 match self.commands.recv() {
                     Ok(command) => command,
                     Err(_) => return ControlFlow::Break(()),

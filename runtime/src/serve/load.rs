@@ -276,3 +276,26 @@ fn kv_tokens(plan: &Plan, description: &ModelDescription, board: &Board) -> usiz
         .unwrap_or(usize::MAX)
         .clamp(description.context_length.min(wanted), wanted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn panic_of_the_engine_is_a_failure_with_its_message() {
+        let (served_sender, served) = oneshot::channel();
+        let (ended_sender, ended) = oneshot::channel::<()>();
+        let handle = std::thread::spawn(move || {
+            let _both = (ended_sender, served_sender);
+            panic!("a tensor of {} rows", 3);
+        });
+        let mut engine = EngineThread {
+            served,
+            ended,
+            handle: Some(handle),
+        };
+        let failure = engine.served().await.err().unwrap();
+        assert_eq!(failure.reason, "EngineEnded");
+        assert!(failure.message.contains("a tensor of 3 rows"), "{failure}");
+    }
+}

@@ -268,3 +268,88 @@ impl HttpBody for Tracked {
         self.inner.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use std::net::Ipv4Addr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    async fn start(connections: usize, header_timeout: Duration) -> (SocketAddr, watch::Sender<Phase>) {
+        let listener = bind(Ipv4Addr::LOCALHOST.into(), 0, "--port").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let phase = watch::Sender::new(Phase::Serving);
+        let server = Server {
+            listener,
+            router: Router::new().route("/", get(|| async { "hello" })),
+            limits: ConnectionLimits {
+                connections: NonZeroUsize::new(connections).unwrap(),
+                header_timeout,
+            },
+            phase: phase.subscribe(),
+            in_flight: InFlight::default(),
+            metrics: None,
+        };
+        tokio::spawn(server.run());
+        (address, phase)
+    }
+
+    /// Reads until the connection is closed, or nothing came for a while.
+    async fn read(stream: &mut TcpStream) -> String {
+        let mut text = Vec::new();
+        let quiet = Duration::from_millis(300);
+        while let Ok(Ok(read)) = tokio::time::timeout(quiet, stream.read_buf(&mut text)).await {
+            if read == 0 {
+                text.extend_from_slice(b"[closed]");
+                break;
+            }
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn head_that_never_ends_is_given_up() {
+        let (address, _phase) = start(8, Duration::from_millis(100)).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+        assert!(read(&mut stream).await.ends_with("[closed]"));
+    }
+
+    #[tokio::test]
+    async fn connection_beyond_the_limit_waits_for_its_turn() {
+        let (address, _phase) = start(1, Duration::from_secs(60)).await;
+        let mut first = TcpStream::connect(address).await.unwrap();
+        first.write_all(REQUEST).await.unwrap();
+        assert!(read(&mut first).await.ends_with("hello"));
+        let mut second = TcpStream::connect(address).await.unwrap();
+        second.write_all(REQUEST).await.unwrap();
+        assert_eq!(read(&mut second).await, "");
+        drop(first);
+        assert!(read(&mut second).await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn answers_ask_for_the_connections_end_from_the_last_call_on() {
+        let (address, phase) = start(8, Duration::from_secs(60)).await;
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        idle.write_all(REQUEST).await.unwrap();
+        assert!(read(&mut idle).await.ends_with("hello"));
+        phase.send_replace(Phase::LastCall);
+        idle.write_all(REQUEST).await.unwrap();
+        let answer = read(&mut idle).await;
+        assert!(answer.contains("connection: close") && answer.ends_with("hello[closed]"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn idle_connection_lives_until_the_server_closes() {
+        let (address, phase) = start(8, Duration::from_secs(60)).await;
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        phase.send_replace(Phase::Finishing);
+        idle.write_all(REQUEST).await.unwrap();
+        assert!(read(&mut idle).await.contains("hello"));
+        assert!(TcpStream::connect(address).await.is_err(), "a connection was accepted");
+    }
+}
