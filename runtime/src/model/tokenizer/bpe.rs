@@ -168,7 +168,8 @@ pub(super) struct Splitting {
 /// The words of the first byte-level vocabulary: contractions, letters, digits, other marks, white space.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The splittings that are known; others are refused, because a wrong one changes what a model reads.
@@ -190,7 +191,15 @@ pub(super) const SPLITTINGS: [(&[&str], Splitting); 7] = [
         },
     ),
     (
-        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+        ],
         Splitting {
             patterns: &[r"\p{N}", WORDS],
             whole_words: false,
@@ -251,7 +260,10 @@ mod tests {
     #[test]
     fn splittings_differ_where_they_should() {
         let text = "I'LL pay 1234 now\n\n  x";
-        assert_eq!(words("gpt-2", text), ["I", "'", "LL", " pay", " 1234", " now", "\n\n ", " x"]);
+        assert_eq!(
+            words("gpt-2", text),
+            ["I", "'", "LL", " pay", " 1234", " now", "\n\n ", " x"]
+        );
         assert_eq!(
             words("smollm", text),
             ["I", "'", "LL", " pay", " ", "1", "2", "3", "4", " now", "\n\n ", " x"]
@@ -291,7 +303,11 @@ mod tests {
         assert_eq!(encode("aab"), [4]);
         assert_eq!(encode("aaa"), [2, 0]);
         assert_eq!(encode("aaab"), [2, 3]);
-        assert_eq!(encode("axb"), [0, 1], "a byte without a token is left out and separates its neighbours");
+        assert_eq!(
+            encode("axb"),
+            [0, 1],
+            "a byte without a token is left out and separates its neighbours"
+        );
         assert!(encode("").is_empty());
     }
 }

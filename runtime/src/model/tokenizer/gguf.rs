@@ -1,6 +1,6 @@
 //! A tokenizer from the metadata of a GGUF file.
 
-use super::alphabet::{ByteLevel, byte_to_char, byte_token, SPACE};
+use super::alphabet::{ByteLevel, SPACE, byte_to_char, byte_token};
 use super::bpe::{Bpe, SPLITTINGS, Splitting};
 use super::special::{Special, Specials};
 use super::spm::Spm;
@@ -63,12 +63,17 @@ impl<'a> Source<'a> {
         let kinds = match gguf.get("tokenizer.ggml.token_type").and_then(Value::as_array) {
             None => vec![Kind::Normal; tokens.len()],
             Some(Array::Signed(codes)) => codes.iter().map(|&code| kind(code)).collect(),
-            Some(Array::Unsigned(codes)) => codes.iter().map(|&code| kind(i64::try_from(code).unwrap_or(0))).collect(),
+            Some(Array::Unsigned(codes)) => codes
+                .iter()
+                .map(|&code| kind(i64::try_from(code).unwrap_or(0)))
+                .collect(),
             Some(_) => return Err(refuse("\"tokenizer.ggml.token_type\" is no list of numbers")),
         };
         if kinds.len() != tokens.len() {
-            return Err(refuse("\"tokenizer.ggml.token_type\" has another length than the tokens")
-                .values(tokens.len(), kinds.len()));
+            return Err(
+                refuse("\"tokenizer.ggml.token_type\" has another length than the tokens")
+                    .values(tokens.len(), kinds.len()),
+            );
         }
         Ok(Self {
             file,
@@ -96,7 +101,8 @@ impl<'a> Source<'a> {
             return Ok(None);
         };
         let flag = value.as_bool();
-        flag.map(Some).ok_or_else(|| self.refuse(format!("\"tokenizer.ggml.{name}\" is neither true nor false")))
+        flag.map(Some)
+            .ok_or_else(|| self.refuse(format!("\"tokenizer.ggml.{name}\" is neither true nor false")))
     }
 
     /// A token id that must be in the vocabulary.
@@ -153,7 +159,9 @@ impl<'a> Source<'a> {
             bytes[usize::from(byte)] = ids.get(text.as_str()).copied().unwrap_or(u32::MAX);
         }
         let patterns = splitting.patterns.iter().map(|pattern| SysRegex::new(pattern));
-        let patterns = patterns.collect::<Result<_, _>>().map_err(|error| self.refuse(error.to_string()))?;
+        let patterns = patterns
+            .collect::<Result<_, _>>()
+            .map_err(|error| self.refuse(error.to_string()))?;
         let bpe = Bpe::new(patterns, bytes, self.merges(&ids)?, whole_words);
         Ok((Cutter::Bpe(bpe), vocabulary, splitting.begins))
     }
@@ -166,7 +174,10 @@ impl<'a> Source<'a> {
         let known = SPLITTINGS.iter().find(|(names, _)| names.contains(&name));
         known.map(|(_, splitting)| splitting).ok_or_else(|| {
             let names: Vec<_> = SPLITTINGS.iter().flat_map(|(names, _)| names.iter().copied()).collect();
-            self.refuse(format!("the splitting {name:?} (\"tokenizer.ggml.pre\") is not known; known are: {}", names.join(", ")))
+            self.refuse(format!(
+                "the splitting {name:?} (\"tokenizer.ggml.pre\") is not known; known are: {}",
+                names.join(", ")
+            ))
         })
     }
 
@@ -184,7 +195,9 @@ impl<'a> Source<'a> {
                 Some(((*ids.get(left)?, *ids.get(right)?), *merged))
             });
             let Some((pair, merged)) = found else {
-                return Err(self.refuse(format!("merge {rank} ({merge:?}) names a token that is not in the vocabulary")));
+                return Err(self.refuse(format!(
+                    "merge {rank} ({merge:?}) names a token that is not in the vocabulary"
+                )));
             };
             ranks.entry(pair).or_insert((rank, merged));
         }
@@ -251,7 +264,9 @@ mod tests {
     }
 
     fn gguf(entries: &[(&str, Value)]) -> Gguf {
-        let metadata = entries.iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone()));
+        let metadata = entries
+            .iter()
+            .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone()));
         Gguf {
             metadata: metadata.collect(),
             tensors: Vec::new(),
@@ -272,7 +287,10 @@ mod tests {
     #[test]
     fn a_small_vocabulary_works() {
         let tokenizer = Tokenizer::from_gguf("m", &gguf(&valid())).unwrap();
-        assert_eq!(tokenizer.encode("ab b<end>", SpecialTokens::Parse).unwrap(), [2, 4, 1, 3]);
+        assert_eq!(
+            tokenizer.encode("ab b<end>", SpecialTokens::Parse).unwrap(),
+            [2, 4, 1, 3]
+        );
         assert!(tokenizer.encode("<end>", SpecialTokens::AsText).unwrap().is_empty());
         assert_eq!(tokenizer.end_text(), "<end>");
         assert_eq!(tokenizer.begin_text(), "");
