@@ -2,6 +2,8 @@
 //! by name. Every feature of the architecture is on: shared heads of keys, heads whose size does not follow from the
 //! width, stretched positions, norms that are not constant.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 use escadre_runtime::model::{LoadError, LoadOptions, Loaded, LogitsWanted, Span, SpecialTokens, StepBatch, load};
 use escadre_verify::VerifiedModel;
 use serde_json::{Value as Json, json};
@@ -27,6 +29,7 @@ struct Tensor {
 }
 
 type Weights = BTreeMap<String, Tensor>;
+type Change<'a> = &'a dyn Fn(&mut Vec<(String, Tensor)>);
 
 fn weights() -> Weights {
     let mut state = 11_u64;
@@ -332,7 +335,7 @@ fn the_comparison_sees_every_feature() {
     let tensors = gguf_tensors(&weights());
     fs::write(&file, gguf("llama", &tensors)).unwrap();
     let expected = logits(&mut load_path(&file, &LoadOptions::default()).unwrap());
-    let without = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+    let without = |change: Change<'_>| {
         let mut tensors = tensors.clone();
         change(&mut tensors);
         fs::write(&file, gguf("llama", &tensors)).unwrap();
@@ -489,7 +492,7 @@ fn progress_grows_to_the_size_of_the_file() {
     fs::write(&file, &bytes).unwrap();
     let mut seen = Vec::new();
     load(&open(&file), &LoadOptions::default(), &mut |done, total| {
-        seen.push((done, total))
+        seen.push((done, total));
     })
     .unwrap();
     assert!(seen.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{seen:?}");

@@ -1,6 +1,8 @@
 //! The real model against llama.cpp: token ids, log-probabilities, and that the way in which tokens are cut into
 //! steps does not matter.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 #[path = "reference/mod.rs"]
 mod reference;
 
