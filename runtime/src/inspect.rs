@@ -106,12 +106,13 @@ struct Verdict {
 
 impl Verdict {
     fn valid(report: Report) -> Self {
-        let message = match report.supported {
-            true => "the structure is valid".to_owned(),
-            false => format!(
+        let message = if report.supported {
+            "the structure is valid".to_owned()
+        } else {
+            format!(
                 "the structure is valid, but architecture {:?} cannot be served",
                 report.architecture
-            ),
+            )
         };
         Self {
             result: "Valid",
