@@ -136,6 +136,12 @@ fn read_side_file(model: &VerifiedModel, name: &str) -> Result<Vec<u8>, Refusal>
     model.read(name)
 }
 
+/// A template beside the weights.
+fn read_template(model: &VerifiedModel, name: &str) -> Result<String, Refusal> {
+    String::from_utf8(read_side_file(model, name)?)
+        .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(name))
+}
+
 /// Lowers the model's context to the one that was asked for.
 fn limit_context(spec: &mut ModelSpec, options: &LoadOptions) -> Result<(), LoadError> {
     let Some(requested) = options.max_context else {

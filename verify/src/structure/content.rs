@@ -14,7 +14,7 @@ pub enum Kind {
     /// A Python pickle.
     #[strum(serialize = "a Python pickle")]
     Pickle,
-    /// A zip archive, which is how PyTorch wraps its pickles.
+    /// A zip archive, in which `torch` wraps its pickles.
     #[strum(serialize = "a zip archive, as PyTorch writes it")]
     Zip,
     /// Anything else.

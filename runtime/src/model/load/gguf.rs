@@ -3,7 +3,7 @@
 use super::inventory::{Entry, Inventory, Names, Part, Slot};
 use super::memory::{self, Need};
 use super::pack::{self, Packed, Target};
-use super::{Facts, defaults, limit_context, main_type, parameters, read_side_file};
+use super::{Facts, defaults, limit_context, main_type, parameters, read_template};
 use crate::backend::Backend;
 use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, RopeScaling};
@@ -160,10 +160,7 @@ fn template(
 ) -> Result<Option<ChatTemplate>, Refusal> {
     let inside = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
     let (name, text) = if model.contains(TEMPLATE_FILE) {
-        let bytes = read_side_file(model, TEMPLATE_FILE)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE_FILE))?;
-        (TEMPLATE_FILE, text)
+        (TEMPLATE_FILE, read_template(model, TEMPLATE_FILE)?)
     } else if let Some(text) = inside {
         (file, text.to_owned())
     } else {

@@ -202,11 +202,11 @@ pub(super) fn widen(entry: &Entry, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
             ));
         }
     };
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok(values),
-        false => Err(Refusal::new(
-            Reason::WeightsMismatch,
-            format!("tensor {:?} has values that are not finite", entry.name),
-        )),
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(values);
     }
+    Err(Refusal::new(
+        Reason::WeightsMismatch,
+        format!("tensor {:?} has values that are not finite", entry.name),
+    ))
 }

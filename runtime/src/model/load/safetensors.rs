@@ -5,7 +5,7 @@ use super::gguf::{layer_slot, part_name};
 use super::inventory::{Entry, Inventory, Names, Part, Slot};
 use super::memory::{self, Need};
 use super::pack::{self, Packed, Target};
-use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file};
+use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file, read_template};
 use crate::backend::Backend;
 use crate::model::decoder::Decoder;
 use crate::model::spec::ModelSpec;
@@ -287,18 +287,28 @@ impl SideFiles {
 }
 
 fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
-    let optional = |name, reason| match model.contains(name) {
-        true => read_json(model, name, reason),
-        false => Ok(Value::Null),
+    let optional = |name, reason| {
+        if model.contains(name) {
+            read_json(model, name, reason)
+        } else {
+            Ok(Value::Null)
+        }
     };
     let tokenizer = optional(TOKENIZER_CONFIG, Reason::TokenizerInvalid)?;
     let inside = template_in(&tokenizer);
+<<<<<<< HEAD
     let beside = match model.contains(TEMPLATE) {
         true => Some(
             String::from_utf8(read_side_file(model, TEMPLATE)?)
                 .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE))?,
         ),
         false => None,
+=======
+    let beside = if model.contains(TEMPLATE) {
+        Some(read_template(model, TEMPLATE)?)
+    } else {
+        None
+>>>>>>> model
     };
     let template = match (beside, inside) {
         (Some(beside), Some(inside)) if beside != inside => {

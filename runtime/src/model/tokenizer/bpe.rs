@@ -9,32 +9,21 @@ use tokenizers::utils::SysRegex;
 /// No token: a byte that the vocabulary lacks, or a symbol that was merged away.
 const NONE: u32 = u32::MAX;
 
+/// Rank and result by pair.
+pub(super) type Merges = HashMap<(u32, u32), (u32, u32)>;
+
 /// The rules of one vocabulary.
 pub(super) struct Bpe {
-    patterns: Vec<SysRegex>,
+    pub(super) patterns: Vec<SysRegex>,
     /// The token of every single byte, or `NONE`.
-    bytes: [u32; 256],
+    pub(super) bytes: Box<[u32; 256]>,
     /// Rank and result of every pair that merges.
-    merges: HashMap<(u32, u32), (u32, u32)>,
+    pub(super) merges: Merges,
     /// Words that are tokens as a whole, whatever the merges say; empty for vocabularies that do not have this.
-    whole_words: HashMap<Vec<u8>, u32>,
+    pub(super) whole_words: HashMap<Vec<u8>, u32>,
 }
 
 impl Bpe {
-    pub(super) fn new(
-        patterns: Vec<SysRegex>,
-        bytes: [u32; 256],
-        merges: HashMap<(u32, u32), (u32, u32)>,
-        whole_words: HashMap<Vec<u8>, u32>,
-    ) -> Self {
-        Self {
-            patterns,
-            bytes,
-            merges,
-            whole_words,
-        }
-    }
-
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let mut words = vec![text];
         for pattern in &self.patterns {
@@ -294,7 +283,12 @@ mod tests {
         bytes[usize::from(b'b')] = 1;
         // aa -> 2 (rank 1), ab -> 3 (rank 0), aab -> 4 as (a, ab) (rank 2)
         let merges = HashMap::from([((0, 0), (1, 2)), ((0, 1), (0, 3)), ((0, 3), (2, 4))]);
-        let bpe = Bpe::new(Vec::new(), bytes, merges, HashMap::new());
+        let bpe = Bpe {
+            patterns: Vec::new(),
+            bytes: Box::new(bytes),
+            merges,
+            whole_words: HashMap::new(),
+        };
         let encode = |text: &str| {
             let mut ids = Vec::new();
             bpe.encode(text, &mut ids);

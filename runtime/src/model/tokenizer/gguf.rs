@@ -1,7 +1,11 @@
 //! A tokenizer from the metadata of a GGUF file.
 
 use super::alphabet::{ByteLevel, SPACE, byte_to_char, byte_token};
+<<<<<<< HEAD
 use super::bpe::{Bpe, SPLITTINGS, Splitting};
+=======
+use super::bpe::{Bpe, Merges, SPLITTINGS, Splitting};
+>>>>>>> model
 use super::special::{Special, Specials};
 use super::spm::Spm;
 use super::vocabulary::{Kind, Vocabulary};
@@ -153,7 +157,7 @@ impl<'a> Source<'a> {
                 whole_words.insert(bytes, id);
             }
         }
-        let mut bytes = [u32::MAX; 256];
+        let mut bytes = Box::new([u32::MAX; 256]);
         for byte in 0..=255 {
             let text = byte_to_char(byte).to_string();
             bytes[usize::from(byte)] = ids.get(text.as_str()).copied().unwrap_or(u32::MAX);
@@ -162,8 +166,18 @@ impl<'a> Source<'a> {
         let patterns = patterns
             .collect::<Result<_, _>>()
             .map_err(|error| self.refuse(error.to_string()))?;
+<<<<<<< HEAD
         let bpe = Bpe::new(patterns, bytes, self.merges(&ids)?, whole_words);
         Ok((Cutter::Bpe(bpe), vocabulary, splitting.begins))
+=======
+        let bpe = Bpe {
+            patterns,
+            bytes,
+            merges: self.merges(&ids)?,
+            whole_words,
+        };
+        Ok((Cutter::Bpe(Box::new(bpe)), vocabulary, splitting.begins))
+>>>>>>> model
     }
 
     fn splitting(&self) -> Result<&'static Splitting, Refusal> {
@@ -181,27 +195,33 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn merges(&self, ids: &HashMap<&str, u32>) -> Result<HashMap<(u32, u32), (u32, u32)>, Refusal> {
-        let Some(Array::String(merges)) = self.get("merges").and_then(Value::as_array) else {
+    fn merges(&self, ids: &HashMap<&str, u32>) -> Result<Merges, Refusal> {
+        let Some(Array::String(lines)) = self.get("merges").and_then(Value::as_array) else {
             return Err(self.refuse("\"tokenizer.ggml.merges\" is missing or no list of texts"));
         };
-        let mut ranks = HashMap::with_capacity(merges.len());
-        for (rank, merge) in (0..).zip(merges) {
+        let mut merges = HashMap::with_capacity(lines.len());
+        for (rank, line) in (0..).zip(lines) {
             // Neither side is empty, so the space that separates them is never the first character.
-            let at = merge.char_indices().skip(1).find(|&(_, character)| character == ' ');
-            let sides = at.map(|(at, _)| (&merge[..at], &merge[at + 1..]));
+            let at = line.char_indices().skip(1).find(|&(_, character)| character == ' ');
+            let sides = at.map(|(at, _)| (&line[..at], &line[at + 1..]));
             let found = sides.and_then(|(left, right)| {
-                let merged = ids.get(format!("{left}{right}").as_str())?;
-                Some(((*ids.get(left)?, *ids.get(right)?), *merged))
+                let result = ids.get(format!("{left}{right}").as_str())?;
+                Some(((*ids.get(left)?, *ids.get(right)?), *result))
             });
+<<<<<<< HEAD
             let Some((pair, merged)) = found else {
                 return Err(self.refuse(format!(
                     "merge {rank} ({merge:?}) names a token that is not in the vocabulary"
+=======
+            let Some((pair, result)) = found else {
+                return Err(self.refuse(format!(
+                    "merge {rank} ({line:?}) names a token that is not in the vocabulary"
+>>>>>>> model
                 )));
             };
-            ranks.entry(pair).or_insert((rank, merged));
+            merges.entry(pair).or_insert((rank, result));
         }
-        Ok(ranks)
+        Ok(merges)
     }
 
     fn spm(&self) -> Result<(Cutter, Vocabulary, bool), Refusal> {
@@ -234,7 +254,7 @@ impl<'a> Source<'a> {
                 Kind::Control | Kind::Unknown | Kind::Unused => vocabulary.push(text.as_bytes(), kind),
             }
         }
-        Ok((Cutter::Spm(spm), vocabulary, true))
+        Ok((Cutter::Spm(Box::new(spm)), vocabulary, true))
     }
 }
 

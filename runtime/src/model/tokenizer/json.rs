@@ -119,14 +119,14 @@ fn begin_of_template(processor: &Value) -> Option<String> {
 
 /// How a vocabulary writes bytes.
 enum Writing {
-    ByteLevel(ByteLevel),
+    ByteLevel(Box<ByteLevel>),
     Spaces,
 }
 
 impl Writing {
     fn find(decoder: &Value) -> Option<Self> {
         match decoder["type"].as_str()? {
-            "ByteLevel" => Some(Self::ByteLevel(ByteLevel::new())),
+            "ByteLevel" => Some(Self::ByteLevel(Box::new(ByteLevel::new()))),
             "ByteFallback" | "Metaspace" => Some(Self::Spaces),
             "Sequence" => decoder["decoders"].as_array()?.iter().find_map(Self::find),
             _ => None,
