@@ -106,14 +106,6 @@ struct Verdict {
 
 impl Verdict {
     fn valid(report: Report) -> Self {
-<<<<<<< HEAD
-        let message = match report.supported {
-            true => "the structure is valid".to_owned(),
-            false => format!(
-                "the structure is valid, but architecture {:?} cannot be served",
-                report.architecture
-            ),
-=======
         let message = if report.supported {
             "the structure is valid".to_owned()
         } else {
@@ -121,7 +113,6 @@ impl Verdict {
                 "the structure is valid, but architecture {:?} cannot be served",
                 report.architecture
             )
->>>>>>> model
         };
         Self {
             result: "Valid",

@@ -296,19 +296,10 @@ fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
     };
     let tokenizer = optional(TOKENIZER_CONFIG, Reason::TokenizerInvalid)?;
     let inside = template_in(&tokenizer);
-<<<<<<< HEAD
-    let beside = match model.contains(TEMPLATE) {
-        true => Some(
-            String::from_utf8(read_side_file(model, TEMPLATE)?)
-                .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE))?,
-        ),
-        false => None,
-=======
     let beside = if model.contains(TEMPLATE) {
         Some(read_template(model, TEMPLATE)?)
     } else {
         None
->>>>>>> model
     };
     let template = match (beside, inside) {
         (Some(beside), Some(inside)) if beside != inside => {

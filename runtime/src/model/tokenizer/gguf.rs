@@ -1,11 +1,7 @@
 //! A tokenizer from the metadata of a GGUF file.
 
 use super::alphabet::{ByteLevel, SPACE, byte_to_char, byte_token};
-<<<<<<< HEAD
-use super::bpe::{Bpe, SPLITTINGS, Splitting};
-=======
 use super::bpe::{Bpe, Merges, SPLITTINGS, Splitting};
->>>>>>> model
 use super::special::{Special, Specials};
 use super::spm::Spm;
 use super::vocabulary::{Kind, Vocabulary};
@@ -166,10 +162,6 @@ impl<'a> Source<'a> {
         let patterns = patterns
             .collect::<Result<_, _>>()
             .map_err(|error| self.refuse(error.to_string()))?;
-<<<<<<< HEAD
-        let bpe = Bpe::new(patterns, bytes, self.merges(&ids)?, whole_words);
-        Ok((Cutter::Bpe(bpe), vocabulary, splitting.begins))
-=======
         let bpe = Bpe {
             patterns,
             bytes,
@@ -177,7 +169,6 @@ impl<'a> Source<'a> {
             whole_words,
         };
         Ok((Cutter::Bpe(Box::new(bpe)), vocabulary, splitting.begins))
->>>>>>> model
     }
 
     fn splitting(&self) -> Result<&'static Splitting, Refusal> {
@@ -208,15 +199,9 @@ impl<'a> Source<'a> {
                 let result = ids.get(format!("{left}{right}").as_str())?;
                 Some(((*ids.get(left)?, *ids.get(right)?), *result))
             });
-<<<<<<< HEAD
-            let Some((pair, merged)) = found else {
-                return Err(self.refuse(format!(
-                    "merge {rank} ({merge:?}) names a token that is not in the vocabulary"
-=======
             let Some((pair, result)) = found else {
                 return Err(self.refuse(format!(
                     "merge {rank} ({line:?}) names a token that is not in the vocabulary"
->>>>>>> model
                 )));
             };
             merges.entry(pair).or_insert((rank, result));
