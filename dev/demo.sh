@@ -36,7 +36,6 @@ cargo build -p escadre-e2e -p escadre-operator -p escadre-runtime
 values=()
 if [ -n "$context" ]; then
   manifest=examples/smollm2-135m.yaml
-  name=smollm2-135m
   for part in operator runtime; do
     variable=${part^^}_IMAGE
     image=${!variable:?set OPERATOR_IMAGE and RUNTIME_IMAGE to images that the cluster can pull, as repository:tag}

@@ -1,1 +1,13 @@
-//! e2e
+//! The test bed: a real Kubernetes on one Linux machine, a mirror of models, and what scenarios are written with.
+//!
+//! Needs no cluster of its own to compile; [`cluster`] starts one. Everything it starts, it also ends, even after it
+//! was killed.
+
+pub mod client;
+pub mod cluster;
+pub mod escadre;
+pub mod external;
+pub mod fixtures;
+pub mod mirror;
+pub mod testing;
+pub mod wait;

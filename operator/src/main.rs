@@ -1,2 +1,20 @@
-//! operator
-fn main() {}
+//! The operator: parse arguments, start telemetry, run until told to end.
+
+use clap::Parser as _;
+use escadre_operator::{app, args::Args, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    telemetry::start(args.log_format);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    app::run(args, shutdown).await
+}

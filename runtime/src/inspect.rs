@@ -106,9 +106,13 @@ struct Verdict {
 
 impl Verdict {
     fn valid(report: Report) -> Self {
-        let message = match report.supported {
-            true => "the structure is valid".to_owned(),
-            false => format!("the structure is valid, but architecture {:?} cannot be served", report.architecture),
+        let message = if report.supported {
+            "the structure is valid".to_owned()
+        } else {
+            format!(
+                "the structure is valid, but architecture {:?} cannot be served",
+                report.architecture
+            )
         };
         Self {
             result: "Valid",
@@ -202,7 +206,12 @@ impl Report {
         writeln!(out, "parameters    {}", self.parameters)?;
         writeln!(out, "weights       {} in the file", bytes(self.weight_bytes))?;
         for (name, report) in &self.tensors {
-            writeln!(out, "  {name:<11} {} in {} tensors", bytes(report.bytes), report.tensors)?;
+            writeln!(
+                out,
+                "  {name:<11} {} in {} tensors",
+                bytes(report.bytes),
+                report.tensors
+            )?;
         }
         let Some(serving) = &self.serving else {
             return Ok(());

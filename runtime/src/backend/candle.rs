@@ -75,7 +75,10 @@ fn position_value(position: usize) -> f64 {
     position as f64
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "rounding a value of at most 1 is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "rounding a value of at most 1 is what is wanted"
+)]
 fn to_f32(value: f64) -> f32 {
     value as f32
 }

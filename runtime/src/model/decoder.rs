@@ -140,16 +140,25 @@ impl Decoder {
 
     fn check_span(&self, span: &Span) -> Result<(), String> {
         let sequence = span.sequence;
-        let length = *self.lengths.get(&sequence).ok_or_else(|| format!("{sequence:?} is not open"))?;
+        let length = *self
+            .lengths
+            .get(&sequence)
+            .ok_or_else(|| format!("{sequence:?} is not open"))?;
         if span.tokens.is_empty() {
             return Err(format!("{sequence:?} has no tokens"));
         }
         if span.start != length {
-            return Err(format!("{sequence:?} starts at {}, but has {length} tokens", span.start));
+            return Err(format!(
+                "{sequence:?} starts at {}, but has {length} tokens",
+                span.start
+            ));
         }
         if span.tokens.len() > self.context - length {
             let end = length + span.tokens.len();
-            return Err(format!("{sequence:?} would have {end} tokens, more than {}", self.context));
+            return Err(format!(
+                "{sequence:?} would have {end} tokens, more than {}",
+                self.context
+            ));
         }
         match span.tokens.iter().find(|&&token| token as usize >= self.vocabulary) {
             Some(token) => Err(format!("token {token} is not in the vocabulary of {}", self.vocabulary)),

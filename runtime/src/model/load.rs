@@ -16,11 +16,11 @@ pub(crate) use memory::{CACHE_VALUE_BYTES, CONTEXT_TO_FIT};
 
 use super::spec::ModelSpec;
 use super::{Format, LoadError, LoadOptions, Loaded};
-use inventory::Inventory;
 use crate::backend::Precision;
 use crate::backend::candle::Candle;
 use escadre_verify::structure::content;
 use escadre_verify::{Reason, Refusal, VerifiedModel};
+use inventory::Inventory;
 
 /// The largest file that is not weights: tokenizers of large vocabularies have about 35 MB.
 const MAX_SIDE_FILE: u64 = 256 << 20;
@@ -94,7 +94,10 @@ pub(crate) fn find(model: &VerifiedModel) -> Result<Container, Refusal> {
 fn without_extension(model: &VerifiedModel) -> Result<Container, Refusal> {
     let files: Vec<_> = model.files().collect();
     let weights = files.iter().find(|(name, _)| {
-        files.len() == 1 || ["bin", "pt", "pth", "pkl", "ckpt"].iter().any(|extension| has_extension(name, extension))
+        files.len() == 1
+            || ["bin", "pt", "pth", "pkl", "ckpt"]
+                .iter()
+                .any(|extension| has_extension(name, extension))
     });
     let Some((name, _)) = weights else {
         return Err(Refusal::new(
@@ -113,18 +116,30 @@ fn without_extension(model: &VerifiedModel) -> Result<Container, Refusal> {
 }
 
 fn has_extension(name: &str, extension: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, found)| found.eq_ignore_ascii_case(extension))
+    name.rsplit_once('.')
+        .is_some_and(|(_, found)| found.eq_ignore_ascii_case(extension))
 }
 
 /// A small file of the model, whole.
 fn read_side_file(model: &VerifiedModel, name: &str) -> Result<Vec<u8>, Refusal> {
-    let size = model.files().find(|(file, _)| *file == name).map_or(0, |(_, size)| size);
+    let size = model
+        .files()
+        .find(|(file, _)| *file == name)
+        .map_or(0, |(_, size)| size);
     if size > MAX_SIDE_FILE {
-        return Err(Refusal::new(Reason::SizeLimit, "the file is larger than any of its kind")
-            .in_file(name)
-            .values(format!("at most {MAX_SIDE_FILE} bytes"), size));
+        return Err(
+            Refusal::new(Reason::SizeLimit, "the file is larger than any of its kind")
+                .in_file(name)
+                .values(format!("at most {MAX_SIDE_FILE} bytes"), size),
+        );
     }
     model.read(name)
+}
+
+/// A template beside the weights.
+fn read_template(model: &VerifiedModel, name: &str) -> Result<String, Refusal> {
+    String::from_utf8(read_side_file(model, name)?)
+        .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(name))
 }
 
 /// Lowers the model's context to the one that was asked for.

@@ -107,7 +107,10 @@ impl Fields<'_> {
         let Some(value) = (self.number)(name) else {
             return Ok(None);
         };
-        let value = value.map_err(|got| self.refuse(format!("{name:?} is no whole number")).values("a number", got))?;
+        let value = value.map_err(|got| {
+            self.refuse(format!("{name:?} is no whole number"))
+                .values("a number", got)
+        })?;
         if value == 0 || value > limit {
             return Err(self
                 .refuse(format!("{name:?} is out of bounds"))
@@ -151,7 +154,10 @@ impl Fields<'_> {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the value was checked to be in the range of f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the value was checked to be in the range of f32"
+)]
 fn narrow(value: f64) -> f32 {
     value as f32
 }

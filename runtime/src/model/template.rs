@@ -58,7 +58,10 @@ pub struct ChatTemplate {
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("ChatTemplate").field("digest", &self.digest).finish_non_exhaustive()
+        formatter
+            .debug_struct("ChatTemplate")
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
     }
 }
 

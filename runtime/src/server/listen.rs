@@ -340,7 +340,10 @@ mod tests {
         phase.send_replace(Phase::LastCall);
         idle.write_all(REQUEST).await.unwrap();
         let answer = read(&mut idle).await;
-        assert!(answer.contains("connection: close") && answer.ends_with("hello[closed]"), "{answer}");
+        assert!(
+            answer.contains("connection: close") && answer.ends_with("hello[closed]"),
+            "{answer}"
+        );
     }
 
     #[tokio::test]

@@ -48,7 +48,8 @@ def spm_vocabulary(reader):
             piece = bytes(table[char] for char in token).decode().replace(" ", "▁")
         except UnicodeDecodeError:
             continue
-        if piece not in seen:
+        # llama.cpp cuts tokens at a zero byte when it reads them.
+        if piece not in seen and "\0" not in piece:
             seen.add(piece)
             tokens.append(piece)
             kinds.append(1)

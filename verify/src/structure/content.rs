@@ -14,7 +14,7 @@ pub enum Kind {
     /// A Python pickle.
     #[strum(serialize = "a Python pickle")]
     Pickle,
-    /// A zip archive, which is how PyTorch wraps its pickles.
+    /// A zip archive, in which `torch` wraps its pickles.
     #[strum(serialize = "a zip archive, as PyTorch writes it")]
     Zip,
     /// Anything else.
@@ -44,7 +44,9 @@ pub fn require_weights(file: &str, bytes: &[u8]) -> Result<Kind, Refusal> {
         Kind::Gguf | Kind::Safetensors => Ok(kind),
         Kind::Pickle | Kind::Zip => Err(Refusal::new(
             Reason::FormatRefused,
-            format!("the content is {kind}, which can run code when it is read; convert the model to safetensors or GGUF"),
+            format!(
+                "the content is {kind}, which can run code when it is read; convert the model to safetensors or GGUF"
+            ),
         )
         .in_file(file)),
         Kind::Unknown => Err(Refusal::new(

@@ -148,7 +148,9 @@ impl Parser<'_> {
 
     fn check_count(&self, what: &str, count: u64, limit: u64, smallest: u64) -> Result<(), Refusal> {
         if count > limit {
-            return Err(self.refuse(format!("too many {what}")).values(format!("at most {limit}"), count));
+            return Err(self
+                .refuse(format!("too many {what}"))
+                .values(format!("at most {limit}"), count));
         }
         if count.saturating_mul(smallest) > self.reader.left() {
             let fits = self.reader.left() / smallest;
@@ -259,7 +261,9 @@ impl Parser<'_> {
     fn size(&self, name: &str, dims: &[usize], kind: TensorType) -> Result<u64, Refusal> {
         if !dims[0].is_multiple_of(kind.block_elements()) {
             return Err(self
-                .refuse(format!("a row of tensor {name:?} is not a whole number of {kind} blocks"))
+                .refuse(format!(
+                    "a row of tensor {name:?} is not a whole number of {kind} blocks"
+                ))
                 .values(format!("a multiple of {}", kind.block_elements()), dims[0]));
         }
         dims.iter()

@@ -35,7 +35,8 @@ pub fn parse(file: &str, bytes: &[u8], exists: impl Fn(&str) -> bool) -> Result<
         let shard = shard
             .as_str()
             .ok_or_else(|| refuse(format!("tensor {tensor:?} has a shard that is no text")))?;
-        check_shard(shard).map_err(|error| refuse(format!("tensor {tensor:?} names shard {shard:?}, which {error}")))?;
+        check_shard(shard)
+            .map_err(|error| refuse(format!("tensor {tensor:?} names shard {shard:?}, which {error}")))?;
         weight_map.insert(tensor.clone(), shard.to_owned());
     }
     let index = Index { weight_map };
@@ -66,7 +67,10 @@ mod tests {
     fn shards_are_listed_once() {
         let text = br#"{"metadata":{"total_size":9},"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors","c":"m-1.safetensors"}}"#;
         let index = parse("i", text, |_| true).unwrap();
-        assert_eq!(index.shards().into_iter().collect::<Vec<_>>(), ["m-1.safetensors", "m-2.safetensors"]);
+        assert_eq!(
+            index.shards().into_iter().collect::<Vec<_>>(),
+            ["m-1.safetensors", "m-2.safetensors"]
+        );
     }
 
     #[test]
@@ -75,10 +79,16 @@ mod tests {
             (r#"{"weight_map":{"a":"../m.safetensors"}}"#, "plain file name"),
             (r#"{"weight_map":{"a":"/etc/m.safetensors"}}"#, "plain file name"),
             (r#"{"weight_map":{"a":"pytorch_model.bin"}}"#, "no safetensors file"),
-            (r#"{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}"#, "occurs twice"),
+            (
+                r#"{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}"#,
+                "occurs twice",
+            ),
             (r#"{"weight_map":{"a":7}}"#, "no text"),
             (r#"{"weight_map":{}}"#, "names no tensor"),
-            (r#"{"weight_map":{"a":"absent.safetensors"}}"#, "not among the model's files"),
+            (
+                r#"{"weight_map":{"a":"absent.safetensors"}}"#,
+                "not among the model's files",
+            ),
             (r"{}", "no object"),
             (r"{", "not acceptable JSON"),
         ];

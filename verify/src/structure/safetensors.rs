@@ -138,8 +138,9 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<TensorInfo>, Refusal> {
             .values(format!("at most {} bytes", short.left), short.wanted)
     })?;
     if header.first() != Some(&b'{') {
-        return Err(refuse("the header does not start with a JSON object".into())
-            .values("{", content::first_bytes(header)));
+        return Err(
+            refuse("the header does not start with a JSON object".into()).values("{", content::first_bytes(header))
+        );
     }
     let value = json::parse(header).map_err(|error| refuse(format!("the header {error}")))?;
     let Value::Object(entries) = value else {
@@ -333,7 +334,12 @@ mod tests {
 
     #[test]
     fn lengths_are_compared_with_the_file_before_they_are_believed() {
-        for bytes in [&[][..], &[1, 2, 3], &u64::MAX.to_le_bytes(), &[&9_u64.to_le_bytes()[..], b"{}"].concat()] {
+        for bytes in [
+            &[][..],
+            &[1, 2, 3],
+            &u64::MAX.to_le_bytes(),
+            &[&9_u64.to_le_bytes()[..], b"{}"].concat(),
+        ] {
             let refusal = parse("m", bytes).unwrap_err();
             assert_eq!(refusal.reason, Reason::SafetensorsInvalid);
         }

@@ -58,11 +58,8 @@ impl Block {
     ) -> Result<Tensor, ModelError> {
         let query = with_values(query, |query| self.gather(query, shape))?;
         let group = shape.heads / shape.kv_heads;
-        let query = ops::buffer(query, shape.head_size)?.reshape((
-            shape.kv_heads,
-            group * self.count,
-            shape.head_size,
-        ))?;
+        let query =
+            ops::buffer(query, shape.head_size)?.reshape((shape.kv_heads, group * self.count, shape.head_size))?;
         let scores = query.matmul(&keys.transpose(1, 2)?)?;
         scores.inplace_op1(&CausalSoftmax {
             block: self,

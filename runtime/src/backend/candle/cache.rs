@@ -65,9 +65,7 @@ impl Cache {
             return Ok(());
         }
         let growth = sequence.capacity.clamp(SMALLEST_GROWTH, LARGEST_GROWTH);
-        let capacity = tokens
-            .max(sequence.capacity + growth)
-            .next_multiple_of(SMALLEST_GROWTH);
+        let capacity = tokens.max(sequence.capacity + growth).next_multiple_of(SMALLEST_GROWTH);
         let empty = || Tensor::zeros((shape.kv_heads, capacity, shape.head_size), DType::F32, &Device::Cpu);
         let mut layers = Vec::with_capacity(shape.layers);
         for index in 0..shape.layers {
@@ -94,18 +92,16 @@ impl Cache {
         value: &Tensor,
     ) -> Result<(), ModelError> {
         let layer = self.layer(layer, span.sequence)?;
-        layer
-            .keys
-            .slice_set(&self.by_head(key, span)?, 1, span.start)?;
-        layer
-            .values
-            .slice_set(&self.by_head(value, span)?, 1, span.start)?;
+        layer.keys.slice_set(&self.by_head(key, span)?, 1, span.start)?;
+        layer.values.slice_set(&self.by_head(value, span)?, 1, span.start)?;
         Ok(())
     }
 
     /// The rows of a span as `[kv_heads, rows, head_size]`.
     fn by_head(&self, x: &Tensor, span: &SpanLayout) -> Result<Tensor, ModelError> {
-        let CacheShape { kv_heads, head_size, .. } = self.shape;
+        let CacheShape {
+            kv_heads, head_size, ..
+        } = self.shape;
         let width = kv_heads * head_size;
         let values = with_values(x, |values| {
             let mut out = Vec::with_capacity(span.rows.len() * width);
@@ -156,7 +152,9 @@ mod tests {
         let sequence = SequenceId(4);
         cache.open(sequence);
         for position in 0..200_u16 {
-            let row: Vec<f32> = (0..6_u16).map(|column| f32::from(position) + f32::from(column) * 1000.0).collect();
+            let row: Vec<f32> = (0..6_u16)
+                .map(|column| f32::from(position) + f32::from(column) * 1000.0)
+                .collect();
             let x = ops::buffer(row, 6).unwrap();
             let start = usize::from(position);
             let span = SpanLayout {

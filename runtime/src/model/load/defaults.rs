@@ -20,7 +20,9 @@ const END_OF_TURN: [&str; 8] = [
 
 pub(super) fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> GenerationDefaults {
     let keys = ["eos_token_id", "eot_token_id", "eom_token_id"];
-    let named = keys.iter().filter_map(|key| gguf.get(&format!("tokenizer.ggml.{key}"))?.as_u64());
+    let named = keys
+        .iter()
+        .filter_map(|key| gguf.get(&format!("tokenizer.ggml.{key}"))?.as_u64());
     GenerationDefaults {
         end_tokens: end_tokens(named, tokenizer),
         ..GenerationDefaults::default()
@@ -34,7 +36,12 @@ pub(super) fn from_config(config: &Value, generation: &Value, tokenizer: &Tokeni
     };
     let named = ids(config).into_iter().chain(ids(generation));
     let samples = generation["do_sample"].as_bool().unwrap_or(true);
-    let float = |name: &str| generation[name].as_f64().filter(|value| value.is_finite() && *value >= 0.0).map(narrow);
+    let float = |name: &str| {
+        generation[name]
+            .as_f64()
+            .filter(|value| value.is_finite() && *value >= 0.0)
+            .map(narrow)
+    };
     GenerationDefaults {
         end_tokens: end_tokens(named, tokenizer),
         temperature: if samples { float("temperature") } else { Some(0.0) },
@@ -56,7 +63,10 @@ fn end_tokens(named: impl Iterator<Item = u64>, tokenizer: &Tokenizer) -> Vec<u3
     ids
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "sampling parameters need no more than f32 has")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "sampling parameters need no more than f32 has"
+)]
 fn narrow(value: f64) -> f32 {
     value as f32
 }

@@ -74,7 +74,11 @@ fn examine_gguf(model: &VerifiedModel, file: &str) -> Result<Examined, LoadError
             let tied = !inventory.has_head();
             let plan = Plan {
                 weights: pack::resident_bytes(&Candle::default(), &inventory, Target { spec: &spec, tied }),
-                largest: inventory.entries().map(|entry| entry.range.len() as u64).max().unwrap_or(0),
+                largest: inventory
+                    .entries()
+                    .map(|entry| entry.range.len() as u64)
+                    .max()
+                    .unwrap_or(0),
                 spec,
             };
             (plan.spec.architecture.clone(), Some(plan))

@@ -3,7 +3,7 @@
 use super::inventory::{Entry, Inventory, Names, Part, Slot};
 use super::memory::{self, Need};
 use super::pack::{self, Packed, Target};
-use super::{Facts, defaults, limit_context, main_type, parameters, read_side_file};
+use super::{Facts, defaults, limit_context, main_type, parameters, read_template};
 use crate::backend::Backend;
 use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, RopeScaling};
@@ -25,7 +25,10 @@ pub(super) fn load<B: Backend + 'static>(
     backend: B,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    let size = model.files().find(|(name, _)| *name == file).map_or(0, |(_, size)| size);
+    let size = model
+        .files()
+        .find(|(name, _)| *name == file)
+        .map_or(0, |(_, size)| size);
     memory::check_file(size, options.memory_limit)?;
     let bytes = model.read_with(file, &mut |done, total| progress(done / 2, total))?;
     let gguf = escadre_verify::structure::gguf::parse(file, &bytes)?;
@@ -80,10 +83,13 @@ pub(super) fn specification(file: &str, gguf: &Gguf, bytes: &[u8]) -> Result<Mod
         let values = pack::widen(&entry, &bytes[entry.range.clone()])?;
         let pairs = spec.rope.dimensions / 2;
         if values.len() != pairs || values.iter().any(|&value| value <= 0.0) {
-            return Err(Refusal::new(Reason::WeightsMismatch, format!("tensor {ROPE_DIVISORS:?} is malformed"))
-                .in_file(file)
-                .values(format!("{pairs} values above 0"), values.len())
-                .into());
+            return Err(Refusal::new(
+                Reason::WeightsMismatch,
+                format!("tensor {ROPE_DIVISORS:?} is malformed"),
+            )
+            .in_file(file)
+            .values(format!("{pairs} values above 0"), values.len())
+            .into());
         }
         spec.rope.scaling = RopeScaling::Divisors(values);
     }
@@ -97,25 +103,29 @@ fn embedding_rows(file: &str, gguf: &Gguf) -> Result<usize, Refusal> {
         Some(&[_, rows]) => Ok(rows),
         // An unsupported architecture may have none; its error comes with the specification.
         _ if !is_supported(gguf) => Ok(1),
-        Some(dims) => Err(Refusal::new(Reason::WeightsMismatch, format!("tensor {name:?} has the wrong shape"))
-            .in_file(file)
-            .values("2 dimensions", format!("{dims:?}"))),
-        None => {
-            Err(Refusal::new(Reason::WeightsMismatch, format!("the model lacks tensors: {name}")).in_file(file))
-        }
+        Some(dims) => Err(
+            Refusal::new(Reason::WeightsMismatch, format!("tensor {name:?} has the wrong shape"))
+                .in_file(file)
+                .values("2 dimensions", format!("{dims:?}")),
+        ),
+        None => Err(Refusal::new(Reason::WeightsMismatch, format!("the model lacks tensors: {name}")).in_file(file)),
     }
 }
 
 fn is_supported(gguf: &Gguf) -> bool {
     let architecture = gguf.get("general.architecture").and_then(Value::as_str);
-    crate::model::spec::SUPPORTED.iter().any(|names| Some(names.0) == architecture)
+    crate::model::spec::SUPPORTED
+        .iter()
+        .any(|names| Some(names.0) == architecture)
 }
 
 pub(super) fn inventory(file: &str, gguf: &Gguf, spec: &ModelSpec) -> Result<Inventory, Refusal> {
     let mut inventory = Inventory::default();
     inventory.add(file, gguf.tensors.iter().map(entry), &GgufNames, spec)?;
     // A file without a head says that the embedding is the head too.
-    inventory.check_complete(&GgufNames, spec, true).map_err(|refusal| refusal.in_file(file))?;
+    inventory
+        .check_complete(&GgufNames, spec, true)
+        .map_err(|refusal| refusal.in_file(file))?;
     Ok(inventory)
 }
 
@@ -132,9 +142,12 @@ fn entry(tensor: &TensorInfo) -> Entry {
 pub(super) fn tokenizer(file: &str, gguf: &Gguf, spec: &ModelSpec) -> Result<Tokenizer, Refusal> {
     let tokenizer = Tokenizer::from_gguf(file, gguf)?;
     if tokenizer.vocabulary() > spec.vocabulary {
-        return Err(Refusal::new(Reason::TokenizerInvalid, "there are more tokens than rows of the embedding")
-            .in_file(file)
-            .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary()));
+        return Err(Refusal::new(
+            Reason::TokenizerInvalid,
+            "there are more tokens than rows of the embedding",
+        )
+        .in_file(file)
+        .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary()));
     }
     Ok(tokenizer)
 }
@@ -147,10 +160,7 @@ fn template(
 ) -> Result<Option<ChatTemplate>, Refusal> {
     let inside = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
     let (name, text) = if model.contains(TEMPLATE_FILE) {
-        let bytes = read_side_file(model, TEMPLATE_FILE)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE_FILE))?;
-        (TEMPLATE_FILE, text)
+        (TEMPLATE_FILE, read_template(model, TEMPLATE_FILE)?)
     } else if let Some(text) = inside {
         (file, text.to_owned())
     } else {
@@ -230,7 +240,13 @@ mod tests {
         for slot in slots.chain([Slot::Embedding, Slot::Norm, Slot::Head]) {
             assert_eq!(GgufNames.slot(&GgufNames.name(slot)), Some(slot));
         }
-        for name in ["blk.07.attn_q.weight", "blk.+7.attn_q.weight", "blk.x.attn_q.weight", "blk.1.other", ""] {
+        for name in [
+            "blk.07.attn_q.weight",
+            "blk.+7.attn_q.weight",
+            "blk.x.attn_q.weight",
+            "blk.1.other",
+            "",
+        ] {
             assert_eq!(GgufNames.slot(name), None, "{name}");
         }
     }

@@ -163,8 +163,10 @@ impl Inventory {
                     .values(shape, format!("{:?}", entry.shape)));
             }
             if matches!(shape, Shape::Vector(_)) && !entry.is_float() {
-                return Err(mismatch(format!("tensor {:?} has a type that a vector cannot have", entry.name))
-                    .values("F32, F16 or BF16", entry.kind));
+                return Err(
+                    mismatch(format!("tensor {:?} has a type that a vector cannot have", entry.name))
+                        .values("F32, F16 or BF16", entry.kind),
+                );
             }
             if let Some(other) = self.slots.insert(slot, entry) {
                 return Err(mismatch(format!("tensor {:?} occurs twice", other.name)));

@@ -27,7 +27,9 @@ impl Need {
     pub(crate) fn new(spec: &ModelSpec, weights: u64, largest: u64, context: usize) -> Self {
         Self {
             weights,
-            kv_cache: spec.kv_bytes_per_token(CACHE_VALUE_BYTES).saturating_mul(context as u64),
+            kv_cache: spec
+                .kv_bytes_per_token(CACHE_VALUE_BYTES)
+                .saturating_mul(context as u64),
             headroom: PROCESS.saturating_add(largest.max(activations(spec))),
             context,
         }

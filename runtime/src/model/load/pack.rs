@@ -83,7 +83,9 @@ impl<B: Backend> Packed<B> {
 
     /// All weights of the decoder; [`Inventory::check_complete`] came before.
     pub(super) fn assemble(mut self, spec: &ModelSpec) -> Result<Weights<B>, Refusal> {
-        let layers = (0..spec.layers).map(|index| self.layer(index)).collect::<Result<_, _>>()?;
+        let layers = (0..spec.layers)
+            .map(|index| self.layer(index))
+            .collect::<Result<_, _>>()?;
         Ok(Weights {
             embedding: self.matrix(Slot::Embedding)?,
             layers,
@@ -122,7 +124,10 @@ impl<B: Backend> Packed<B> {
 }
 
 fn absent(slot: Slot) -> Refusal {
-    Refusal::new(Reason::WeightsMismatch, format!("the model lacks the tensor for {slot:?}"))
+    Refusal::new(
+        Reason::WeightsMismatch,
+        format!("the model lacks the tensor for {slot:?}"),
+    )
 }
 
 /// What weights are packed for.
@@ -147,10 +152,16 @@ pub(super) fn check_types<B: Backend>(backend: &B, file: &str, inventory: &Inven
         None => Ok(()),
         Some(entry) => Err(Refusal::new(
             Reason::WeightsMismatch,
-            format!("tensor {:?} has a type that cannot be computed with; use another quantisation", entry.name),
+            format!(
+                "tensor {:?} has a type that cannot be computed with; use another quantisation",
+                entry.name
+            ),
         )
         .in_file(file)
-        .values("F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K", entry.kind)),
+        .values(
+            "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K",
+            entry.kind,
+        )),
     }
 }
 
@@ -166,11 +177,24 @@ pub(crate) fn resident_bytes<B: Backend>(backend: &B, inventory: &Inventory, tar
 /// The values of a float tensor.
 pub(super) fn widen(entry: &Entry, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
     let values: Vec<f32> = match entry.kind {
-        TensorType::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-        TensorType::F16 => bytes.as_chunks().0.iter().map(|&bytes| half::f16::from_le_bytes(bytes).to_f32()).collect(),
-        TensorType::Bf16 => {
-            bytes.as_chunks().0.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect()
-        }
+        TensorType::F32 => bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect(),
+        TensorType::F16 => bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| half::f16::from_le_bytes(bytes).to_f32())
+            .collect(),
+        TensorType::Bf16 => bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32())
+            .collect(),
         other => {
             return Err(Refusal::new(
                 Reason::WeightsMismatch,
@@ -178,11 +202,11 @@ pub(super) fn widen(entry: &Entry, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
             ));
         }
     };
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok(values),
-        false => Err(Refusal::new(
-            Reason::WeightsMismatch,
-            format!("tensor {:?} has values that are not finite", entry.name),
-        )),
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(values);
     }
+    Err(Refusal::new(
+        Reason::WeightsMismatch,
+        format!("tensor {:?} has values that are not finite", entry.name),
+    ))
 }

@@ -5,7 +5,7 @@ use super::gguf::{layer_slot, part_name};
 use super::inventory::{Entry, Inventory, Names, Part, Slot};
 use super::memory::{self, Need};
 use super::pack::{self, Packed, Target};
-use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file};
+use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file, read_template};
 use crate::backend::Backend;
 use crate::model::decoder::Decoder;
 use crate::model::spec::ModelSpec;
@@ -43,10 +43,13 @@ pub(super) fn load<B: Backend + 'static>(
     let side = side_files(model)?;
     let tokenizer = Tokenizer::from_json(TOKENIZER, &read_side_file(model, TOKENIZER)?, &side.tokenizer)?;
     if tokenizer.vocabulary() > spec.vocabulary {
-        return Err(Refusal::new(Reason::TokenizerInvalid, "there are more tokens than rows of the embedding")
-            .in_file(TOKENIZER)
-            .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary())
-            .into());
+        return Err(Refusal::new(
+            Reason::TokenizerInvalid,
+            "there are more tokens than rows of the embedding",
+        )
+        .in_file(TOKENIZER)
+        .values(format!("at most {}", spec.vocabulary), tokenizer.vocabulary())
+        .into());
     }
     let template = side.template(&tokenizer)?;
 
@@ -81,7 +84,10 @@ pub(super) fn load<B: Backend + 'static>(
 
 /// Whether the embedding is the head too.
 pub(super) fn is_tied(config: &Value) -> bool {
-    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
+    config
+        .get("tie_word_embeddings")
+        .and_then(Value::as_bool)
+        .unwrap_or(false)
 }
 
 /// All headers of a model, for a look at it without loading.
@@ -191,7 +197,10 @@ impl Shards {
         }
         let expected = map.values().filter(|shard| *shard == file).count();
         if expected != tensors.len() {
-            return refuse(format!("the shard has {} tensors, the index names {expected}", tensors.len()));
+            return refuse(format!(
+                "the shard has {} tensors, the index names {expected}",
+                tensors.len()
+            ));
         }
         Ok(())
     }
@@ -278,17 +287,19 @@ impl SideFiles {
 }
 
 fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
-    let optional = |name, reason| match model.contains(name) {
-        true => read_json(model, name, reason),
-        false => Ok(Value::Null),
+    let optional = |name, reason| {
+        if model.contains(name) {
+            read_json(model, name, reason)
+        } else {
+            Ok(Value::Null)
+        }
     };
     let tokenizer = optional(TOKENIZER_CONFIG, Reason::TokenizerInvalid)?;
     let inside = template_in(&tokenizer);
-    let beside = match model.contains(TEMPLATE) {
-        true => Some(String::from_utf8(read_side_file(model, TEMPLATE)?).map_err(|_| {
-            Refusal::new(Reason::TemplateRefused, "the template is not UTF-8").in_file(TEMPLATE)
-        })?),
-        false => None,
+    let beside = if model.contains(TEMPLATE) {
+        Some(read_template(model, TEMPLATE)?)
+    } else {
+        None
     };
     let template = match (beside, inside) {
         (Some(beside), Some(inside)) if beside != inside => {
@@ -325,7 +336,8 @@ fn read_json(model: &VerifiedModel, name: &str, reason: Reason) -> Result<Value,
     if !model.contains(name) {
         return Err(Refusal::new(Reason::FileMissing, "the model needs this file beside its weights").in_file(name));
     }
-    json::parse(&read_side_file(model, name)?).map_err(|error| Refusal::new(reason, format!("it {error}")).in_file(name))
+    json::parse(&read_side_file(model, name)?)
+        .map_err(|error| Refusal::new(reason, format!("it {error}")).in_file(name))
 }
 
 /// The names of `LlamaForCausalLM`.

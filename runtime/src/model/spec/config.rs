@@ -25,12 +25,18 @@ pub(super) fn read(file: &str, config: &Value) -> Result<ModelSpec, LoadError> {
         return Err(unsupported(architecture, SUPPORTED.iter().map(|names| names.1)));
     }
     if present(config, "auto_map").is_some() {
-        tracing::warn!(file, "the configuration names code of its own (auto_map); it is ignored");
+        tracing::warn!(
+            file,
+            "the configuration names code of its own (auto_map); it is ignored"
+        );
     }
     if let Some(activation) = present(config, "hidden_act")
         && activation != "silu"
     {
-        return Err(fields.refuse("\"hidden_act\" is not supported").values("silu", activation).into());
+        return Err(fields
+            .refuse("\"hidden_act\" is not supported")
+            .values("silu", activation)
+            .into());
     }
     let hidden = fields.required("hidden_size", MAX_WIDTH)?;
     let heads = fields.required("num_attention_heads", MAX_HEADS)?;
@@ -39,7 +45,10 @@ pub(super) fn read(file: &str, config: &Value) -> Result<ModelSpec, LoadError> {
         None if hidden.is_multiple_of(heads) => hidden / heads,
         None => {
             let message = "\"hidden_size\" is no multiple of \"num_attention_heads\", and there is no \"head_dim\"";
-            return Err(fields.refuse(message).values(format!("a multiple of {heads}"), hidden).into());
+            return Err(fields
+                .refuse(message)
+                .values(format!("a multiple of {heads}"), hidden)
+                .into());
         }
     };
     let epsilon = fields.float("rms_norm_eps", 0.0, 1.0)?.unwrap_or(DEFAULT_EPSILON);

@@ -19,7 +19,10 @@ pub(super) fn read(file: &str, gguf: &Gguf, vocabulary: usize) -> Result<ModelSp
     }
     let key = |name: &str| format!("{architecture}.{name}");
     let number = |name: &str| gguf.get(&key(name)).map(whole_number);
-    let float = |name: &str| gguf.get(&key(name)).map(|value| value.as_f64().ok_or_else(|| value.type_name().into()));
+    let float = |name: &str| {
+        gguf.get(&key(name))
+            .map(|value| value.as_f64().ok_or_else(|| value.type_name().into()))
+    };
     let fields = Fields {
         file,
         number: &number,
@@ -47,7 +50,9 @@ pub(super) fn read(file: &str, gguf: &Gguf, vocabulary: usize) -> Result<ModelSp
             .values(format!("at most {MAX_VOCABULARY}"), vocabulary)
             .into());
     }
-    let dimensions = fields.optional("rope.dimension_count", MAX_HEAD_SIZE)?.unwrap_or(head_size);
+    let dimensions = fields
+        .optional("rope.dimension_count", MAX_HEAD_SIZE)?
+        .unwrap_or(head_size);
     let spec = ModelSpec {
         architecture: architecture.to_owned(),
         layers: fields.required("block_count", MAX_LAYERS)?,
@@ -109,8 +114,8 @@ fn scaling(fields: &Fields<'_>, gguf: &Gguf, kind: &str) -> Result<RopeScaling, 
     match (kind, factor) {
         (None | Some("none"), None) | (Some("none"), Some(_)) => Ok(RopeScaling::None),
         (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear(factor)),
-        (Some(kind), _) => {
-            Err(fields.refuse(format!("the position scaling {kind:?} is not supported; supported are none and linear")))
-        }
+        (Some(kind), _) => Err(fields.refuse(format!(
+            "the position scaling {kind:?} is not supported; supported are none and linear"
+        ))),
     }
 }

@@ -99,7 +99,10 @@ mod tests {
         assert!((ratio(0) - 1.0).abs() < 1e-12);
         assert!((ratio(63) - 8.0).abs() < 1e-12);
         // The first divisors that are neither 1 nor 8 in the published `rope_freqs.weight` of Llama 3.1.
-        let between: Vec<f64> = (0..64).map(ratio).filter(|&ratio| ratio > 1.0 && ratio < 8.0 - 1e-9).collect();
+        let between: Vec<f64> = (0..64)
+            .map(ratio)
+            .filter(|&ratio| ratio > 1.0 && ratio < 8.0 - 1e-9)
+            .collect();
         assert!(between.windows(2).all(|pair| pair[0] < pair[1]), "{between:?}");
         assert!((5..=8).contains(&between.len()), "{between:?}");
     }
@@ -115,7 +118,11 @@ mod tests {
         let plain = spec(RopeScaling::None).table().frequencies;
         let stretched = spec(rule).table().frequencies;
         #[expect(clippy::cast_possible_truncation, reason = "test data")]
-        let divisors = plain.iter().zip(&stretched).map(|(plain, other)| (plain / other) as f32).collect();
+        let divisors = plain
+            .iter()
+            .zip(&stretched)
+            .map(|(plain, other)| (plain / other) as f32)
+            .collect();
         let again = spec(RopeScaling::Divisors(divisors)).table().frequencies;
         for (expected, got) in stretched.iter().zip(&again) {
             assert!((expected / got - 1.0).abs() < 1e-6);

@@ -33,7 +33,10 @@ fn unsupported_architectures_are_named_and_the_supported_ones_listed() {
     let error = read(&config).unwrap_err();
     assert_eq!(error.reason(), "ArchitectureUnsupported");
     let text = error.to_string();
-    assert!(text.contains("MambaForCausalLM") && text.contains("LlamaForCausalLM"), "{text}");
+    assert!(
+        text.contains("MambaForCausalLM") && text.contains("LlamaForCausalLM"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ const MAX_DEPTH: usize = 128;
 /// Bytes that one unit of fuel pays for, as in the engine itself.
 const BYTES_PER_FUEL: u64 = 64;
 
+#[expect(clippy::needless_pass_by_value, reason = "filters get their options by value")]
 pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         Some(value) if !value.is_none() => Some(indentation(&value)?),

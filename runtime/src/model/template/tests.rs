@@ -56,15 +56,23 @@ fn json_looks_like_python() {
 
 #[test]
 fn the_clock_is_read_when_rendering() {
-    assert_eq!(template("{{ strftime_now('%d %b %Y') }}").render(&hello()).unwrap(), "24 Nov 2026");
+    assert_eq!(
+        template("{{ strftime_now('%d %b %Y') }}").render(&hello()).unwrap(),
+        "24 Nov 2026"
+    );
 }
 
 #[test]
 fn what_a_template_raises_is_told_apart() {
     let text = "{% macro check(m) %}{% if m.role == 'tool' %}{{ raise_exception('no tools: ' ~ m.role) }}{% endif %}{% endmacro %}{% for m in messages %}{{ check(m) }}{{ m.content }}{% endfor %}";
     let template = template(text);
-    let error = template.render(&input(json!([{"role": "tool", "content": "x"}]))).unwrap_err();
-    assert!(matches!(&error, TemplateError::Raised(message) if message == "no tools: tool"), "{error:?}");
+    let error = template
+        .render(&input(json!([{"role": "tool", "content": "x"}])))
+        .unwrap_err();
+    assert!(
+        matches!(&error, TemplateError::Raised(message) if message == "no tools: tool"),
+        "{error:?}"
+    );
     let error = template.render(&input(json!(7))).unwrap_err();
     assert!(matches!(error, TemplateError::Other(_)), "{error:?}");
 }
@@ -75,14 +83,18 @@ fn limits_hold_while_serving() {
     let adding = doubling.replace("ns.x ~ ns.x", "ns.x + ns.x");
     let replacing = doubling.replace("ns.x ~ ns.x", "ns.x.replace('x', 'xxxxxxxx')");
     let joining = doubling.replace("ns.x ~ ns.x", "[ns.x, ns.x, ns.x]|join");
-    let nesting = doubling.replace("ns.x ~ ns.x", "[ns.x, ns.x]").replace("done", "{{ ns.x|tojson }}");
+    let nesting = doubling
+        .replace("ns.x ~ ns.x", "[ns.x, ns.x]")
+        .replace("done", "{{ ns.x|tojson }}");
     let looping = "{% for m in messages if m.loop %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endfor %}done";
     let printing = "{% for m in messages if m.loop %}{% for i in range(9999) %}{% for j in range(9999) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}{% endfor %}done";
     let templates = [doubling, &adding, &replacing, &joining, &nesting, looping, printing];
     for text in templates {
         let template = template(text);
         let started = Instant::now();
-        let error = template.render(&input(json!([{"role": "user", "content": "", "loop": true}]))).unwrap_err();
+        let error = template
+            .render(&input(json!([{"role": "user", "content": "", "loop": true}])))
+            .unwrap_err();
         assert!(matches!(error, TemplateError::Limit), "{text}: {error:?}");
         assert!(started.elapsed() < Duration::from_secs(5), "{text}");
     }

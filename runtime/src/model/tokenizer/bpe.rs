@@ -9,32 +9,21 @@ use tokenizers::utils::SysRegex;
 /// No token: a byte that the vocabulary lacks, or a symbol that was merged away.
 const NONE: u32 = u32::MAX;
 
+/// Rank and result by pair.
+pub(super) type Merges = HashMap<(u32, u32), (u32, u32)>;
+
 /// The rules of one vocabulary.
 pub(super) struct Bpe {
-    patterns: Vec<SysRegex>,
+    pub(super) patterns: Vec<SysRegex>,
     /// The token of every single byte, or `NONE`.
-    bytes: [u32; 256],
+    pub(super) bytes: Box<[u32; 256]>,
     /// Rank and result of every pair that merges.
-    merges: HashMap<(u32, u32), (u32, u32)>,
+    pub(super) merges: Merges,
     /// Words that are tokens as a whole, whatever the merges say; empty for vocabularies that do not have this.
-    whole_words: HashMap<Vec<u8>, u32>,
+    pub(super) whole_words: HashMap<Vec<u8>, u32>,
 }
 
 impl Bpe {
-    pub(super) fn new(
-        patterns: Vec<SysRegex>,
-        bytes: [u32; 256],
-        merges: HashMap<(u32, u32), (u32, u32)>,
-        whole_words: HashMap<Vec<u8>, u32>,
-    ) -> Self {
-        Self {
-            patterns,
-            bytes,
-            merges,
-            whole_words,
-        }
-    }
-
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let mut words = vec![text];
         for pattern in &self.patterns {
@@ -168,7 +157,8 @@ pub(super) struct Splitting {
 /// The words of the first byte-level vocabulary: contractions, letters, digits, other marks, white space.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The splittings that are known; others are refused, because a wrong one changes what a model reads.
@@ -190,7 +180,15 @@ pub(super) const SPLITTINGS: [(&[&str], Splitting); 7] = [
         },
     ),
     (
-        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+        ],
         Splitting {
             patterns: &[r"\p{N}", WORDS],
             whole_words: false,
@@ -251,7 +249,10 @@ mod tests {
     #[test]
     fn splittings_differ_where_they_should() {
         let text = "I'LL pay 1234 now\n\n  x";
-        assert_eq!(words("gpt-2", text), ["I", "'", "LL", " pay", " 1234", " now", "\n\n ", " x"]);
+        assert_eq!(
+            words("gpt-2", text),
+            ["I", "'", "LL", " pay", " 1234", " now", "\n\n ", " x"]
+        );
         assert_eq!(
             words("smollm", text),
             ["I", "'", "LL", " pay", " ", "1", "2", "3", "4", " now", "\n\n ", " x"]
@@ -282,7 +283,12 @@ mod tests {
         bytes[usize::from(b'b')] = 1;
         // aa -> 2 (rank 1), ab -> 3 (rank 0), aab -> 4 as (a, ab) (rank 2)
         let merges = HashMap::from([((0, 0), (1, 2)), ((0, 1), (0, 3)), ((0, 3), (2, 4))]);
-        let bpe = Bpe::new(Vec::new(), bytes, merges, HashMap::new());
+        let bpe = Bpe {
+            patterns: Vec::new(),
+            bytes: Box::new(bytes),
+            merges,
+            whole_words: HashMap::new(),
+        };
         let encode = |text: &str| {
             let mut ids = Vec::new();
             bpe.encode(text, &mut ids);
@@ -291,7 +297,11 @@ mod tests {
         assert_eq!(encode("aab"), [4]);
         assert_eq!(encode("aaa"), [2, 0]);
         assert_eq!(encode("aaab"), [2, 3]);
-        assert_eq!(encode("axb"), [0, 1], "a byte without a token is left out and separates its neighbours");
+        assert_eq!(
+            encode("axb"),
+            [0, 1],
+            "a byte without a token is left out and separates its neighbours"
+        );
         assert!(encode("").is_empty());
     }
 }

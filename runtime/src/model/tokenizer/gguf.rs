@@ -1,7 +1,7 @@
 //! A tokenizer from the metadata of a GGUF file.
 
-use super::alphabet::{ByteLevel, byte_to_char, byte_token, SPACE};
-use super::bpe::{Bpe, SPLITTINGS, Splitting};
+use super::alphabet::{ByteLevel, SPACE, byte_to_char, byte_token};
+use super::bpe::{Bpe, Merges, SPLITTINGS, Splitting};
 use super::special::{Special, Specials};
 use super::spm::Spm;
 use super::vocabulary::{Kind, Vocabulary};
@@ -63,12 +63,17 @@ impl<'a> Source<'a> {
         let kinds = match gguf.get("tokenizer.ggml.token_type").and_then(Value::as_array) {
             None => vec![Kind::Normal; tokens.len()],
             Some(Array::Signed(codes)) => codes.iter().map(|&code| kind(code)).collect(),
-            Some(Array::Unsigned(codes)) => codes.iter().map(|&code| kind(i64::try_from(code).unwrap_or(0))).collect(),
+            Some(Array::Unsigned(codes)) => codes
+                .iter()
+                .map(|&code| kind(i64::try_from(code).unwrap_or(0)))
+                .collect(),
             Some(_) => return Err(refuse("\"tokenizer.ggml.token_type\" is no list of numbers")),
         };
         if kinds.len() != tokens.len() {
-            return Err(refuse("\"tokenizer.ggml.token_type\" has another length than the tokens")
-                .values(tokens.len(), kinds.len()));
+            return Err(
+                refuse("\"tokenizer.ggml.token_type\" has another length than the tokens")
+                    .values(tokens.len(), kinds.len()),
+            );
         }
         Ok(Self {
             file,
@@ -96,7 +101,8 @@ impl<'a> Source<'a> {
             return Ok(None);
         };
         let flag = value.as_bool();
-        flag.map(Some).ok_or_else(|| self.refuse(format!("\"tokenizer.ggml.{name}\" is neither true nor false")))
+        flag.map(Some)
+            .ok_or_else(|| self.refuse(format!("\"tokenizer.ggml.{name}\" is neither true nor false")))
     }
 
     /// A token id that must be in the vocabulary.
@@ -147,15 +153,22 @@ impl<'a> Source<'a> {
                 whole_words.insert(bytes, id);
             }
         }
-        let mut bytes = [u32::MAX; 256];
+        let mut bytes = Box::new([u32::MAX; 256]);
         for byte in 0..=255 {
             let text = byte_to_char(byte).to_string();
             bytes[usize::from(byte)] = ids.get(text.as_str()).copied().unwrap_or(u32::MAX);
         }
         let patterns = splitting.patterns.iter().map(|pattern| SysRegex::new(pattern));
-        let patterns = patterns.collect::<Result<_, _>>().map_err(|error| self.refuse(error.to_string()))?;
-        let bpe = Bpe::new(patterns, bytes, self.merges(&ids)?, whole_words);
-        Ok((Cutter::Bpe(bpe), vocabulary, splitting.begins))
+        let patterns = patterns
+            .collect::<Result<_, _>>()
+            .map_err(|error| self.refuse(error.to_string()))?;
+        let bpe = Bpe {
+            patterns,
+            bytes,
+            merges: self.merges(&ids)?,
+            whole_words,
+        };
+        Ok((Cutter::Bpe(Box::new(bpe)), vocabulary, splitting.begins))
     }
 
     fn splitting(&self) -> Result<&'static Splitting, Refusal> {
@@ -166,29 +179,34 @@ impl<'a> Source<'a> {
         let known = SPLITTINGS.iter().find(|(names, _)| names.contains(&name));
         known.map(|(_, splitting)| splitting).ok_or_else(|| {
             let names: Vec<_> = SPLITTINGS.iter().flat_map(|(names, _)| names.iter().copied()).collect();
-            self.refuse(format!("the splitting {name:?} (\"tokenizer.ggml.pre\") is not known; known are: {}", names.join(", ")))
+            self.refuse(format!(
+                "the splitting {name:?} (\"tokenizer.ggml.pre\") is not known; known are: {}",
+                names.join(", ")
+            ))
         })
     }
 
-    fn merges(&self, ids: &HashMap<&str, u32>) -> Result<HashMap<(u32, u32), (u32, u32)>, Refusal> {
-        let Some(Array::String(merges)) = self.get("merges").and_then(Value::as_array) else {
+    fn merges(&self, ids: &HashMap<&str, u32>) -> Result<Merges, Refusal> {
+        let Some(Array::String(lines)) = self.get("merges").and_then(Value::as_array) else {
             return Err(self.refuse("\"tokenizer.ggml.merges\" is missing or no list of texts"));
         };
-        let mut ranks = HashMap::with_capacity(merges.len());
-        for (rank, merge) in (0..).zip(merges) {
+        let mut merges = HashMap::with_capacity(lines.len());
+        for (rank, line) in (0..).zip(lines) {
             // Neither side is empty, so the space that separates them is never the first character.
-            let at = merge.char_indices().skip(1).find(|&(_, character)| character == ' ');
-            let sides = at.map(|(at, _)| (&merge[..at], &merge[at + 1..]));
+            let at = line.char_indices().skip(1).find(|&(_, character)| character == ' ');
+            let sides = at.map(|(at, _)| (&line[..at], &line[at + 1..]));
             let found = sides.and_then(|(left, right)| {
-                let merged = ids.get(format!("{left}{right}").as_str())?;
-                Some(((*ids.get(left)?, *ids.get(right)?), *merged))
+                let result = ids.get(format!("{left}{right}").as_str())?;
+                Some(((*ids.get(left)?, *ids.get(right)?), *result))
             });
-            let Some((pair, merged)) = found else {
-                return Err(self.refuse(format!("merge {rank} ({merge:?}) names a token that is not in the vocabulary")));
+            let Some((pair, result)) = found else {
+                return Err(self.refuse(format!(
+                    "merge {rank} ({line:?}) names a token that is not in the vocabulary"
+                )));
             };
-            ranks.entry(pair).or_insert((rank, merged));
+            merges.entry(pair).or_insert((rank, result));
         }
-        Ok(ranks)
+        Ok(merges)
     }
 
     fn spm(&self) -> Result<(Cutter, Vocabulary, bool), Refusal> {
@@ -221,7 +239,7 @@ impl<'a> Source<'a> {
                 Kind::Control | Kind::Unknown | Kind::Unused => vocabulary.push(text.as_bytes(), kind),
             }
         }
-        Ok((Cutter::Spm(spm), vocabulary, true))
+        Ok((Cutter::Spm(Box::new(spm)), vocabulary, true))
     }
 }
 
@@ -251,7 +269,9 @@ mod tests {
     }
 
     fn gguf(entries: &[(&str, Value)]) -> Gguf {
-        let metadata = entries.iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone()));
+        let metadata = entries
+            .iter()
+            .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone()));
         Gguf {
             metadata: metadata.collect(),
             tensors: Vec::new(),
@@ -272,7 +292,10 @@ mod tests {
     #[test]
     fn a_small_vocabulary_works() {
         let tokenizer = Tokenizer::from_gguf("m", &gguf(&valid())).unwrap();
-        assert_eq!(tokenizer.encode("ab b<end>", SpecialTokens::Parse).unwrap(), [2, 4, 1, 3]);
+        assert_eq!(
+            tokenizer.encode("ab b<end>", SpecialTokens::Parse).unwrap(),
+            [2, 4, 1, 3]
+        );
         assert!(tokenizer.encode("<end>", SpecialTokens::AsText).unwrap().is_empty());
         assert_eq!(tokenizer.end_text(), "<end>");
         assert_eq!(tokenizer.begin_text(), "");

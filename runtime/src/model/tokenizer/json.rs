@@ -22,7 +22,10 @@ pub(super) struct Json(tokenizers::Tokenizer);
 
 impl Json {
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let encoding = self.0.encode_fast(text, false).map_err(|error| TokenizerError(error.to_string()))?;
+        let encoding = self
+            .0
+            .encode_fast(text, false)
+            .map_err(|error| TokenizerError(error.to_string()))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
@@ -41,14 +44,17 @@ impl Tokenizer {
 fn build(bytes: &[u8], config: &Value) -> Result<Tokenizer, String> {
     let mut file = json::parse(bytes).map_err(|error| format!("it {error}"))?;
     let specials = added_tokens(&file)?;
-    let writing = Writing::find(&file["decoder"]).ok_or("its decoder is not supported; supported are byte-level and byte-fallback ones")?;
+    let writing = Writing::find(&file["decoder"])
+        .ok_or("its decoder is not supported; supported are byte-level and byte-fallback ones")?;
     let begins = begin_of_template(&file["post_processor"]);
     let map = file.as_object_mut().ok_or("it is no JSON object")?;
     for key in ["added_tokens", "post_processor", "truncation", "padding"] {
         map.remove(key);
     }
     // The crate was not written for hostile files; what is left of them must not end the process.
-    let parsed = catch_unwind(AssertUnwindSafe(|| serde_json::from_value::<tokenizers::Tokenizer>(file)));
+    let parsed = catch_unwind(AssertUnwindSafe(|| {
+        serde_json::from_value::<tokenizers::Tokenizer>(file)
+    }));
     let inner = match parsed {
         Ok(Ok(inner)) => inner,
         Ok(Err(error)) => return Err(format!("it is malformed: {error}")),
@@ -60,7 +66,10 @@ fn build(bytes: &[u8], config: &Value) -> Result<Tokenizer, String> {
         let text = config[key].as_str().or_else(|| config[key]["content"].as_str())?;
         specials.find(text)
     };
-    let begin = begins.as_deref().and_then(|text| specials.find(text)).or_else(|| named("bos_token"));
+    let begin = begins
+        .as_deref()
+        .and_then(|text| specials.find(text))
+        .or_else(|| named("bos_token"));
     let begins = begins.is_some() || config["add_bos_token"].as_bool().unwrap_or(false);
     let end = named("eos_token");
     Ok(Tokenizer {
@@ -82,19 +91,27 @@ fn added_tokens(file: &Value) -> Result<Vec<Special>, String> {
         Some(Special {
             text: entry["content"].as_str()?.to_owned(),
             id: u32::try_from(id).ok()?,
-            kind: if flag("special") { Kind::Control } else { Kind::UserDefined },
+            kind: if flag("special") {
+                Kind::Control
+            } else {
+                Kind::UserDefined
+            },
             strip_left: flag("lstrip"),
             strip_right: flag("rstrip"),
         })
     };
-    let specials = entries.iter().map(|entry| special(entry).ok_or_else(|| format!("an added token is malformed: {entry}")));
+    let specials = entries
+        .iter()
+        .map(|entry| special(entry).ok_or_else(|| format!("an added token is malformed: {entry}")));
     specials.collect()
 }
 
 /// The text of the token that the template for a single text begins with.
 fn begin_of_template(processor: &Value) -> Option<String> {
     match processor["type"].as_str()? {
-        "TemplateProcessing" => processor["single"].get(0)?["SpecialToken"]["id"].as_str().map(str::to_owned),
+        "TemplateProcessing" => processor["single"].get(0)?["SpecialToken"]["id"]
+            .as_str()
+            .map(str::to_owned),
         "Sequence" => processor["processors"].as_array()?.iter().find_map(begin_of_template),
         _ => None,
     }
@@ -102,14 +119,14 @@ fn begin_of_template(processor: &Value) -> Option<String> {
 
 /// How a vocabulary writes bytes.
 enum Writing {
-    ByteLevel(ByteLevel),
+    ByteLevel(Box<ByteLevel>),
     Spaces,
 }
 
 impl Writing {
     fn find(decoder: &Value) -> Option<Self> {
         match decoder["type"].as_str()? {
-            "ByteLevel" => Some(Self::ByteLevel(ByteLevel::new())),
+            "ByteLevel" => Some(Self::ByteLevel(Box::new(ByteLevel::new()))),
             "ByteFallback" | "Metaspace" => Some(Self::Spaces),
             "Sequence" => decoder["decoders"].as_array()?.iter().find_map(Self::find),
             _ => None,
@@ -175,13 +192,20 @@ mod tests {
     }
 
     fn tokenizer(file: &Value) -> Result<Tokenizer, Refusal> {
-        Tokenizer::from_json("tokenizer.json", file.to_string().as_bytes(), &json!({"eos_token": "<s>"}))
+        Tokenizer::from_json(
+            "tokenizer.json",
+            file.to_string().as_bytes(),
+            &json!({"eos_token": "<s>"}),
+        )
     }
 
     #[test]
     fn added_tokens_are_split_off_as_the_caller_says() {
         let tokenizer = tokenizer(&file()).unwrap();
-        assert_eq!(tokenizer.encode("ab<tool> a", SpecialTokens::AsText).unwrap(), [3, 5, 4, 1]);
+        assert_eq!(
+            tokenizer.encode("ab<tool> a", SpecialTokens::AsText).unwrap(),
+            [3, 5, 4, 1]
+        );
         assert_eq!(tokenizer.encode("<s>b", SpecialTokens::Parse).unwrap(), [0, 2]);
         assert!(!tokenizer.encode("<s>b", SpecialTokens::AsText).unwrap().contains(&0));
         assert_eq!(tokenizer.prefix(), [0]);

@@ -46,8 +46,8 @@ pub struct Tokenizer {
 
 /// The algorithm for text between special tokens.
 enum Cutter {
-    Bpe(bpe::Bpe),
-    Spm(spm::Spm),
+    Bpe(Box<bpe::Bpe>),
+    Spm(Box<spm::Spm>),
     Json(Box<json::Json>),
 }
 

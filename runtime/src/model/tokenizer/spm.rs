@@ -23,7 +23,10 @@ impl Spm {
         if self.space_prefix && after_special {
             escaped.push(SPACE);
         }
-        escaped.extend(text.chars().map(|character| if character == ' ' { SPACE } else { character }));
+        escaped.extend(
+            text.chars()
+                .map(|character| if character == ' ' { SPACE } else { character }),
+        );
         for piece in self.merge(&escaped) {
             match self.pieces.get(piece) {
                 Some(&(id, _)) => ids.push(id),
@@ -43,12 +46,15 @@ impl Spm {
 
     /// Merges the neighbours whose piece has the best score until no neighbours form a piece.
     fn merge<'a>(&self, text: &'a str) -> Vec<&'a str> {
-        let mut symbols: Vec<_> = text.char_indices().map(|(start, character)| Symbol {
-            start,
-            end: start + character.len_utf8(),
-            before: None,
-            behind: None,
-        }).collect();
+        let mut symbols: Vec<_> = text
+            .char_indices()
+            .map(|(start, character)| Symbol {
+                start,
+                end: start + character.len_utf8(),
+                before: None,
+                behind: None,
+            })
+            .collect();
         for index in 1..symbols.len() {
             symbols[index].before = Some(index - 1);
             symbols[index - 1].behind = Some(index);
@@ -136,13 +142,23 @@ mod tests {
     use super::*;
 
     fn spm() -> Spm {
-        let pieces = [("▁", 0, -9.0), ("a", 1, -8.0), ("b", 2, -8.5), ("ab", 3, -1.0), ("▁a", 4, -2.0), ("▁ab", 5, -3.0)];
+        let pieces = [
+            ("▁", 0, -9.0),
+            ("a", 1, -8.0),
+            ("b", 2, -8.5),
+            ("ab", 3, -1.0),
+            ("▁a", 4, -2.0),
+            ("▁ab", 5, -3.0),
+        ];
         let mut bytes = [None; 256];
         for byte in 0..=254_u8 {
             bytes[usize::from(byte)] = Some(100 + u32::from(byte));
         }
         Spm {
-            pieces: pieces.iter().map(|&(text, id, score)| (text.to_owned(), (id, score))).collect(),
+            pieces: pieces
+                .iter()
+                .map(|&(text, id, score)| (text.to_owned(), (id, score)))
+                .collect(),
             bytes,
             unknown: Some(99),
             space_prefix: true,

@@ -24,7 +24,8 @@ impl StreamDecoder {
         if self.vocabulary.is_control(id) {
             return String::new();
         }
-        self.pending.extend_from_slice(self.vocabulary.bytes(id).unwrap_or_default());
+        self.pending
+            .extend_from_slice(self.vocabulary.bytes(id).unwrap_or_default());
         self.take_complete()
     }
 

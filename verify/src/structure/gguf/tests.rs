@@ -90,7 +90,12 @@ fn padding_behind_the_last_tensor_is_allowed() {
     bytes.resize(bytes.len() + 12, 0);
     assert!(parse("m", &bytes).is_ok());
     bytes.push(0);
-    assert!(parse("m", &bytes).unwrap_err().to_string().contains("behind the last tensor"));
+    assert!(
+        parse("m", &bytes)
+            .unwrap_err()
+            .to_string()
+            .contains("behind the last tensor")
+    );
 }
 
 #[test]
@@ -106,24 +111,54 @@ fn hostile_headers_are_refused_by_field() {
     typed_alignment.keys[3] = key("general.alignment", 10, &32_u64.to_le_bytes());
     let table = [
         (Builder::with_tensor(tensor("t", &[], 0, 0), 4), "number of dimensions"),
-        (Builder::with_tensor(tensor("t", &[1; 5], 0, 0), 4), "number of dimensions"),
-        (Builder::with_tensor(tensor("t", &[0], 0, 0), 4), "dimension out of bounds"),
-        (Builder::with_tensor(tensor("t", &[8, 0], 0, 0), 4), "dimension out of bounds"),
-        (Builder::with_tensor(tensor("t", &[1 << 62, 1 << 62], 0, 0), 4), "can be counted"),
+        (
+            Builder::with_tensor(tensor("t", &[1; 5], 0, 0), 4),
+            "number of dimensions",
+        ),
+        (
+            Builder::with_tensor(tensor("t", &[0], 0, 0), 4),
+            "dimension out of bounds",
+        ),
+        (
+            Builder::with_tensor(tensor("t", &[8, 0], 0, 0), 4),
+            "dimension out of bounds",
+        ),
+        (
+            Builder::with_tensor(tensor("t", &[1 << 62, 1 << 62], 0, 0), 4),
+            "can be counted",
+        ),
         (Builder::with_tensor(tensor("t", &[1 << 61], 0, 0), 4), "truncated"),
-        (Builder::with_tensor(tensor("t", &[u64::MAX], 0, 0), 4), "can be counted"),
-        (Builder::with_tensor(tensor("t", &[33], 3, 0), 40), "whole number of Q4_1 blocks"),
+        (
+            Builder::with_tensor(tensor("t", &[u64::MAX], 0, 0), 4),
+            "can be counted",
+        ),
+        (
+            Builder::with_tensor(tensor("t", &[33], 3, 0), 40),
+            "whole number of Q4_1 blocks",
+        ),
         (Builder::with_tensor(tensor("t", &[1], 4, 0), 4), "unknown type 4"),
         (Builder::with_tensor(tensor("t", &[1], 0, 32), 36), "does not follow"),
-        (Builder::with_tensor(tensor("t", &[1], 0, u64::MAX), 36), "does not follow"),
+        (
+            Builder::with_tensor(tensor("t", &[1], 0, u64::MAX), 36),
+            "does not follow",
+        ),
         (Builder::with_tensor(tensor("t", &[9], 0, 0), 35), "truncated"),
         (Builder::with_tensor(tensor("", &[1], 0, 0), 4), "length out of bounds"),
-        (Builder::with_tensor(tensor(&"t".repeat(257), &[1], 0, 0), 4), "length out of bounds"),
+        (
+            Builder::with_tensor(tensor(&"t".repeat(257), &[1], 0, 0), 4),
+            "length out of bounds",
+        ),
         (Builder::with_key(key("tokens", 4, &[0; 4])), "occurs twice"),
         (Builder::with_key(key("x", 13, &[0; 4])), "unknown type 13"),
         (Builder::with_key(key("x", 7, &[2])), "neither true nor false"),
-        (Builder::with_key(key("x", 8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff])), "not UTF-8"),
-        (Builder::with_key(key("x", 8, &u64::MAX.to_le_bytes())), "truncated or damaged"),
+        (
+            Builder::with_key(key("x", 8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff])),
+            "not UTF-8",
+        ),
+        (
+            Builder::with_key(key("x", 8, &u64::MAX.to_le_bytes())),
+            "truncated or damaged",
+        ),
         (Builder::with_key(array(9, 1)), "array of arrays"),
         (Builder::with_key(array(99, 1)), "array of the unknown type 99"),
         (Builder::with_key(array(0, u64::MAX)), "truncated or damaged"),
@@ -169,7 +204,10 @@ fn hostile_fixed_fields_are_refused() {
 
 #[test]
 fn a_pickle_is_named_as_such() {
-    assert_eq!(parse("m.gguf", b"\x80\x02abc").unwrap_err().reason, Reason::FormatRefused);
+    assert_eq!(
+        parse("m.gguf", b"\x80\x02abc").unwrap_err().reason,
+        Reason::FormatRefused
+    );
 }
 
 #[test]

@@ -1,0 +1,91 @@
+//! Every string that the cluster sees: group, labels, annotations, field managers, container and port names.
+//!
+//! Labels and the selector are part of running pods, so they never change inside a version.
+
+/// The API group of all kinds.
+pub const GROUP: &str = "escadre.dev";
+
+/// Field manager of everything that the operator applies or creates, but for status.
+pub const FIELD_MANAGER: &str = "escadre-operator";
+/// Field manager of status.
+pub const STATUS_MANAGER: &str = "escadre-operator-status";
+
+/// Says who made an object; on every child.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`LABEL_MANAGED_BY`].
+pub const MANAGED_BY: &str = "escadre";
+/// The part of a deployment that a pod plays.
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Value of [`LABEL_COMPONENT`] on serving pods; the Service and `status.selector` select it.
+pub const COMPONENT_RUNTIME: &str = "runtime";
+/// The name of the `LlmDeployment` that a child belongs to.
+pub const LABEL_DEPLOYMENT: &str = "escadre.dev/deployment";
+/// The revision that a pod or a `ControllerRevision` belongs to.
+pub const LABEL_REVISION: &str = "escadre.dev/revision";
+/// The slot number of a pod.
+pub const LABEL_SLOT: &str = "escadre.dev/slot";
+/// On an applied child: a digest of what was applied, so that a removed field is noticed.
+pub const ANNOTATION_APPLIED: &str = "escadre.dev/applied";
+
+/// The init container that brings the model into the pod.
+pub const CONTAINER_FETCH: &str = "fetch";
+/// The container that serves.
+pub const CONTAINER_RUNTIME: &str = "runtime";
+/// Name of the port of the API, on the pod and on the Service.
+pub const PORT_HTTP: &str = "http";
+/// Number of the API's port on the pod.
+pub const PORT_HTTP_NUMBER: u16 = 8080;
+/// Name of the admin port on the pod.
+pub const PORT_ADMIN: &str = "admin";
+/// Number of the admin port on the pod: probes, `/metrics` and `/status`.
+pub const PORT_ADMIN_NUMBER: u16 = 9090;
+/// Name of the volume that holds the model, and where it is mounted.
+pub const VOLUME_MODELS: &str = "models";
+/// Mount path of [`VOLUME_MODELS`].
+pub const PATH_MODELS: &str = "/models";
+/// Name of the scratch volume.
+pub const VOLUME_TMP: &str = "tmp";
+/// Mount path of [`VOLUME_TMP`].
+pub const PATH_TMP: &str = "/tmp";
+
+/// Tells the runtime which pod it is: it repeats it in `/status`.
+pub const ENV_POD_UID: &str = "ESCADRE_POD_UID";
+/// Tells the runtime its pod's name.
+pub const ENV_POD_NAME: &str = "ESCADRE_POD_NAME";
+/// Tells the runtime its revision.
+pub const ENV_REVISION: &str = "ESCADRE_REVISION";
+
+/// The longest name that an `LlmDeployment` may have. The pod's name adds `-<8 characters>-<slot>` and must stay
+/// a label value of at most 63 characters.
+pub const NAME_LIMIT: usize = 40;
+
+/// The name of the pod in one slot of one revision. It is deterministic, so a stale view can never make a pod twice.
+pub fn pod_name(deployment: &str, revision: &str, slot: u32) -> String {
+    format!("{deployment}-{revision}-{slot}")
+}
+
+/// The name of the `ControllerRevision` that holds the pod template of one revision.
+pub fn revision_name(deployment: &str, revision: &str) -> String {
+    format!("{deployment}-{revision}")
+}
+
+/// The label selector of a deployment's serving pods, as the scale subresource and `kubectl -l` want it.
+pub fn selector(deployment: &str) -> String {
+    format!("{LABEL_COMPONENT}={COMPONENT_RUNTIME},{LABEL_DEPLOYMENT}={deployment}")
+}
+
+/// The address of a deployment's API inside the cluster.
+pub fn endpoint(deployment: &str, namespace: &str, port: u16) -> String {
+    format!("http://{deployment}.{namespace}.svc:{port}/v1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longest_pod_name_is_a_label_value() {
+        let name = "a".repeat(NAME_LIMIT);
+        assert!(pod_name(&name, "a1b2c3d4", u32::MAX).len() <= 63);
+    }
+}

@@ -1,0 +1,170 @@
+//! Status of an `LlmDeployment`: what the cluster and the running processes say. Never read from users, never
+//! edited by them; every field is optional or has a default, so that a partial status is valid.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator saw last.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LlmDeploymentStatus {
+    /// observedGeneration is the `metadata.generation` that this status judges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// conditions say what is true, with a stable reason and a sentence on what to do: `Accepted`, `ModelResolved`,
+    /// `ModelVerified`, `CapacityAvailable`, `Progressing`, `Available`, `Ready`, `Degraded`, `Reconciling`, `Stalled`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// replicas counts the pods that are not terminating, of any revision.
+    #[serde(default)]
+    pub replicas: i32,
+    /// readyReplicas counts the pods that serve the wanted digest, by their own word.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// updatedReplicas counts the pods of the target revision.
+    #[serde(default)]
+    pub updated_replicas: i32,
+    /// availableReplicas counts the pods that can take requests now.
+    #[serde(default)]
+    pub available_replicas: i32,
+    /// selector is the label selector of the pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// servedDigest is the model digest that the running processes serve. Absent: nothing is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_digest: Option<String>,
+    /// servedRevision is the revision that the running processes serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_revision: Option<String>,
+    /// currentRevision is the last revision that reached its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_revision: Option<String>,
+    /// targetRevision is the revision that the spec asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_revision: Option<String>,
+    /// endpoint is the address of the OpenAI API inside the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// model describes the model, from the process that read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelStatus>,
+    /// verification tells how the bytes were judged, from the process that loads them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationStatus>,
+    /// download is the progress of the slowest pod that fetches. Absent: nothing is being fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<DownloadStatus>,
+    /// lastFailure is the most recent failure of a container or a pod; it stays after it was healed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<LastFailure>,
+    /// display holds values made for the printer columns, which cannot compute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display: Option<Display>,
+}
+
+/// What the model is, read from its own files.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelStatus {
+    /// resolvedRevision is the immutable revision that was fetched, for example a commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved_revision: Option<String>,
+    /// digest is the model digest of the bytes that were loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// bytes is the size of the model's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// format is the file format: `GGUF` or `Safetensors`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// architecture is the model's family, for example `llama`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// parameters counts the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<i64>,
+    /// quantization is the type of most weights, for example `Q4_1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
+    /// contextLength is the longest context in tokens that is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<i64>,
+}
+
+/// How the bytes were judged.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationStatus {
+    /// result is `Verified`, `Refused` or `Pending`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// method is how: `Digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// files counts the files that were judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<i64>,
+    /// bytes is how much was hashed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// durationSeconds is how long it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<f64>,
+    /// failedFile is the file that was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_file: Option<String>,
+}
+
+/// Progress of fetching the model.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DownloadStatus {
+    /// bytesDone is how much has arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_done: Option<i64>,
+    /// bytesTotal is how much there is. Absent: the source did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<i64>,
+    /// bytesPerSecond is the speed of the last seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<i64>,
+    /// remainingSeconds is an estimate from the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<i64>,
+}
+
+/// The most recent failure of a container or a pod.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LastFailure {
+    /// reason is the stable name: the runtime's own, or Kubernetes's (`OOMKilled`, `Error`, `Evicted`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// exitCode is the container's. Absent: the pod failed as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// message is the process's last word, or the end of its log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// pod is the name of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// time is when the container ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// Values made for the printer columns.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Display {
+    /// ready is `<serving>/<wanted>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<String>,
+    /// digest is the first 12 hexadecimal digits of the served digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}

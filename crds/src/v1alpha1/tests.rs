@@ -1,0 +1,240 @@
+//! The rules accept what works and refuse what does not, with a sentence on what to do.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn object() -> Value {
+    json!({
+        "apiVersion": "escadre.dev/v1alpha1",
+        "kind": "LlmDeployment",
+        "metadata": {"name": "support-fr"},
+        "spec": {"model": {
+            "source": "hf://owner/name.v2",
+            "verification": {"digest": format!("sha256:{}", "0a".repeat(32))},
+        }},
+    })
+}
+
+/// The object with one field set, judged by the rules.
+fn judge(pointer: &str, value: Value) -> Result<(), String> {
+    let mut changed = object();
+    let mut place = &mut changed;
+    for part in pointer.split('.') {
+        place = &mut place[part];
+    }
+    *place = value;
+    let parsed: LlmDeployment = serde_json::from_value(changed).map_err(|error| error.to_string())?;
+    parsed.validate_cel().map_err(|errors| format!("{errors}"))
+}
+
+#[track_caller]
+fn refused(pointer: &str, value: Value, words: &str) {
+    let shown = value.to_string();
+    let error = judge(pointer, value).expect_err(&format!("{pointer}={shown} is accepted"));
+    assert!(error.contains(words), "{pointer}={shown}: {error}");
+}
+
+#[test]
+fn minimal_object_gets_its_defaults() {
+    let parsed: LlmDeployment = serde_json::from_value(object()).unwrap();
+    parsed.validate_cel().unwrap();
+    assert_eq!(parsed.spec.replicas, 1);
+    assert_eq!(parsed.spec.service.port, 80);
+    assert_eq!(parsed.spec.drain.timeout_seconds, 120);
+    assert!(!parsed.spec.suspend);
+}
+
+#[test]
+fn names_that_pods_can_carry() {
+    judge("metadata.name", json!("a".repeat(40))).unwrap();
+    for name in ["a".repeat(41).as_str(), "qwen2.5", "1st", "Upper", "ends-", ""] {
+        refused(
+            "metadata.name",
+            json!(name),
+            "metadata.name must be at most 40 characters",
+        );
+    }
+}
+
+#[test]
+fn sources_that_work() {
+    for source in [
+        "hf://owner/name",
+        "hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
+        "https://h/f.gguf",
+        "https://h.example:8443/a/b%20c.gguf?x=1",
+    ] {
+        judge("spec.model.source", json!(source)).unwrap();
+    }
+    for source in [
+        "oci://r/x",
+        "s3://b/p",
+        "pvc://c/p",
+        "file:///x",
+        "http://h/f",
+        "owner/name",
+        "HF://a/b",
+    ] {
+        refused(
+            "spec.model.source",
+            json!(source),
+            "must be hf://<owner>/<name> or https://",
+        );
+    }
+    for source in [
+        "hf://name",
+        "hf://a/b/c",
+        "hf://a/b,https://c/d",
+        "hf://a/b@main",
+        "hf:// a/b",
+        "hf://../b",
+    ] {
+        refused("spec.model.source", json!(source), "must look like hf://");
+    }
+    for source in [
+        "https://h",
+        "https://h/",
+        "https://u:p@h/f",
+        "https://h/f#x",
+        "https://h/a b",
+        "https://h/f,hf://a/b",
+        "https:///f",
+    ] {
+        refused("spec.model.source", json!(source), "must look like https://");
+    }
+}
+
+#[test]
+fn fields_without_effect_are_refused() {
+    for (field, value) in [
+        ("endpoint", json!("https://m")),
+        ("revision", json!("main")),
+        ("files", json!(["*.gguf"])),
+    ] {
+        judge(&format!("spec.model.{field}"), value.clone()).unwrap();
+        let mut changed = object();
+        changed["spec"]["model"]["source"] = json!("https://h/f.gguf");
+        changed["spec"]["model"][field] = value;
+        let parsed: LlmDeployment = serde_json::from_value(changed).unwrap();
+        let error = parsed.validate_cel().unwrap_err().to_string();
+        assert!(error.contains("works with an hf:// source only"), "{field}: {error}");
+    }
+}
+
+#[test]
+fn endpoints_that_work() {
+    for endpoint in [
+        "http://mirror.escadre-demo.svc.cluster.local:8000",
+        "https://hf.example.com/sub/path",
+        "https://m",
+    ] {
+        judge("spec.model.endpoint", json!(endpoint)).unwrap();
+    }
+    for endpoint in [
+        "mirror:8000",
+        "ftp://m",
+        "https://u@m",
+        "https://m?q",
+        "https://m#f",
+        "https://m /x",
+    ] {
+        refused("spec.model.endpoint", json!(endpoint), "must be an address like");
+    }
+}
+
+#[test]
+fn digests_that_work() {
+    for digest in [
+        "abc",
+        "sha256:abc",
+        "sha512:aa",
+        &format!("sha256:{}", "0A".repeat(32)),
+        &format!("sha256:{}", "0".repeat(65)),
+    ] {
+        refused(
+            "spec.model.verification.digest",
+            json!(digest),
+            "64 lower-case hexadecimal digits",
+        );
+    }
+}
+
+#[test]
+fn files_stay_in_the_repository() {
+    judge("spec.model.files", json!(["*.gguf", "sub/*.json", "a..b"])).unwrap();
+    for glob in ["/etc/passwd", "../x", "a/../b", "a\\b", "a b"] {
+        refused(
+            "spec.model.files",
+            json!([glob]),
+            "must be globs relative to the repository",
+        );
+    }
+}
+
+#[test]
+fn revisions_and_names_that_work() {
+    judge("spec.model.revision", json!("refs/pr/1")).unwrap();
+    refused("spec.model.revision", json!("a..b"), "must be a branch");
+    refused("spec.model.revision", json!("a b"), "must be a branch");
+    judge("spec.model.servedName", json!("Qwen/qwen2.5-7b:latest")).unwrap();
+    refused(
+        "spec.model.servedName",
+        json!("two words"),
+        "spec.model.servedName must be",
+    );
+    refused("spec.runtime", json!({"image": "a b"}), "must be an image reference");
+}
+
+#[test]
+fn more_than_one_gpu_is_refused() {
+    judge("spec.resources", json!({"gpu": {"count": 1}})).unwrap();
+    judge(
+        "spec.resources",
+        json!({"gpu": {"count": 1, "resourceName": "nvidia.com/mig-1g.10gb"}}),
+    )
+    .unwrap();
+    refused("spec.resources", json!({"gpu": {"count": 2}}), "must be 0 or 1");
+    refused(
+        "spec.resources",
+        json!({"gpu": {"resourceName": "gpu"}}),
+        "must be an extended resource",
+    );
+}
+
+#[test]
+fn quantities_are_above_zero() {
+    for quantity in ["2", "500m", "1.5Gi", "1e3"] {
+        judge("spec.resources", json!({"cpu": quantity, "memory": quantity})).unwrap();
+    }
+    for quantity in ["lots", "0", "-1", "1Q"] {
+        refused(
+            "spec.resources",
+            json!({"cpu": quantity}),
+            "spec.resources.cpu must be a quantity above 0",
+        );
+        refused(
+            "spec.resources",
+            json!({"memory": quantity}),
+            "spec.resources.memory must be a quantity above 0",
+        );
+    }
+}
+
+#[test]
+fn own_annotations_are_refused_on_the_service() {
+    judge("spec.service", json!({"annotations": {"example.com/a": "b"}})).unwrap();
+    refused(
+        "spec.service",
+        json!({"annotations": {"escadre.dev/applied": "x"}}),
+        "must not use keys that begin with escadre.dev/",
+    );
+}
+
+/// Objects that were written with this version must parse in every later one.
+#[test]
+fn golden_object_still_parses() {
+    let golden: Value = serde_json::from_str(include_str!("golden.json")).unwrap();
+    let parsed: LlmDeployment = serde_json::from_value(golden.clone()).unwrap();
+    parsed.validate_cel().unwrap();
+    assert_eq!(serde_json::to_value(&parsed).unwrap(), golden);
+}

@@ -1,0 +1,3 @@
+module escadre.dev/e2e/modules/pause
+
+go 1.26.0

@@ -1,0 +1,204 @@
+//! Escadre itself on a cluster of the test bed: its resource, its operator, its images, and models to serve.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use escadre_crds::LlmDeployment;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, CustomResourceExt as _};
+
+use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, own_program};
+use crate::wait::await_condition;
+
+/// File name of the small real model, in the cache and in the mirror.
+pub const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// Where the mirror has it.
+pub const MODEL_SOURCE: &str = "hf://fixture-owner/smollm2";
+/// Its digest.
+pub const MODEL_DIGEST: &str = escadre_crds::examples::SMOLLM2_DIGEST;
+
+/// The tag of images in scenarios; unlike the defaults, so that a swapped image shows.
+const TAG: &str = "scenario";
+
+/// The small real model in the cache.
+pub fn model_file(cache: &Cache) -> Result<PathBuf> {
+    let file = cache.folder("models")?.join(MODEL_FILE);
+    anyhow::ensure!(file.is_file(), "{} is missing; run `make models`", file.display());
+    Ok(file)
+}
+
+/// A program of ours that was built beside this one.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let file = own_program()?.with_file_name(name);
+    anyhow::ensure!(
+        file.is_file(),
+        "{} is missing; run `cargo build --workspace`",
+        file.display()
+    );
+    Ok(file)
+}
+
+/// The root of the source tree.
+pub fn source_tree() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Installs the resource and waits until it is served.
+pub async fn install_resource(cluster: &Cluster) -> Result<()> {
+    let client = cluster.client().await?;
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let definition = LlmDeployment::crd();
+    let name = LlmDeployment::crd_name();
+    definitions
+        .patch(
+            name,
+            &PatchParams::apply("scenario").force(),
+            &Patch::Apply(&definition),
+        )
+        .await
+        .context("could not install the resource")?;
+    await_condition(
+        &client,
+        "default",
+        "the resource to be served",
+        Duration::from_secs(20),
+        async || {
+            let served = definitions
+                .get(name)
+                .await?
+                .status
+                .and_then(|status| status.conditions)
+                .is_some_and(|conditions| {
+                    conditions
+                        .iter()
+                        .any(|condition| condition.type_ == "Established" && condition.status == "True")
+                });
+            Ok(served.then_some(()))
+        },
+    )
+    .await
+}
+
+/// Starts the operator as a process inside the cluster's network, with the administrator's rights.
+pub fn start_operator(cluster: &Cluster) -> Result<()> {
+    let arguments = [
+        "--admin-address=127.0.0.1:8081",
+        "--runtime-image=escadre.dev/runtime:scenario",
+    ];
+    cluster.start_process(
+        "operator",
+        &program("escadre-operator")?,
+        arguments.map(str::to_owned).to_vec(),
+    )
+}
+
+/// Installs Escadre as a user does: images into the node, the chart by Helm.
+pub async fn install_chart(cluster: &Cluster) -> Result<()> {
+    for part in ["operator", "runtime"] {
+        let image = Image::service(
+            &format!("escadre.dev/{part}:{TAG}"),
+            &program(&format!("escadre-{part}"))?,
+        )?;
+        cluster.load_image(&image).await?;
+    }
+    let chart = source_tree().join("charts/escadre").display().to_string();
+    let tags = [format!("operator.image.tag={TAG}"), format!("runtime.image.tag={TAG}")];
+    let arguments = [
+        "upgrade",
+        "--install",
+        "escadre",
+        &chart,
+        "--namespace",
+        "escadre-system",
+        "--create-namespace",
+        "--wait",
+        "--timeout",
+        "3m",
+        "--set",
+        &tags[0],
+        "--set",
+        &tags[1],
+    ];
+    cluster.output("helm", &arguments).await.map(drop)
+}
+
+/// Starts a mirror of `root` on a port of the node, which misbehaves as `fault` says, and returns its URL.
+pub async fn start_mirror(cluster: &Cluster, root: &Path, port: u16, fault: Option<&str>) -> Result<String> {
+    let name = format!("mirror-{port}");
+    let listen = format!("{NODE_ADDRESS}:{port}");
+    let mut arguments = vec![
+        "mirror".to_owned(),
+        format!("--root={}", root.display()),
+        format!("--listen={listen}"),
+    ];
+    arguments.extend(fault.map(|fault| format!("--fault={fault}")));
+    cluster.start_process(&name, &own_program()?, arguments)?;
+    cluster.await_listening(&name, &listen).await?;
+    Ok(format!("http://{listen}"))
+}
+
+/// A folder for a mirror with the real model and with broken ones, each under `fixture-owner`.
+pub fn mirror_root(cluster: &Cluster) -> Result<PathBuf> {
+    let root = cluster.folder().join("mirror");
+    let cache = Cache::from_environment()?;
+    let model = model_file(&cache)?;
+    place(&root, "smollm2", MODEL_FILE, |target| {
+        fs::hard_link(&model, target).or_else(|_| fs::copy(&model, target).map(drop))
+    })?;
+    let whole = fs::read(&model).with_context(|| format!("could not read {}", model.display()))?;
+    place(&root, "truncated", "model.gguf", |target| {
+        fs::write(target, &whole[..1 << 20])
+    })?;
+    place(&root, "text", "model.gguf", |target| {
+        fs::write(target, "This is not a model.\n".repeat(100))
+    })?;
+    place(&root, "foreign", "model.gguf", |target| {
+        fs::write(target, foreign_architecture())
+    })?;
+    Ok(root)
+}
+
+fn place(root: &Path, model: &str, file: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    let folder = root.join("fixture-owner").join(model);
+    fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+    let target = folder.join(file);
+    if target.exists() {
+        return Ok(());
+    }
+    write(&target).with_context(|| format!("could not write {}", target.display()))
+}
+
+/// A well-formed GGUF file of an architecture that is not supported: one key, no tensors.
+pub fn foreign_architecture() -> Vec<u8> {
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let header = [
+        &b"GGUF"[..],
+        &3u32.to_le_bytes(),
+        &0u64.to_le_bytes(),
+        &1u64.to_le_bytes(),
+    ]
+    .concat();
+    let key = [
+        string("general.architecture"),
+        8u32.to_le_bytes().to_vec(),
+        string("mamba"),
+    ]
+    .concat();
+    [header, key].concat()
+}
+
+/// Makes the API of a deployment answer on this machine, and returns the base address.
+pub async fn reach(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
+    let target = Target::Service {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        port: 80,
+    };
+    let forward = cluster
+        .forward(&format!("{namespace}-{name}"), "127.0.0.1:0", &target)
+        .await?;
+    Ok(format!("http://{}", forward.listen))
+}

@@ -1,0 +1,236 @@
+//! The controller of `LlmDeployment`: observe, validate, plan, build, apply, status; nothing else happens here.
+
+pub mod apply;
+pub mod build;
+pub mod diagnose;
+pub mod events;
+#[cfg(test)]
+mod fixtures;
+pub mod observe;
+pub mod plan;
+pub mod revision;
+pub mod status;
+pub mod validate;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use escadre_crds::{LlmDeployment, names};
+use futures::StreamExt as _;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::{reflector::ObjectRef, watcher};
+use kube::{Api, Resource};
+
+use crate::admin::Readiness;
+use crate::context::Context;
+use build::Children;
+use plan::Plan;
+use validate::{Rejected, Valid};
+
+/// Changes that come together are worked on together.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// After a conflict: the watch brings the newer object in the meantime.
+const CONFLICT: Duration = Duration::from_secs(1);
+
+/// Why a pass failed: one variant for each step that can fail.
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+pub enum Error {
+    /// The object is not an `LlmDeployment` that this version understands.
+    #[error("object {name} does not have the form of an LlmDeployment")]
+    Invalid {
+        /// Its name.
+        name: String,
+        /// What does not fit.
+        #[source]
+        source: Box<InvalidObject>,
+    },
+    /// A read failed.
+    #[error("could not observe the world")]
+    Observe(#[source] observe::Error),
+    /// A write failed.
+    #[error("could not apply the children")]
+    Apply(#[source] Box<apply::Error>),
+    /// Status could not be written.
+    #[error("could not write status")]
+    Status(#[source] status::Error),
+}
+
+/// How a pass went.
+pub enum Outcome {
+    /// The spec cannot be followed.
+    Rejected(Rejected),
+    /// Everything was written.
+    Applied {
+        /// What was wanted.
+        valid: Box<Valid>,
+        /// What was planned.
+        plan: Plan,
+        /// What was written.
+        children: Box<Children<apply::Applied>>,
+    },
+    /// A write failed.
+    Failed {
+        /// What was wanted.
+        valid: Box<Valid>,
+        /// What failed.
+        error: Box<apply::Error>,
+    },
+}
+
+impl Outcome {
+    fn into_action(self, next_look: Option<Duration>) -> Result<Action, Error> {
+        match self {
+            Self::Failed { error, .. } => Err(Error::Apply(error)),
+            Self::Rejected(_) | Self::Applied { .. } => {
+                Ok(next_look.map_or_else(Action::await_change, Action::requeue))
+            }
+        }
+    }
+}
+
+/// Drives one `LlmDeployment` one step towards its spec.
+async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let object = object.0.as_ref().map_err(|source| Error::Invalid {
+        name: source.metadata.name.clone().unwrap_or_default(),
+        source: Box::new(source.clone()),
+    })?;
+    if object.meta().deletion_timestamp.is_some() {
+        // Children go by their owner references; making new ones would keep the object from going.
+        return Ok(Action::await_change());
+    }
+    let observed = observe::observe(&ctx, object).await.map_err(Error::Observe)?;
+    let outcome = match validate::validate(object, &observed) {
+        Err(rejected) => Outcome::Rejected(rejected),
+        Ok(valid) => {
+            let plan = plan::next(&valid, &observed, ctx.clock.now());
+            let children = build::build(&valid, &plan);
+            let valid = Box::new(valid);
+            match apply::apply(&ctx, children).await {
+                Ok(children) => Outcome::Applied {
+                    valid,
+                    plan,
+                    children: Box::new(children),
+                },
+                Err(error) => Outcome::Failed {
+                    valid,
+                    error: Box::new(error),
+                },
+            }
+        }
+    };
+    let next_look = status::write(&ctx, object, &observed, &outcome)
+        .await
+        .map_err(Error::Status)?;
+    outcome.into_action(next_look)
+}
+
+/// One pass, with its numbers and its log line.
+async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let name = key(&object);
+    let started = Instant::now();
+    let result = Box::pin(reconcile(object, Arc::clone(&ctx))).await;
+    let outcome = match &result {
+        Ok(_) => {
+            ctx.backoff.succeeded(&name);
+            "ok"
+        }
+        Err(error) => error.into(),
+    };
+    ctx.metrics.reconciled(outcome, started.elapsed());
+    result
+}
+
+fn key(object: &DeserializeGuard<LlmDeployment>) -> String {
+    format!(
+        "{}/{}",
+        object.meta().namespace.as_deref().unwrap_or_default(),
+        object.meta().name.as_deref().unwrap_or_default()
+    )
+}
+
+/// What to do after a failed pass.
+#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
+fn error_policy(object: Arc<DeserializeGuard<LlmDeployment>>, error: &Error, ctx: Arc<Context>) -> Action {
+    let is_conflict = match error {
+        Error::Invalid { .. } => return Action::await_change(),
+        Error::Observe(_) => false,
+        Error::Apply(error) => error.is_conflict(),
+        Error::Status(error) => error.is_conflict(),
+    };
+    if is_conflict {
+        return Action::requeue(CONFLICT);
+    }
+    Action::requeue(ctx.backoff.failed(&key(&object)))
+}
+
+/// Watches and reconciles until `shutdown` completes, and then until running passes are done.
+pub async fn run(
+    ctx: Arc<Context>,
+    namespace: Option<&str>,
+    concurrency: u16,
+    readiness: Readiness,
+    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
+    let controller = Controller::new(
+        scoped::<DeserializeGuard<LlmDeployment>>(&ctx, namespace),
+        watcher::Config::default(),
+    );
+    let store = controller.store();
+    let seen = async {
+        if store.wait_until_ready().await.is_ok() {
+            readiness.set();
+        }
+        std::future::pending::<()>().await;
+    };
+    let work = controller
+        .owns(scoped::<Pod>(&ctx, namespace), ours.clone())
+        .owns(scoped::<PartialObjectMeta<Service>>(&ctx, namespace), ours.clone())
+        .owns(scoped::<PartialObjectMeta<ControllerRevision>>(&ctx, namespace), ours)
+        .with_config(Config::default().concurrency(concurrency).debounce(DEBOUNCE))
+        .graceful_shutdown_on(shutdown)
+        .run(measured, error_policy, ctx)
+        .for_each(async |result| log(&result));
+    tokio::select! {
+        () = seen => {}
+        () = work => {}
+    }
+}
+
+fn scoped<K>(ctx: &Context, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
+        None => Api::all(ctx.client.clone()),
+    }
+}
+
+type Passed = (ObjectRef<DeserializeGuard<LlmDeployment>>, Action);
+type NotPassed = kube::runtime::controller::Error<Error, watcher::Error>;
+
+fn log(result: &Result<Passed, NotPassed>) {
+    use kube::runtime::controller::Error as ControllerError;
+    match result {
+        Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
+        Err(ControllerError::ObjectNotFound(object)) => tracing::debug!(%object, "object is gone"),
+        Err(ControllerError::ReconcilerFailed(error, object)) => {
+            let is_conflict = match error {
+                Error::Apply(error) => error.is_conflict(),
+                Error::Status(error) => error.is_conflict(),
+                Error::Invalid { .. } | Error::Observe(_) => false,
+            };
+            if is_conflict {
+                tracing::debug!(%object, "the object was changed meanwhile");
+            } else {
+                tracing::warn!(%object, error = error as &dyn std::error::Error, "reconcile failed");
+            }
+        }
+        Err(error) => tracing::warn!(error = error as &dyn std::error::Error, "watch failed"),
+    }
+}

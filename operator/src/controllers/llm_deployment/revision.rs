@@ -1,0 +1,234 @@
+//! Revisions: what the user wants of each pod, the name derived from it, and the record that is kept of the pod
+//! template that was built for it. Pure.
+//!
+//! The name covers the user's intent only, never a default of the operator: an upgrade of the operator restarts no
+//! model. The record is what pods are made from, so that healing a stable pod never needs the current spec.
+
+use std::fmt;
+
+use escadre_crds::names;
+use escadre_crds::v1alpha1::{Placement, Resources, RuntimeSpec};
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use kube::ResourceExt as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::kube_ext::orphans::Identity;
+
+/// What the user wants of each pod. A field added later must be left out of the JSON when it is not used, so that
+/// old revisions keep their names.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Intent {
+    /// Address of the model.
+    pub source: String,
+    /// Branch, tag or commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Globs, sorted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<Vec<String>>,
+    /// Name in the API.
+    pub served_name: String,
+    /// What the bytes must be.
+    pub digest: String,
+    /// The process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeSpec>,
+    /// Resources.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Placement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+}
+
+/// Settings that wait for the next revision: an edit reaches running pods never, and a revision that has never
+/// served at once (a wrong mirror must be repairable).
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// Mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Seconds that open answers may go on.
+    pub drain_seconds: u32,
+}
+
+/// The name of a revision: 8 characters of a-z and 0-9.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(String);
+
+impl Revision {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// No vowels and no digits that look like them: a name never spells a word.
+const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// The length of a name: 27^8 is 38 bits, enough for the few revisions of one object.
+const LENGTH: usize = 8;
+
+impl Intent {
+    /// The name of the revision that this intent makes: equal intents, equal names, in every version of the operator.
+    pub fn revision_name(&self) -> Revision {
+        let hash = hash(&json(self));
+        let name = hash
+            .iter()
+            .take(LENGTH)
+            .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
+        Revision(name.collect())
+    }
+}
+
+/// JSON with sorted keys, whatever order the map type keeps.
+fn canonical(value: &Value, text: &mut String) {
+    match value {
+        Value::Object(fields) => {
+            let mut keys: Vec<&String> = fields.keys().collect();
+            keys.sort();
+            text.push('{');
+            for key in keys {
+                text.push_str(&Value::from(key.as_str()).to_string());
+                text.push(':');
+                canonical(&fields[key], text);
+                text.push(',');
+            }
+            text.push('}');
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for item in items {
+                canonical(item, text);
+                text.push(',');
+            }
+            text.push(']');
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => text.push_str(&value.to_string()),
+    }
+}
+
+/// Our own types as JSON: they are made of strings, numbers, lists and maps with string keys.
+pub(super) fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("our types can always be written as JSON")
+}
+
+fn hash(value: &Value) -> Vec<u8> {
+    let mut text = String::new();
+    canonical(value, &mut text);
+    Sha256::digest(text.as_bytes()).to_vec()
+}
+
+/// A short digest of any value, for annotations: 64 bits in hexadecimal.
+pub fn fingerprint(value: &Value) -> String {
+    let first = hash(value)
+        .into_iter()
+        .take(8)
+        .fold(0, |number: u64, byte| number << 8 | u64::from(byte));
+    format!("{first:016x}")
+}
+
+/// What is kept of a revision, in the `data` of a `ControllerRevision`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// What pods are made from.
+    pub template: PodTemplateSpec,
+    /// The settings that went into it.
+    pub settings: Settings,
+}
+
+/// A revision as it was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredRevision {
+    /// Which object it is.
+    pub identity: Identity,
+    /// What it holds. `None`: not readable, somebody changed it.
+    pub record: Option<Record>,
+}
+
+impl StoredRevision {
+    /// The record of one revision among ours.
+    pub fn find(revisions: &[ControllerRevision], deployment: &str, revision: &Revision) -> Option<Self> {
+        let name = names::revision_name(deployment, revision.as_str());
+        let found = revisions.iter().find(|one| one.name_any() == name)?;
+        Some(Self {
+            identity: Identity {
+                name,
+                uid: found.uid().unwrap_or_default(),
+            },
+            record: found
+                .data
+                .as_ref()
+                .and_then(|data| serde_json::from_value(data.0.clone()).ok()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent() -> Intent {
+        Intent {
+            source: "hf://owner/name".to_owned(),
+            revision: None,
+            files: None,
+            served_name: "served".to_owned(),
+            digest: format!("sha256:{}", "a".repeat(64)),
+            runtime: None,
+            resources: None,
+            placement: None,
+        }
+    }
+
+    /// A changed name would restart every pod of every user at an upgrade.
+    #[test]
+    fn revision_name_never_changes_between_versions() {
+        assert_eq!(intent().revision_name().as_str(), "k4m4wml5");
+    }
+
+    #[test]
+    fn every_part_of_the_intent_makes_another_revision() {
+        let base = intent().revision_name();
+        let digest = Intent {
+            digest: format!("sha256:{}", "b".repeat(64)),
+            ..intent()
+        };
+        let name = Intent {
+            served_name: "other".to_owned(),
+            ..intent()
+        };
+        let context = Intent {
+            runtime: Some(RuntimeSpec {
+                max_context: Some(7),
+                ..RuntimeSpec::default()
+            }),
+            ..intent()
+        };
+        for other in [digest, name, context] {
+            assert_ne!(other.revision_name(), base);
+        }
+    }
+
+    #[test]
+    fn revision_name_is_eight_plain_characters() {
+        let name = intent().revision_name();
+        assert_eq!(name.as_str().len(), LENGTH);
+        assert!(
+            name.as_str()
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        );
+    }
+}

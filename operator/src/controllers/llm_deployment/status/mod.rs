@@ -1,0 +1,275 @@
+//! Status: what happened and what was seen, as conditions and counters; then one patch, and events for what changed.
+//!
+//! `judge` is pure. The patch carries the `resourceVersion` that was read, and is left out when nothing but
+//! timestamps would change, so that a world that stands still causes no writes.
+
+mod conditions;
+mod scene;
+#[cfg(test)]
+mod tests;
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+use std::time::Duration;
+
+use escadre_crds::condition::{self, ConditionType};
+use escadre_crds::v1alpha1::{Display, DownloadStatus, LastFailure, LlmDeploymentStatus, VerificationStatus};
+use escadre_crds::{LlmDeployment, names};
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Resource as _, ResourceExt as _};
+use serde_json::json;
+
+use super::Outcome;
+use super::observe::{Observed, Report};
+use super::plan::Plan;
+use crate::context::Context;
+use crate::controllers::llm_deployment::events;
+use crate::kube_ext::apply::{CallError, apply_status};
+use conditions::findings;
+use scene::Scene;
+
+/// While something is on its way: progress should look alive to a person who watches.
+const SOON: Duration = Duration::from_secs(2);
+/// While a long download runs: status is written at most this often.
+const DOWNLOADING: Duration = Duration::from_secs(5);
+/// While everything serves: how long a process that went wrong silently stays unnoticed.
+const STABLE: Duration = Duration::from_secs(20);
+/// After the API server refused a pod: a quota changes without an event that we see.
+const REFUSED: Duration = Duration::from_secs(10);
+/// Without pods: only a safety net under the watches.
+const IDLE: Duration = Duration::from_mins(10);
+
+/// Status could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("could not write the status of {object}")]
+pub struct Error {
+    /// Whose.
+    pub object: String,
+    /// Why not.
+    #[source]
+    pub source: CallError,
+}
+
+impl Error {
+    /// Whether the object was changed since it was read.
+    pub fn is_conflict(&self) -> bool {
+        self.source.status().is_some_and(kube::core::Status::is_conflict)
+    }
+}
+
+/// What status should be, and when to look again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// The status.
+    pub status: LlmDeploymentStatus,
+    /// When to look again. `None`: when something changes.
+    pub next_look: Option<Duration>,
+}
+
+/// Judges what happened and what was seen.
+pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now: Timestamp) -> Judgement {
+    let scene = Scene::new(object, observed, outcome);
+    let mut conditions = scene.before.conditions.clone();
+    for finding in findings(&scene) {
+        condition::set(&mut conditions, finding, object.metadata.generation, now);
+    }
+    let serving = scene.serving();
+    let served = scene.mine().find(|pod| pod.is_serving());
+    let served_digest = served
+        .and_then(|pod| pod.said())
+        .and_then(|said| said.served_digest.clone());
+    let is_same_target = scene.before.target_revision == scene.target;
+    let status = LlmDeploymentStatus {
+        observed_generation: object.metadata.generation,
+        conditions,
+        replicas: count(scene.alive()),
+        ready_replicas: count(serving),
+        updated_replicas: count(scene.mine().count()),
+        available_replicas: count(serving),
+        selector: Some(names::selector(&scene.name())),
+        display: Some(Display {
+            ready: Some(format!("{serving}/{}", scene.wanted)),
+            digest: served_digest
+                .as_deref()
+                .and_then(|digest| digest.get(7..19))
+                .map(str::to_owned),
+        }),
+        served_revision: served.and(scene.target.clone()),
+        served_digest,
+        current_revision: if scene.is_reached() {
+            scene.target.clone()
+        } else {
+            scene.before.current_revision.clone()
+        },
+        target_revision: scene.target.clone(),
+        endpoint: scene
+            .has_service
+            .then(|| names::endpoint(&scene.name(), &object.namespace().unwrap_or_default(), port(object))),
+        model: from_pods(&scene, |said| said.model.clone())
+            .or_else(|| scene.before.model.clone().filter(|_| is_same_target)),
+        verification: verification(&scene, is_same_target),
+        download: download(&scene),
+        last_failure: last_failure(&scene),
+    };
+    Judgement {
+        next_look: next_look(&scene, &status, object),
+        status,
+    }
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn port(object: &LlmDeployment) -> u16 {
+    u16::try_from(object.spec.service.port).unwrap_or(80)
+}
+
+/// What the pods of the target revision say, a serving one first.
+fn from_pods<T>(scene: &Scene<'_>, pick: impl Fn(&crate::runtime_status::Said) -> Option<T>) -> Option<T> {
+    let serving = scene.mine().filter(|pod| pod.is_serving());
+    let others = scene.mine().filter(|pod| !pod.is_serving());
+    serving.chain(others).filter_map(|pod| pod.said()).find_map(pick)
+}
+
+fn verification(scene: &Scene<'_>, is_same_target: bool) -> Option<VerificationStatus> {
+    let said = from_pods(scene, |said| said.verification.clone());
+    if scene.problem(ConditionType::ModelVerified).is_some() {
+        // The process that refused has ended; what it said last, if anything, is the better source.
+        let refused = said.filter(|said| said.result.as_deref() == Some("Refused"));
+        return Some(refused.unwrap_or_else(|| VerificationStatus {
+            result: Some("Refused".to_owned()),
+            method: Some("Digest".to_owned()),
+            ..VerificationStatus::default()
+        }));
+    }
+    said.or_else(|| scene.before.verification.clone().filter(|_| is_same_target))
+}
+
+/// Progress of the pod that has fetched least. An older value stays until a whole per cent more has arrived.
+fn download(scene: &Scene<'_>) -> Option<DownloadStatus> {
+    let slowest = scene
+        .mine()
+        .filter(|pod| !pod.diagnosis.is_fetched)
+        .filter_map(|pod| pod.said().and_then(|said| said.download.clone()))
+        .min_by_key(|download| download.bytes_done);
+    let now = slowest?;
+    let before = scene.before.download.as_ref();
+    let is_same = before.is_some_and(|before| before.bytes_total == now.bytes_total && share(before) == share(&now));
+    if is_same { before.cloned() } else { Some(now) }
+}
+
+/// Whole per cents; without a total, steps of 64 MiB.
+fn share(download: &DownloadStatus) -> i128 {
+    let done = i128::from(download.bytes_done.unwrap_or(0));
+    match download.bytes_total {
+        Some(total) if total > 0 => done * 100 / i128::from(total),
+        Some(_) | None => done / (64 * 1024 * 1024),
+    }
+}
+
+fn last_failure(scene: &Scene<'_>) -> Option<LastFailure> {
+    let newest = scene
+        .pods
+        .iter()
+        // A process that was told to end may say so with an exit code.
+        .filter(|pod| !pod.facts.is_terminating)
+        .filter_map(|pod| pod.diagnosis.last_failure.clone())
+        .max_by_key(|failure| failure.time.as_ref().map(|time| time.0));
+    let before = scene.before.last_failure.clone();
+    match (newest, before) {
+        (Some(newest), Some(before)) => {
+            let is_older = newest.time.as_ref().map(|time| time.0) < before.time.as_ref().map(|time| time.0);
+            Some(if is_older { before } else { newest })
+        }
+        (newest, before) => newest.or(before),
+    }
+}
+
+fn next_look(scene: &Scene<'_>, status: &LlmDeploymentStatus, object: &LlmDeployment) -> Option<Duration> {
+    let is_stale = scene
+        .pods
+        .iter()
+        .any(|pod| matches!(pod.observed.report, Report::Said { stale: true, .. }));
+    match scene.outcome {
+        // A Service in the way can go without an event that we see, and pods still have to be asked.
+        Outcome::Rejected(_) => (scene.alive() > 0 || !scene.has_service).then_some(STABLE),
+        // The error policy decides.
+        Outcome::Failed { .. } => None,
+        Outcome::Applied { .. } if scene.refused().is_some() => Some(REFUSED),
+        Outcome::Applied {
+            plan: Plan::Blocked { retry, .. },
+            ..
+        } => Some((*retry).min(SOON)),
+        Outcome::Applied { .. } if scene.is_settled() && scene.wanted == 0 => Some(IDLE + jitter(object)),
+        Outcome::Applied { .. } if scene.is_settled() && !is_stale => Some(STABLE),
+        Outcome::Applied { .. } => {
+            let remaining = status.download.as_ref().and_then(|download| download.remaining_seconds);
+            Some(if remaining.is_some_and(|seconds| seconds > 10) {
+                DOWNLOADING
+            } else {
+                SOON
+            })
+        }
+    }
+}
+
+/// Up to a minute, the same for one object always: objects do not all wake at once.
+fn jitter(object: &LlmDeployment) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    object.metadata.uid.hash(&mut hasher);
+    Duration::from_secs(hasher.finish() % 60)
+}
+
+/// Whether two statuses differ in more than timestamps.
+fn differs(before: &LlmDeploymentStatus, after: &LlmDeploymentStatus) -> bool {
+    let timeless = |status: &LlmDeploymentStatus| {
+        let mut status = status.clone();
+        for condition in &mut status.conditions {
+            condition.last_transition_time.0 = Timestamp::UNIX_EPOCH;
+        }
+        if let Some(failure) = &mut status.last_failure {
+            failure.time = None;
+        }
+        status
+    };
+    timeless(before) != timeless(after)
+}
+
+/// Judges, writes what changed, tells what changed.
+///
+/// # Errors
+/// When the patch fails. An object that is gone needs no status.
+pub async fn write(
+    ctx: &Context,
+    object: &LlmDeployment,
+    observed: &Observed,
+    outcome: &Outcome,
+) -> Result<Option<Duration>, Error> {
+    let Judgement { status, next_look } = judge(object, observed, outcome, ctx.clock.now());
+    let before = object.status.clone().unwrap_or_default();
+    if !differs(&before, &status) {
+        return Ok(next_look);
+    }
+    let name = object.name_any();
+    let namespace = object.namespace().unwrap_or_default();
+    let patch = json!({
+        "apiVersion": LlmDeployment::api_version(&()),
+        "kind": LlmDeployment::kind(&()),
+        "metadata": {"name": name, "namespace": namespace, "resourceVersion": object.resource_version()},
+        "status": status,
+    });
+    let api: Api<LlmDeployment> = Api::namespaced(ctx.client.clone(), &namespace);
+    match apply_status(&api, &name, &patch).await {
+        Ok(_) => {
+            ctx.metrics.wrote("apply", "LlmDeploymentStatus");
+            events::publish(ctx, object, &before.conditions, &status.conditions).await;
+            Ok(next_look)
+        }
+        Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => Ok(None),
+        Err(source) => Err(Error {
+            object: format!("{namespace}/{name}"),
+            source,
+        }),
+    }
+}

@@ -1,0 +1,343 @@
+//! Judges the raw spec together with what was observed. Pure. What comes out is the single input of the next steps.
+//!
+//! The schema and its rules refuse most mistakes at `kubectl apply`; what needs other objects, or a closer look, is
+//! judged here. A rejected spec changes nothing: pods that run go on running.
+
+use std::collections::BTreeMap;
+
+use escadre_crds::condition::Reason;
+use escadre_crds::v1alpha1::{Placement, Resources, RuntimeSpec, ServiceSpec};
+use escadre_crds::{LlmDeployment, names};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource as _, ResourceExt as _};
+
+use super::observe::Observed;
+use super::revision::{Intent, Revision, Settings, StoredRevision};
+use crate::args::PullPolicy;
+
+/// Why a spec cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// For machines.
+    pub reason: Reason,
+    /// For people: the field and what to do.
+    pub message: String,
+}
+
+/// A spec that can be followed, with everything that the next steps may use.
+#[derive(Clone, Debug)]
+pub struct Valid {
+    /// Name of the object.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The controller reference that every child carries.
+    pub owner: OwnerReference,
+    /// What the user wants of each pod: what makes the revision.
+    pub intent: Intent,
+    /// The name of that revision.
+    pub revision: Revision,
+    /// What new revisions take over, and running ones do not.
+    pub settings: Settings,
+    /// The revision as it was recorded, when it was.
+    pub stored: Option<StoredRevision>,
+    /// The revision that reached its size last: its record is kept.
+    pub current_revision: Option<String>,
+    /// Whether a pod of this revision ever served.
+    pub has_served: bool,
+    /// The number of the next `ControllerRevision`.
+    pub next_number: i64,
+    /// How many pods there should be: none when suspended.
+    pub replicas: u32,
+    /// Whether `spec.suspend` is set.
+    pub suspended: bool,
+    /// The Service that is wanted.
+    pub service: ServiceSpec,
+    /// The Service that is there.
+    pub service_before: Option<Service>,
+    /// Image for a new revision.
+    pub image: String,
+    /// Pull policy for a new revision.
+    pub pull_policy: PullPolicy,
+}
+
+/// Judges.
+///
+/// # Errors
+/// [`Rejected`] with the first field that cannot work.
+pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Rejected> {
+    let name = object.name_any();
+    let spec = &object.spec;
+    let Some(owner) = object.controller_owner_ref(&()) else {
+        return Err(invalid(
+            "metadata has no UID; the object did not come from an API server".to_owned(),
+        ));
+    };
+    if name.len() > names::NAME_LIMIT {
+        return Err(invalid(format!(
+            "metadata.name must have at most {} characters",
+            names::NAME_LIMIT
+        )));
+    }
+    check_source(&spec.model.source)?;
+    check_digest(&spec.model.verification.digest)?;
+    let replicas = u32::try_from(spec.replicas)
+        .map_err(|_| invalid(format!("spec.replicas must be 0 or more, it is {}", spec.replicas)))?;
+    if let Some(resources) = &spec.resources {
+        check_resources(resources)?;
+    }
+    let service_before = own_service(&name, observed)?;
+
+    let intent = Intent {
+        source: spec.model.source.clone(),
+        revision: spec.model.revision.clone(),
+        files: sorted(spec.model.files.as_deref()),
+        served_name: spec.model.served_name.clone().unwrap_or_else(|| name.clone()),
+        digest: spec.model.verification.digest.clone(),
+        runtime: spec
+            .runtime
+            .clone()
+            .filter(|runtime| *runtime != RuntimeSpec::default()),
+        resources: spec.resources.as_ref().and_then(normal_resources),
+        placement: spec
+            .placement
+            .clone()
+            .filter(|placement| *placement != Placement::default()),
+    };
+    let revision = intent.revision_name();
+    let status = object.status.as_ref();
+    let served = |field: Option<&String>| field.is_some_and(|served| served == revision.as_str());
+    Ok(Valid {
+        stored: StoredRevision::find(&observed.revisions, &name, &revision),
+        has_served: status
+            .is_some_and(|status| served(status.served_revision.as_ref()) || served(status.current_revision.as_ref())),
+        current_revision: status.and_then(|status| status.current_revision.clone()),
+        next_number: observed.revisions.iter().map(|one| one.revision).max().unwrap_or(0) + 1,
+        settings: Settings {
+            endpoint: spec.model.endpoint.clone(),
+            drain_seconds: u32::try_from(spec.drain.timeout_seconds)
+                .map_err(|_| invalid("spec.drain.timeoutSeconds must be 0 or more".to_owned()))?,
+        },
+        image: spec
+            .runtime
+            .as_ref()
+            .and_then(|runtime| runtime.image.clone())
+            .unwrap_or_else(|| observed.defaults.runtime_image.clone()),
+        pull_policy: observed.defaults.pull_policy,
+        replicas: if spec.suspend { 0 } else { replicas },
+        suspended: spec.suspend,
+        namespace: object.namespace().unwrap_or_default(),
+        service: spec.service.clone(),
+        name,
+        owner,
+        intent,
+        revision,
+        service_before,
+    })
+}
+
+fn invalid(message: String) -> Rejected {
+    Rejected {
+        reason: Reason::InvalidSpec,
+        message,
+    }
+}
+
+fn check_source(source: &str) -> Result<(), Rejected> {
+    let is_known = source.starts_with("hf://") || source.starts_with("https://");
+    if is_known && !source.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Ok(());
+    }
+    Err(invalid(
+        "spec.model.source must be hf://<owner>/<name> or https://<host>/<path to a file>; other sources are not supported in this version"
+            .to_owned(),
+    ))
+}
+
+fn check_digest(digest: &str) -> Result<(), Rejected> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+    if hex.len() == 64
+        && hex
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    {
+        return Ok(());
+    }
+    Err(invalid(
+        "spec.model.verification.digest must be 'sha256:' and 64 lower-case hexadecimal digits".to_owned(),
+    ))
+}
+
+fn check_resources(resources: &Resources) -> Result<(), Rejected> {
+    let Resources { gpu, cpu, memory } = resources;
+    for (field, quantity) in [("cpu", cpu), ("memory", memory)] {
+        if let Some(Quantity(text)) = quantity
+            && !is_positive_quantity(text)
+        {
+            return Err(invalid(format!(
+                "spec.resources.{field} must be a quantity above 0, for example {}; it is '{text}'",
+                if field == "cpu" { "'4' or '500m'" } else { "'8Gi'" }
+            )));
+        }
+    }
+    if gpu.as_ref().is_some_and(|gpu| gpu.count > 1) {
+        return Err(invalid("spec.resources.gpu.count must be 0 or 1".to_owned()));
+    }
+    Ok(())
+}
+
+/// Whether a text is a quantity of Kubernetes above zero: a decimal number and perhaps a suffix.
+fn is_positive_quantity(text: &str) -> bool {
+    const SUFFIXES: [&str; 15] = [
+        "", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "u",
+    ];
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let is_exponent = suffix
+        .strip_prefix(['e', 'E'])
+        .is_some_and(|power| power.parse::<i8>().is_ok());
+    (SUFFIXES.contains(&suffix) || is_exponent) && number.parse::<f64>().is_ok_and(|value| value > 0.0)
+}
+
+/// The Service of our name, which must be ours: taking over somebody else's would redirect its traffic.
+fn own_service(name: &str, observed: &Observed) -> Result<Option<Service>, Rejected> {
+    match &observed.service {
+        Some(found) if !found.is_ours => Err(invalid(format!(
+            "a Service named {name} exists already and does not belong to this object; delete it, or give the LlmDeployment another name"
+        ))),
+        Some(found) => Ok(Some(found.service.clone())),
+        None => Ok(None),
+    }
+}
+
+fn sorted(files: Option<&[String]>) -> Option<Vec<String>> {
+    let mut files = files?.to_vec();
+    files.sort();
+    files.dedup();
+    (!files.is_empty()).then_some(files)
+}
+
+/// Resources without what has no effect, so that it makes no revision.
+fn normal_resources(resources: &Resources) -> Option<Resources> {
+    let normal = Resources {
+        gpu: resources.gpu.clone().filter(|gpu| gpu.count > 0),
+        ..resources.clone()
+    };
+    (normal != Resources::default()).then_some(normal)
+}
+
+impl Valid {
+    /// The labels of every child.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (names::LABEL_MANAGED_BY.to_owned(), names::MANAGED_BY.to_owned()),
+            (names::LABEL_DEPLOYMENT.to_owned(), self.name.clone()),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{DIGEST, object, world};
+    use super::super::observe::ObservedService;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn valid_spec_gets_its_defaults() {
+        let object = object(&json!({}));
+        let valid = validate(&object, &world(vec![])).unwrap();
+        assert_eq!(valid.intent.served_name, "support");
+        assert_eq!(valid.image, "registry.example.com/runtime:7");
+        assert_eq!(valid.replicas, 2);
+        assert_eq!(valid.next_number, 1);
+        assert_eq!(valid.intent.digest, DIGEST);
+    }
+
+    #[test]
+    fn suspended_object_wants_no_pods() {
+        let valid = validate(&object(&json!({"suspend": true})), &world(vec![])).unwrap();
+        assert_eq!(valid.replicas, 0);
+        assert!(valid.suspended);
+    }
+
+    #[test]
+    fn spec_that_the_schema_missed_is_rejected_by_name() {
+        let cases = [
+            (json!({"model": {"source": "oci://x/y"}}), "spec.model.source"),
+            (
+                json!({"model": {"verification": {"digest": "sha256:12"}}}),
+                "spec.model.verification.digest",
+            ),
+            (json!({"replicas": -1}), "spec.replicas"),
+            (json!({"resources": {"memory": "lots"}}), "spec.resources.memory"),
+            (json!({"resources": {"cpu": "0"}}), "spec.resources.cpu"),
+            (json!({"resources": {"gpu": {"count": 2}}}), "spec.resources.gpu.count"),
+            (json!({"drain": {"timeoutSeconds": -5}}), "spec.drain.timeoutSeconds"),
+        ];
+        for (spec, field) in cases {
+            let rejected = validate(&object(&spec), &world(vec![])).unwrap_err();
+            assert_eq!(rejected.reason, Reason::InvalidSpec);
+            assert!(rejected.message.contains(field), "{}", rejected.message);
+        }
+    }
+
+    #[test]
+    fn quantities_of_kubernetes_are_understood() {
+        for text in ["1", "500m", "1.5", "8Gi", "1e3", "2E6", "12E", "100u"] {
+            assert!(is_positive_quantity(text), "{text}");
+        }
+        for text in ["", "0", "-1", "1Q", "Gi", "1 Gi", "1.2.3", "0.0", "1ee3"] {
+            assert!(!is_positive_quantity(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn foreign_service_is_never_taken_over() {
+        let mut observed = world(vec![]);
+        observed.service = Some(ObservedService {
+            service: Service::default(),
+            is_ours: false,
+        });
+        let rejected = validate(&object(&json!({})), &observed).unwrap_err();
+        assert!(rejected.message.contains("a Service named support exists already"));
+    }
+
+    #[test]
+    fn edits_that_work_live_make_no_revision() {
+        let base = validate(&object(&json!({})), &world(vec![])).unwrap();
+        for spec in [
+            json!({"replicas": 9}),
+            json!({"suspend": true}),
+            json!({"service": {"port": 81}}),
+            json!({"drain": {"timeoutSeconds": 9}}),
+            json!({"model": {"endpoint": "https://mirror"}}),
+            json!({"placement": {}, "runtime": {}, "resources": {"gpu": {"count": 0}}}),
+        ] {
+            let edited = validate(&object(&spec), &world(vec![])).unwrap();
+            assert_eq!(edited.revision, base.revision, "{spec}");
+        }
+        for spec in [
+            json!({"model": {"revision": "v2"}}),
+            json!({"model": {"files": ["a.gguf"]}}),
+            json!({"placement": {"runtimeClassName": "nvidia"}}),
+            json!({"resources": {"memory": "1Gi"}}),
+        ] {
+            let edited = validate(&object(&spec), &world(vec![])).unwrap();
+            assert_ne!(edited.revision, base.revision, "{spec}");
+        }
+    }
+
+    #[test]
+    fn new_default_image_makes_no_revision() {
+        let mut upgraded = world(vec![]);
+        upgraded.defaults.runtime_image = "registry.example.com/runtime:8".to_owned();
+        let before = validate(&object(&json!({})), &world(vec![])).unwrap();
+        let after = validate(&object(&json!({})), &upgraded).unwrap();
+        assert_eq!(before.revision, after.revision);
+    }
+}

@@ -1,0 +1,3 @@
+//! One folder for each kind.
+
+pub mod llm_deployment;

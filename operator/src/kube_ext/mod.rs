@@ -1,0 +1,4 @@
+//! The only calls to the API server that write, each with a timeout and a count.
+
+pub mod apply;
+pub mod orphans;

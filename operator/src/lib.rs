@@ -1,0 +1,14 @@
+//! Turns `LlmDeployment` objects into pods that serve, and keeps them true.
+//!
+//! A library with a thin program around it, so that scenarios can run the operator in their own process.
+
+pub mod admin;
+pub mod app;
+pub mod args;
+pub mod context;
+pub mod controllers;
+pub mod kube_ext;
+pub mod metrics;
+pub mod retry;
+pub mod runtime_status;
+pub mod telemetry;

@@ -1,0 +1,544 @@
+//! A tiny random model in both formats: the same weights give the same logits, and what is wrong with a file is said
+//! by name. Every feature of the architecture is on: shared heads of keys, heads whose size does not follow from the
+//! width, stretched positions, norms that are not constant.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+use escadre_runtime::model::{LoadError, LoadOptions, Loaded, LogitsWanted, Span, SpecialTokens, StepBatch, load};
+use escadre_verify::VerifiedModel;
+use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+const LAYERS: usize = 2;
+const HIDDEN: usize = 32;
+const INNER: usize = 48;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD: usize = 16;
+const CONTEXT: usize = 64;
+const BASE: f64 = 10_000.0;
+const TOKENS: [&str; 6] = ["a", "b", "ab", "<end>", "Ġ", "c"];
+
+/// A tensor by the name that Hugging Face's libraries give it.
+#[derive(Clone)]
+struct Tensor {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+type Weights = BTreeMap<String, Tensor>;
+type Change<'a> = &'a dyn Fn(&mut Vec<(String, Tensor)>);
+
+fn weights() -> Weights {
+    let mut state = 11_u64;
+    let mut random = move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        f32::from(u16::try_from(state >> 48).unwrap()) / 32_768.0 - 1.0
+    };
+    let mut weights = Weights::new();
+    let mut add = |name: String, shape: &[usize], scale: f32, offset: f32| {
+        let values = (0..shape.iter().product()).map(|_| random() * scale + offset).collect();
+        let shape = shape.to_vec();
+        weights.insert(name, Tensor { shape, values });
+    };
+    add("model.embed_tokens.weight".into(), &[TOKENS.len(), HIDDEN], 1.0, 0.0);
+    add("lm_head.weight".into(), &[TOKENS.len(), HIDDEN], 0.8, 0.0);
+    add("model.norm.weight".into(), &[HIDDEN], 0.3, 1.0);
+    for layer in 0..LAYERS {
+        let mut part = |name: &str, shape: &[usize], scale, offset| {
+            add(format!("model.layers.{layer}.{name}.weight"), shape, scale, offset);
+        };
+        part("input_layernorm", &[HIDDEN], 0.3, 1.0);
+        part("post_attention_layernorm", &[HIDDEN], 0.3, 1.0);
+        part("self_attn.q_proj", &[HEADS * HEAD, HIDDEN], 0.5, 0.0);
+        part("self_attn.k_proj", &[KV_HEADS * HEAD, HIDDEN], 0.5, 0.0);
+        part("self_attn.v_proj", &[KV_HEADS * HEAD, HIDDEN], 0.4, 0.0);
+        part("self_attn.o_proj", &[HIDDEN, HEADS * HEAD], 0.3, 0.0);
+        part("mlp.gate_proj", &[INNER, HIDDEN], 0.4, 0.0);
+        part("mlp.up_proj", &[INNER, HIDDEN], 0.4, 0.0);
+        part("mlp.down_proj", &[HIDDEN, INNER], 0.3, 0.0);
+    }
+    weights
+}
+
+fn config() -> Json {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": LAYERS, "hidden_size": HIDDEN,
+        "intermediate_size": INNER, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD,
+        "vocab_size": TOKENS.len(), "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": BASE,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32
+        },
+        "tie_word_embeddings": false, "eos_token_id": 3,
+    })
+}
+
+fn tokenizer_json() -> Json {
+    let vocabulary: serde_json::Map<_, _> = TOKENS
+        .iter()
+        .enumerate()
+        .filter(|(_, text)| **text != "<end>")
+        .map(|(id, text)| ((*text).to_owned(), json!(id)))
+        .collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "added_tokens": [{
+            "id": 3, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false
+        }],
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]},
+    })
+}
+
+fn safetensors(weights: &Weights, in_16_bits: bool) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, tensor) in weights {
+        let start = data.len();
+        for value in &tensor.values {
+            if in_16_bits {
+                data.extend(half::bf16::from_f32(*value).to_le_bytes());
+            } else {
+                data.extend(value.to_le_bytes());
+            }
+        }
+        let dtype = if in_16_bits { "BF16" } else { "F32" };
+        header.insert(
+            name.clone(),
+            json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, data.len()]}),
+        );
+    }
+    let header = Json::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+fn write_folder(folder: &Path, weights: &Weights) {
+    fs::write(folder.join("config.json"), config().to_string()).unwrap();
+    fs::write(folder.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+    fs::write(folder.join("model.safetensors"), safetensors(weights, false)).unwrap();
+}
+
+/// The rule of Llama 3 as its authors wrote it, for `rope_freqs.weight`.
+fn divisors() -> Tensor {
+    let (factor, low, high, original) = (8.0, 1.0, 4.0, 32.0);
+    let divisor = |pair: usize| {
+        let exponent = 2.0 * f64::from(u32::try_from(pair).unwrap()) / 16.0;
+        let wavelength = std::f64::consts::TAU * BASE.powf(exponent);
+        if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            factor
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "the format has f32")]
+    let values = (0..HEAD / 2).map(|pair| divisor(pair) as f32).collect();
+    Tensor {
+        shape: vec![HEAD / 2],
+        values,
+    }
+}
+
+/// GGUF keeps the two values of a pair together; Hugging Face keeps the first values of all pairs, then the second.
+fn adjacent_pairs(tensor: &Tensor) -> Tensor {
+    let columns = tensor.shape[1];
+    let mut values = Vec::with_capacity(tensor.values.len());
+    for head in tensor.values.chunks_exact(HEAD * columns) {
+        for pair in 0..HEAD / 2 {
+            for row in [pair, pair + HEAD / 2] {
+                values.extend_from_slice(&head[row * columns..(row + 1) * columns]);
+            }
+        }
+    }
+    Tensor {
+        shape: tensor.shape.clone(),
+        values,
+    }
+}
+
+fn gguf_tensors(weights: &Weights) -> Vec<(String, Tensor)> {
+    let renamed = |name: &str| {
+        let parts = [
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("lm_head", "output"),
+            ("model.layers", "blk"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+        ];
+        parts
+            .iter()
+            .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
+    };
+    let mut tensors: Vec<_> = weights
+        .iter()
+        .map(|(name, tensor)| {
+            let is_rotated = name.contains("q_proj") || name.contains("k_proj");
+            (
+                renamed(name),
+                if is_rotated {
+                    adjacent_pairs(tensor)
+                } else {
+                    tensor.clone()
+                },
+            )
+        })
+        .collect();
+    tensors.push(("rope_freqs.weight".to_owned(), divisors()));
+    tensors
+}
+
+fn text(value: &str) -> Vec<u8> {
+    [&(value.len() as u64).to_le_bytes()[..], value.as_bytes()].concat()
+}
+
+fn number(value: usize) -> u32 {
+    u32::try_from(value).unwrap()
+}
+
+fn gguf_keys(architecture: &str) -> Vec<Vec<u8>> {
+    let key = |name: &str, code: u32, value: &[u8]| [&text(name)[..], &code.to_le_bytes(), value].concat();
+    let integer = |name: &str, value: usize| key(&format!("{architecture}.{name}"), 4, &number(value).to_le_bytes());
+    let strings = |name: &str, values: &[&str]| {
+        let head = [
+            8_u32.to_le_bytes().to_vec(),
+            (values.len() as u64).to_le_bytes().to_vec(),
+        ]
+        .concat();
+        let values: Vec<_> = values.iter().flat_map(|value| text(value)).collect();
+        key(name, 9, &[head, values].concat())
+    };
+    let kinds: Vec<_> = [1_i32, 1, 1, 3, 1, 1]
+        .iter()
+        .flat_map(|kind| kind.to_le_bytes())
+        .collect();
+    let kinds = [&5_u32.to_le_bytes()[..], &6_u64.to_le_bytes(), &kinds].concat();
+    vec![
+        key("general.architecture", 8, &text(architecture)),
+        integer("block_count", LAYERS),
+        integer("embedding_length", HIDDEN),
+        integer("feed_forward_length", INNER),
+        integer("attention.head_count", HEADS),
+        integer("attention.head_count_kv", KV_HEADS),
+        integer("attention.key_length", HEAD),
+        integer("attention.value_length", HEAD),
+        integer("rope.dimension_count", HEAD),
+        integer("context_length", CONTEXT),
+        key(
+            &format!("{architecture}.attention.layer_norm_rms_epsilon"),
+            6,
+            &1e-5_f32.to_le_bytes(),
+        ),
+        key("tokenizer.ggml.model", 8, &text("gpt2")),
+        key("tokenizer.ggml.pre", 8, &text("gpt-2")),
+        strings("tokenizer.ggml.tokens", &TOKENS),
+        strings("tokenizer.ggml.merges", &["a b"]),
+        key("tokenizer.ggml.token_type", 9, &kinds),
+        key("tokenizer.ggml.eos_token_id", 4, &3_u32.to_le_bytes()),
+    ]
+}
+
+fn gguf(architecture: &str, tensors: &[(String, Tensor)]) -> Vec<u8> {
+    let keys = gguf_keys(architecture);
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((keys.len() as u64).to_le_bytes());
+    bytes.extend(keys.concat());
+    let mut data: Vec<u8> = Vec::new();
+    for (name, tensor) in tensors {
+        bytes.extend(text(name));
+        bytes.extend(number(tensor.shape.len()).to_le_bytes());
+        for &size in tensor.shape.iter().rev() {
+            bytes.extend((size as u64).to_le_bytes());
+        }
+        bytes.extend(0_u32.to_le_bytes());
+        bytes.extend((data.len() as u64).to_le_bytes());
+        data.extend(tensor.values.iter().flat_map(|value| value.to_le_bytes()));
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    [bytes, data].concat()
+}
+
+fn open(path: &Path) -> VerifiedModel {
+    VerifiedModel::open(path, None, &mut |_, _| {}).unwrap()
+}
+
+fn load_path(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    load(&open(path), options, &mut |_, _| {})
+}
+
+fn logits(loaded: &mut Loaded) -> Vec<f32> {
+    let sequence = loaded.decoder.add_sequence();
+    let span = Span {
+        sequence,
+        tokens: (0..60).map(|index| (index * index + 3 * index) % 6).collect(),
+        start: 0,
+        logits: LogitsWanted::All,
+    };
+    let logits = loaded.decoder.forward(&StepBatch { spans: vec![span] }).unwrap();
+    (0..logits.rows()).flat_map(|row| logits.row(row).to_vec()).collect()
+}
+
+fn difference(left: &[f32], right: &[f32]) -> f32 {
+    left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn both_formats_give_the_same_model() {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(folder.path(), &weights());
+    let file = folder.path().join("tiny.gguf");
+    let tensors = gguf_tensors(&weights());
+    let other = tempfile::tempdir().unwrap();
+    let file = other.path().join(file.file_name().unwrap());
+    fs::write(&file, gguf("llama", &tensors)).unwrap();
+
+    let mut from_folder = load_path(folder.path(), &LoadOptions::default()).unwrap();
+    let mut from_file = load_path(&file, &LoadOptions::default()).unwrap();
+    let (left, right) = (logits(&mut from_folder), logits(&mut from_file));
+    assert!(difference(&left, &right) < 1e-4, "{}", difference(&left, &right));
+    let spread = left.iter().map(|value| value * value).sum::<f32>() / f32::from(u16::try_from(left.len()).unwrap());
+    assert!(
+        spread > 1.0,
+        "logits that hardly differ would agree whatever the graph does: {spread}"
+    );
+
+    assert_eq!(from_folder.description.parameters, from_file.description.parameters);
+    assert_eq!(from_folder.description.quantization, "F32");
+    assert_eq!(from_folder.generation.end_tokens, [3]);
+    for text in ["ab a<end>", "cc ab"] {
+        let ids = |loaded: &Loaded| loaded.tokenizer.encode(text, SpecialTokens::Parse).unwrap();
+        assert_eq!(ids(&from_folder), ids(&from_file));
+    }
+}
+
+/// Each of these would be off by far if it were left out: that the comparison above sees it.
+#[test]
+fn the_comparison_sees_every_feature() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.gguf");
+    let tensors = gguf_tensors(&weights());
+    fs::write(&file, gguf("llama", &tensors)).unwrap();
+    let expected = logits(&mut load_path(&file, &LoadOptions::default()).unwrap());
+    let without = |change: Change<'_>| {
+        let mut tensors = tensors.clone();
+        change(&mut tensors);
+        fs::write(&file, gguf("llama", &tensors)).unwrap();
+        difference(
+            &expected,
+            &logits(&mut load_path(&file, &LoadOptions::default()).unwrap()),
+        )
+    };
+    let unstretched = without(&|tensors| tensors.retain(|(name, _)| name != "rope_freqs.weight"));
+    let tied = without(&|tensors| tensors.retain(|(name, _)| name != "output.weight"));
+    let unpermuted = without(&|tensors| {
+        let original = &weights()["model.layers.0.self_attn.q_proj.weight"];
+        let (_, tensor) = tensors
+            .iter_mut()
+            .find(|(name, _)| name == "blk.0.attn_q.weight")
+            .unwrap();
+        *tensor = original.clone();
+    });
+    let flat_norm = without(&|tensors| {
+        let (_, tensor) = tensors
+            .iter_mut()
+            .find(|(name, _)| name == "blk.1.ffn_norm.weight")
+            .unwrap();
+        tensor.values.fill(1.0);
+    });
+    for (name, difference) in [
+        ("stretch", unstretched),
+        ("head", tied),
+        ("pairs", unpermuted),
+        ("norm", flat_norm),
+    ] {
+        assert!(difference > 1e-3, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn shards_and_16_bits_load() {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(folder.path(), &weights());
+    let expected = logits(&mut load_path(folder.path(), &LoadOptions::default()).unwrap());
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let (mut first, mut second) = (weights(), weights());
+    first.retain(|name, _| name.contains("layers.0"));
+    second.retain(|name, _| !name.contains("layers.0"));
+    let shards = [("model-1.safetensors", first), ("model-2.safetensors", second)];
+    let mut map = serde_json::Map::new();
+    for (file, weights) in &shards {
+        fs::write(folder.path().join(file), safetensors(weights, true)).unwrap();
+        map.extend(weights.keys().map(|name| (name.clone(), json!(file))));
+    }
+    let index = folder.path().join("model.safetensors.index.json");
+    fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    let mut loaded = load_path(folder.path(), &LoadOptions::default()).unwrap();
+    assert_eq!(loaded.description.quantization, "BF16");
+    let got = logits(&mut loaded);
+    assert!(difference(&expected, &got) < 0.5, "{}", difference(&expected, &got));
+
+    map.insert("model.norm.weight".into(), json!("model-1.safetensors"));
+    fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    assert_eq!(
+        load_path(folder.path(), &LoadOptions::default()).unwrap_err().reason(),
+        "IndexInvalid"
+    );
+    fs::remove_file(&index).unwrap();
+    assert_eq!(
+        load_path(folder.path(), &LoadOptions::default()).unwrap_err().reason(),
+        "IndexInvalid"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_said_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let valid = gguf("llama", &gguf_tensors(&weights()));
+    let mut missing = gguf_tensors(&weights());
+    missing.retain(|(name, _)| name != "blk.1.ffn_up.weight");
+    let mut extra = gguf_tensors(&weights());
+    extra.push(("blk.0.attn_q_norm.weight".into(), divisors()));
+    let mut shape = gguf_tensors(&weights());
+    shape[0].1.shape.reverse();
+    let mut infinite = gguf_tensors(&weights());
+    infinite
+        .iter_mut()
+        .find(|(name, _)| name == "output_norm.weight")
+        .unwrap()
+        .1
+        .values[3] = f32::INFINITY;
+    let table = [
+        (valid[..valid.len() - 1000].to_vec(), "GgufInvalid", "truncated"),
+        (valid[..40].to_vec(), "GgufInvalid", "truncated"),
+        (b"<html>not found</html>".to_vec(), "GgufInvalid", "not GGUF"),
+        (b"\x80\x04\x95 pickle".to_vec(), "FormatRefused", "pickle"),
+        (
+            gguf("mamba", &gguf_tensors(&weights())),
+            "ArchitectureUnsupported",
+            "supported are: llama",
+        ),
+        (gguf("llama", &missing), "WeightsMismatch", "blk.1.ffn_up.weight"),
+        (gguf("llama", &extra), "WeightsMismatch", "blk.0.attn_q_norm.weight"),
+        (gguf("llama", &shape), "WeightsMismatch", "wrong shape"),
+        (gguf("llama", &infinite), "WeightsMismatch", "not finite"),
+    ];
+    for (bytes, reason, part) in table {
+        let file = folder.path().join("tiny.gguf");
+        fs::write(&file, bytes).unwrap();
+        let error = load_path(&file, &LoadOptions::default()).unwrap_err();
+        assert_eq!(error.reason(), reason, "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[test]
+fn limits_are_checked_before_weights_are_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.gguf");
+    fs::write(&file, gguf("llama", &gguf_tensors(&weights()))).unwrap();
+    let long = LoadOptions {
+        max_context: Some(CONTEXT + 1),
+        ..LoadOptions::default()
+    };
+    let error = load_path(&file, &long).unwrap_err();
+    assert_eq!(error.reason(), "ContextTooLong");
+    assert!(
+        error.to_string().contains("65") && error.to_string().contains("64"),
+        "{error}"
+    );
+    let short = LoadOptions {
+        max_context: Some(10),
+        ..LoadOptions::default()
+    };
+    assert_eq!(load_path(&file, &short).unwrap().decoder.context_length(), 10);
+    let small = LoadOptions {
+        memory_limit: Some(50 << 20),
+        ..LoadOptions::default()
+    };
+    for path in [&file, &folder.path().to_path_buf()] {
+        let error = load_path(path, &small).unwrap_err();
+        assert_eq!(error.reason(), "OutOfMemoryHost");
+        assert!(error.to_string().contains(&(50 << 20).to_string()), "{error}");
+    }
+    write_folder(folder.path(), &weights());
+    fs::remove_file(&file).unwrap();
+    assert_eq!(
+        load_path(folder.path(), &small).unwrap_err().reason(),
+        "OutOfMemoryHost"
+    );
+}
+
+#[test]
+fn progress_grows_to_the_size_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.gguf");
+    let bytes = gguf("llama", &gguf_tensors(&weights()));
+    fs::write(&file, &bytes).unwrap();
+    let mut seen = Vec::new();
+    load(&open(&file), &LoadOptions::default(), &mut |done, total| {
+        seen.push((done, total));
+    })
+    .unwrap();
+    assert!(seen.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{seen:?}");
+    assert!(seen.iter().all(|&(_, total)| total == bytes.len() as u64));
+    assert_eq!(seen.last().unwrap().0, bytes.len() as u64);
+}
+
+#[test]
+fn folders_with_contradictions_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    write_folder(folder.path(), &weights());
+    let reason = || load_path(folder.path(), &LoadOptions::default()).unwrap_err().reason();
+
+    fs::write(path("config.json"), "{\"a\": 1, \"a\": 2}").unwrap();
+    assert_eq!(reason(), "ConfigInvalid");
+    let mut other = config();
+    other["architectures"] = json!(["GPT2LMHeadModel"]);
+    fs::write(path("config.json"), other.to_string()).unwrap();
+    assert_eq!(reason(), "ArchitectureUnsupported");
+    fs::write(path("config.json"), config().to_string()).unwrap();
+
+    fs::write(path("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    fs::write(
+        path("tokenizer_config.json"),
+        json!({"chat_template": "other"}).to_string(),
+    )
+    .unwrap();
+    assert_eq!(reason(), "TemplateRefused");
+    fs::remove_file(path("tokenizer_config.json")).unwrap();
+    assert!(
+        load_path(folder.path(), &LoadOptions::default())
+            .unwrap()
+            .template
+            .is_some()
+    );
+
+    fs::write(path("tokenizer.json"), "{}").unwrap();
+    assert_eq!(reason(), "TokenizerInvalid");
+    fs::remove_file(path("tokenizer.json")).unwrap();
+    assert_eq!(reason(), "FileMissing");
+    fs::write(path("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+
+    fs::write(path("model.safetensors"), b"\x80\x02}q\x00.").unwrap();
+    assert_eq!(reason(), "FormatRefused");
+    fs::remove_file(path("model.safetensors")).unwrap();
+    fs::write(path("pytorch_model.bin"), b"PK\x03\x04").unwrap();
+    assert_eq!(reason(), "FormatRefused");
+}
