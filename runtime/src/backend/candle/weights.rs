@@ -1,6 +1,8 @@
 //! Matrices: quantised blocks straight from the file's bytes, or dense f32.
 
 use super::super::{MatrixUse, Precision, StoredMatrix};
+use super::ops;
+use super::rows::{self, Rows};
 use crate::model::ModelError;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
@@ -9,8 +11,13 @@ use std::borrow::Cow;
 
 /// A packed matrix, `[outputs, inputs]`.
 #[derive(Debug)]
-pub enum Matrix {
-    /// Blocks as in the file.
+pub struct Matrix(Held);
+
+#[derive(Debug)]
+enum Held {
+    /// Blocks of 32 values, computed here.
+    Rows(Rows),
+    /// Other blocks, as in the file.
     Blocks(QTensor),
     /// f32 values.
     Dense(Tensor),
@@ -48,7 +55,6 @@ fn tile_bytes(kind: TensorType) -> u64 {
     match kind {
         TensorType::Q4K => 128 + 2 * 8 * 4,
         TensorType::Q6K => 256 + 16 * 4,
-        TensorType::Q8_0 => 256 + 8 * 2,
         _ => 0,
     }
 }
@@ -56,6 +62,9 @@ fn tile_bytes(kind: TensorType) -> u64 {
 pub(super) fn resident_bytes(kind: TensorType, elements: u64, usage: MatrixUse, precision: Precision) -> u64 {
     if is_dense(kind, usage, precision) {
         return elements.saturating_mul(4);
+    }
+    if rows::is_supported(kind) {
+        return rows::resident_bytes(kind, elements);
     }
     let blocks = elements / kind.block_elements() as u64 * kind.block_bytes() as u64;
     match usage {
@@ -78,26 +87,32 @@ impl Matrix {
             let message = format!("{rows} x {columns} of {kind} is not {} bytes", bytes.len());
             return Err(ModelError::Tensor(message));
         }
+        if rows::is_supported(kind) && precision == Precision::AsStored {
+            return Ok(Self(Held::Rows(Rows::new(kind, rows, columns, &bytes))));
+        }
         let aligned = aligned(&bytes);
         let storage = QStorage::from_data(aligned.as_cow(), &Device::Cpu, block)?;
         let blocks = QTensor::new(storage, (rows, columns))?;
         if is_dense(kind, usage, precision) {
-            return Ok(Self::Dense(blocks.dequantize(&Device::Cpu)?));
+            return Ok(Self(Held::Dense(blocks.dequantize(&Device::Cpu)?)));
         }
-        Ok(Self::Blocks(blocks))
+        Ok(Self(Held::Blocks(blocks)))
     }
 
-    pub(super) fn rows_of(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match self {
-            Self::Blocks(blocks) => blocks.embedding(tokens)?,
-            Self::Dense(values) => values.index_select(tokens, 0)?,
+    pub(super) fn rows_of(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+        let ids = || Tensor::from_slice(tokens, tokens.len(), &Device::Cpu);
+        Ok(match &self.0 {
+            Held::Rows(rows) => ops::buffer(rows.rows_of(tokens)?, rows.inputs())?,
+            Held::Blocks(blocks) => blocks.embedding(&ids()?)?,
+            Held::Dense(values) => values.index_select(&ids()?, 0)?,
         })
     }
 
     pub(super) fn multiply(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match self {
-            Self::Blocks(blocks) => x.apply_op1_no_bwd(blocks)?,
-            Self::Dense(values) => x.matmul(&values.t()?)?,
+        Ok(match &self.0 {
+            Held::Rows(rows) => ops::buffer(ops::with_values(x, |x| rows.multiply(x))??, rows.outputs())?,
+            Held::Blocks(blocks) => x.apply_op1_no_bwd(blocks)?,
+            Held::Dense(values) => x.matmul(&values.t()?)?,
         })
     }
 }
