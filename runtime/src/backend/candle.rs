@@ -1,4 +1,4 @@
-//! [`Backend`] on candle: quantised blocks as they are in the file, or f32 matrices; an allocation per operation.
+//! [`Backend`] on candle: quantised blocks or f32 matrices; an allocation per operation.
 //!
 //! # Guarantees
 //! Results do not depend on how tokens are cut into steps beyond rounding; there is no promise of equal bits.
@@ -7,6 +7,7 @@
 mod attention;
 mod cache;
 mod ops;
+mod rows;
 mod weights;
 
 pub use cache::Cache;
@@ -17,7 +18,7 @@ use super::{
     StoredMatrix,
 };
 use crate::model::{ModelError, SequenceId};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use escadre_verify::structure::gguf::TensorType;
 
 impl From<candle_core::Error> for ModelError {
@@ -130,8 +131,7 @@ impl Backend for Candle {
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Tensor, ModelError> {
-        let tokens = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
-        table.rows_of(&tokens)
+        table.rows_of(tokens)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, epsilon: f32) -> Result<Tensor, ModelError> {

@@ -1,6 +1,8 @@
 //! Matrices: quantised blocks straight from the file's bytes, or dense f32.
 
 use super::super::{MatrixUse, Precision, StoredMatrix};
+use super::ops;
+use super::rows::{self, Rows};
 use crate::model::ModelError;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
@@ -9,8 +11,13 @@ use std::borrow::Cow;
 
 /// A packed matrix, `[outputs, inputs]`.
 #[derive(Debug)]
-pub enum Matrix {
-    /// Blocks as in the file.
+pub struct Matrix(Held);
+
+#[derive(Debug)]
+enum Held {
+    /// Blocks of 32 values, computed here.
+    Rows(Rows),
+    /// Other blocks, as in the file.
     Blocks(QTensor),
     /// f32 values.
     Dense(Tensor),
@@ -48,7 +55,6 @@ fn tile_bytes(kind: TensorType) -> u64 {
     match kind {
         TensorType::Q4K => 128 + 2 * 8 * 4,
         TensorType::Q6K => 256 + 16 * 4,
-        TensorType::Q8_0 => 256 + 8 * 2,
         _ => 0,
     }
 }
@@ -56,6 +62,9 @@ fn tile_bytes(kind: TensorType) -> u64 {
 pub(super) fn resident_bytes(kind: TensorType, elements: u64, usage: MatrixUse, precision: Precision) -> u64 {
     if is_dense(kind, usage, precision) {
         return elements.saturating_mul(4);
+    }
+    if rows::is_supported(kind) {
+        return rows::resident_bytes(kind, elements);
     }
     let blocks = elements / kind.block_elements() as u64 * kind.block_bytes() as u64;
     match usage {
@@ -78,26 +87,34 @@ impl Matrix {
             let message = format!("{rows} x {columns} of {kind} is not {} bytes", bytes.len());
             return Err(ModelError::Tensor(message));
         }
+        if rows::is_supported(kind) && precision == Precision::AsStored {
+            return Ok(Self(Held::Rows(Rows::new(kind, rows, columns, &bytes))));
+        }
         let aligned = aligned(&bytes);
         let storage = QStorage::from_data(aligned.as_cow(), &Device::Cpu, block)?;
         let blocks = QTensor::new(storage, (rows, columns))?;
-        if is_dense(kind, usage, precision) {
-            return Ok(Self::Dense(blocks.dequantize(&Device::Cpu)?));
+        // candle's product of these two takes blocks in pairs.
+        let is_odd = matches!(kind, TensorType::Q5_0 | TensorType::Q5_1) && !columns.is_multiple_of(64);
+        if is_odd || is_dense(kind, usage, precision) {
+            return Ok(Self(Held::Dense(blocks.dequantize(&Device::Cpu)?)));
         }
-        Ok(Self::Blocks(blocks))
+        Ok(Self(Held::Blocks(blocks)))
     }
 
-    pub(super) fn rows_of(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match self {
-            Self::Blocks(blocks) => blocks.embedding(tokens)?,
-            Self::Dense(values) => values.index_select(tokens, 0)?,
+    pub(super) fn rows_of(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+        let ids = || Tensor::from_slice(tokens, tokens.len(), &Device::Cpu);
+        Ok(match &self.0 {
+            Held::Rows(rows) => ops::buffer(rows.rows_of(tokens)?, rows.inputs())?,
+            Held::Blocks(blocks) => blocks.embedding(&ids()?)?,
+            Held::Dense(values) => values.index_select(&ids()?, 0)?,
         })
     }
 
     pub(super) fn multiply(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match self {
-            Self::Blocks(blocks) => x.apply_op1_no_bwd(blocks)?,
-            Self::Dense(values) => x.matmul(&values.t()?)?,
+        Ok(match &self.0 {
+            Held::Rows(rows) => ops::buffer(ops::with_values(x, |x| rows.multiply(x))??, rows.outputs())?,
+            Held::Blocks(blocks) => x.apply_op1_no_bwd(blocks)?,
+            Held::Dense(values) => x.matmul(&values.t()?)?,
         })
     }
 }
@@ -154,6 +171,66 @@ mod tests {
             if let Some(block) = block_type(kind) {
                 assert_eq!(block.block_size(), kind.block_elements(), "{kind}");
                 assert_eq!(block.type_size(), kind.block_bytes(), "{kind}");
+            }
+        }
+    }
+
+    /// Random blocks with scales of a moderate size, wherever a type has them.
+    fn random_bytes(kind: TensorType, elements: usize) -> Vec<u8> {
+        let mut state = 9_u32;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            u8::try_from(state >> 24).unwrap()
+        };
+        let mut bytes: Vec<u8> = (0..elements / kind.block_elements() * kind.block_bytes())
+            .map(|_| next())
+            .collect();
+        let scales: &[usize] = match kind {
+            TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K => &[0, 2],
+            TensorType::Q2K => &[80, 82],
+            TensorType::Q3K => &[108],
+            TensorType::Q6K => &[208],
+            _ => &[0],
+        };
+        for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+            for &at in scales {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.01).to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn products_of_every_block_type_are_near_those_of_widened_weights() {
+        let quantised = TensorType::ALL
+            .iter()
+            .filter(|&&kind| block_type(kind).is_some() && kind.block_elements() > 1);
+        for &kind in quantised {
+            let (rows, columns) = (48, if kind.block_elements() == 32 { 96 } else { 512 });
+            let bytes = random_bytes(kind, rows * columns);
+            let matrix = |precision| {
+                let stored = StoredMatrix {
+                    kind,
+                    rows,
+                    columns,
+                    bytes: Cow::Borrowed(&bytes),
+                };
+                Matrix::new(stored, MatrixUse::Linear, precision).unwrap()
+            };
+            let (packed, wide) = (matrix(Precision::AsStored), matrix(Precision::Widened));
+            for count in [1, 3, 9] {
+                let values = (0..count * columns).map(|index| u8::try_from(index * 37 % 101).unwrap());
+                let x = values.map(|value| (f32::from(value) - 50.0) / 50.0).collect();
+                let x = ops::buffer(x, columns).unwrap();
+                let flat = |matrix: &Matrix| matrix.multiply(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                let (got, expected): (Vec<f32>, Vec<f32>) = (flat(&packed), flat(&wide));
+                let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert!(
+                        (got - expected).abs() < 0.03 * largest,
+                        "{kind} {count}: {got} {expected}"
+                    );
+                }
             }
         }
     }
