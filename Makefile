@@ -61,4 +61,4 @@ prerequisites:
 	@dev/prerequisites.sh
 
 testbed: prerequisites
-	@cargo build -q -p escadre-e2e --bin escadre-testbed
+	@cargo build -q --workspace --bins

@@ -31,7 +31,7 @@ dev/prerequisites.sh
 dev/models.sh
 dev/clients.sh
 echo "building Escadre (the first time takes several minutes)"
-cargo build -p escadre-e2e -p escadre-operator -p escadre-runtime
+cargo build --workspace --bins
 
 values=()
 if [ -n "$context" ]; then

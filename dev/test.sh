@@ -70,8 +70,9 @@ dev/prerequisites.sh || exit 1
 step "format" cargo fmt --all --check
 step "every test file has a suite" every_test_has_a_suite
 if [ "$mode" = all ]; then
-  # The test bed's own program first: it builds the Go programs while cargo goes on.
-  step "test bed program" cargo build -q -p escadre-e2e --bin escadre-testbed
+  # The test bed's own program first: it builds the Go programs while cargo goes on. The test beside it makes cargo
+  # choose the features of the whole build below, so that no dependency is compiled twice.
+  step "test bed program" cargo build -q --workspace --bin escadre-testbed --test testbed_mirror
   nice target/debug/escadre-testbed build >"$logs/components" 2>&1 &
   components=$!
   background+=("$components")
@@ -79,8 +80,8 @@ fi
 step "model of the tests" dev/models.sh
 step "OpenAI clients" dev/clients.sh
 step "build" cargo build --workspace --all-targets
-step "generated files are up to date" cargo run -q -p escadre-crds --bin crdgen -- --check
-step "lints" env RUSTFLAGS= cargo clippy -q --workspace --all-targets -- -D warnings
+step "generated files are up to date" target/debug/crdgen --check
+step "lints" cargo clippy -q --workspace --all-targets -- -D warnings
 step "dependencies: licences, bans, sources" dev/deny.sh
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --no-deps --document-private-items
 tests "unit tests" cargo test -q --workspace --lib --bins
