@@ -11,24 +11,20 @@ use serving::{NAME, Process, client, events, question, streamed_text};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One server for all tests, and one test at a time, so that counters can be compared. The last test to end stops it.
-static SERVER: Mutex<Option<(Process, usize)>> = Mutex::new(None);
-/// How many tests use it.
-const TESTS: usize = 10;
+/// One server for all tests, and one test at a time, so that counters can be compared. It ends with this process.
+static SERVER: Mutex<Option<Process>> = Mutex::new(None);
 
-struct Shared(MutexGuard<'static, Option<(Process, usize)>>);
+struct Shared(MutexGuard<'static, Option<Process>>);
 
 impl Shared {
     fn take() -> Self {
         let mut guard = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-        guard
-            .get_or_insert_with(|| (Process::ready(&["--max-context=2048"]), 0))
-            .1 += 1;
+        guard.get_or_insert_with(|| Process::ready(&["--max-context=2048"]));
         Self(guard)
     }
 
     fn process(&self) -> &Process {
-        &self.0.as_ref().unwrap().0
+        self.0.as_ref().unwrap()
     }
 
     async fn post(&self, path: &str, body: &Value) -> Response {
@@ -77,15 +73,6 @@ impl Shared {
         let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .unwrap_or_else(|| panic!("no {name} in\n{text}"))
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // A static is never dropped, so the process must be ended by whoever knows to be the last.
-        if self.0.as_ref().is_some_and(|(_, uses)| *uses == TESTS) {
-            *self.0 = None;
-        }
     }
 }
 

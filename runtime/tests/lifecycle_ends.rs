@@ -73,11 +73,9 @@ async fn probe(process: &Process, page: &str) -> u16 {
 async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes_streams() {
     let mut process = Process::ready(&[DELAY, "--drain-timeout=60s"]);
     // About five seconds of answer, so that it goes on when the delay is over.
-    let tokens = (decode_speed(&process).await * 5.0).clamp(8.0, 400.0).round();
-    let body = question(
-        "Tell me a long story.",
-        &json!({"max_tokens": tokens as u64, "stream": true}),
-    );
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+    let tokens = (decode_speed(&process).await * 5.0).clamp(8.0, 400.0) as u64;
+    let body = question("Tell me a long story.", &json!({"max_tokens": tokens, "stream": true}));
     let request = client().post(process.api(CHAT)).json(&body);
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);

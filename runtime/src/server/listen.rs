@@ -320,7 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn connection_beyond_the_limit_waits_for_its_turn() {
-        let (address, _phase) = start(1, Duration::from_secs(60)).await;
+        let (address, _phase) = start(1, Duration::from_mins(1)).await;
         let mut first = TcpStream::connect(address).await.unwrap();
         first.write_all(REQUEST).await.unwrap();
         assert!(read(&mut first).await.ends_with("hello"));
@@ -333,7 +333,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_ask_for_the_connections_end_from_the_last_call_on() {
-        let (address, phase) = start(8, Duration::from_secs(60)).await;
+        let (address, phase) = start(8, Duration::from_mins(1)).await;
         let mut idle = TcpStream::connect(address).await.unwrap();
         idle.write_all(REQUEST).await.unwrap();
         assert!(read(&mut idle).await.ends_with("hello"));
@@ -348,7 +348,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connection_lives_until_the_server_closes() {
-        let (address, phase) = start(8, Duration::from_secs(60)).await;
+        let (address, phase) = start(8, Duration::from_mins(1)).await;
         let mut idle = TcpStream::connect(address).await.unwrap();
         phase.send_replace(Phase::Finishing);
         idle.write_all(REQUEST).await.unwrap();

@@ -54,6 +54,8 @@ pub(crate) fn patched_model(folder: &Path, from: &[u8], to: &[u8]) -> PathBuf {
 /// A process of the program.
 pub(crate) struct Process {
     child: Child,
+    /// Ends the process when this one is gone, however that came about.
+    watchdog: Child,
     /// The port of the API.
     pub(crate) port: u16,
     /// The port of probes and status.
@@ -97,6 +99,18 @@ impl Process {
             termination_log.unwrap_or(Path::new("/nonexistent")),
         );
         let mut child = command.spawn().unwrap();
+        let mut watchdog = Command::new("sh");
+        watchdog.args([
+            "-c",
+            "read -r _; kill -KILL \"$0\" 2>/dev/null",
+            &child.id().to_string(),
+        ]);
+        let watchdog = watchdog
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -107,6 +121,7 @@ impl Process {
         });
         Self {
             child,
+            watchdog,
             port: 0,
             admin_port: 0,
             lines,
@@ -159,6 +174,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // First, so that it never sees the number of a process that has ended.
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
