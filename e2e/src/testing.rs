@@ -270,11 +270,14 @@ impl Drop for TestNamespace {
         // On a thread and a runtime of its own: the test's runtime ends with the test.
         let deletion = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(tokio::time::timeout(Duration::from_secs(10), async {
-                let namespaces: Api<Namespace> = Api::all(source.client().await?);
-                namespaces.delete(&name, &DeleteParams::default()).await?;
-                anyhow::Ok(())
-            }))?
+            runtime.block_on(async {
+                let deletion = async {
+                    let namespaces: Api<Namespace> = Api::all(source.client().await?);
+                    namespaces.delete(&name, &DeleteParams::default()).await?;
+                    anyhow::Ok(())
+                };
+                tokio::time::timeout(Duration::from_secs(10), deletion).await?
+            })
         });
         match deletion.join() {
             Ok(Ok(())) => {}

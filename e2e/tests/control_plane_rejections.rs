@@ -78,7 +78,7 @@ fn table() -> Vec<(&'static str, Value, Vec<&'static str>)> {
         (
             "unknown field",
             spec("replcas", json!(2)),
-            vec!["spec.replcas", "unknown field"],
+            vec!["spec.replcas", "field not declared in schema"],
         ),
         (
             "unknown nested field",
@@ -272,7 +272,7 @@ fn table() -> Vec<(&'static str, Value, Vec<&'static str>)> {
         (
             "replicas as text",
             spec("replicas", json!("two")),
-            vec!["spec.replicas", "integer"],
+            vec!["spec.replicas", "expected numeric"],
         ),
     ]
 }
