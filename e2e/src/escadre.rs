@@ -10,8 +10,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::{Api, CustomResourceExt as _};
 
-use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, own_program};
+use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, hex, own_program};
 use crate::wait::await_condition;
+use sha2::{Digest as _, Sha256};
 
 /// File name of the small real model, in the cache and in the mirror.
 pub const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -188,6 +189,11 @@ pub fn foreign_architecture() -> Vec<u8> {
     ]
     .concat();
     [header, key].concat()
+}
+
+/// The digest of a single file with this content.
+pub fn digest(content: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(content)))
 }
 
 /// Makes the API of a deployment answer on this machine, and returns the base address.

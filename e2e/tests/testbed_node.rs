@@ -27,10 +27,20 @@ async fn node_runs_pods_that_find_services_by_name() {
     run_pause(&namespace).await;
 
     // The name server answers for the API server's own Service.
-    let network = cluster.network();
-    let address =
-        tokio::task::spawn_blocking(move || network.inside(|| ask_name("kubernetes.default.svc.cluster.local")));
-    assert_eq!(address.await.unwrap().unwrap(), [10, 96, 0, 1]);
+    namespace
+        .await_condition(
+            "the name server to know the API server",
+            Duration::from_mins(1),
+            async || {
+                let network = cluster.network();
+                let answer = tokio::task::spawn_blocking(move || {
+                    network.inside(|| ask_name("kubernetes.default.svc.cluster.local"))
+                });
+                Ok((answer.await?? == [10, 96, 0, 1]).then_some(()))
+            },
+        )
+        .await
+        .unwrap();
 
     // The Service address leads to the API server, from this machine, through a forward.
     let target: Target = "svc/default/kubernetes:443".parse().unwrap();

@@ -1,6 +1,6 @@
 //! From verified bytes to a model that computes: specification, weights, tokenizer, chat template.
 //!
-//! [`load`] is the door. Its only source of bytes is [`VerifiedModel`]; nothing here opens a path. The decoder and
+//! [`load()`] is the door. Its only source of bytes is [`escadre_verify::VerifiedModel`]; nothing here opens a path. The decoder and
 //! the loader know the `Backend` trait and no tensor library.
 
 mod batch;
