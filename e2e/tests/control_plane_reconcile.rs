@@ -296,7 +296,7 @@ async fn deleted_resource_leaves_nothing() {
     let api: Api<LlmDeployment> = namespace.api();
     api.delete("gone", &DeleteParams::default()).await.unwrap();
     namespace
-        .await_condition("everything to be gone", Duration::from_secs(60), async || {
+        .await_condition("everything to be gone", Duration::from_mins(1), async || {
             Ok(versions(&namespace).await.is_empty().then_some(()))
         })
         .await

@@ -415,5 +415,9 @@ async fn limits_that_do_not_fit_are_said_before_loading() {
     let (message, _) = fixture.await_failure("imageless", "Ready", "ImagePull").await;
     assert!(message.contains("escadre.dev/runtime:absent"), "{message}");
     let (message, _) = fixture.await_failure("small", "Ready", "OutOfMemoryHost").await;
-    assert!(message.contains("MiB") || message.contains("GiB"), "{message}");
+    // What the weights take, and the limit.
+    assert!(
+        message.contains("98362432") && message.contains("100663296"),
+        "{message}"
+    );
 }
