@@ -28,7 +28,7 @@ fmt: ## Format the code
 	@cargo fmt --all
 
 generate: ## Write the CRD, its reference and the examples again from the Rust types
-	@cargo run -q -p escadre-crds --bin crdgen
+	@dev/build.sh -q --bin crdgen && target/debug/crdgen
 
 models: ## Download the model that the tests and the demo serve (98 MB)
 	@dev/models.sh
@@ -61,4 +61,4 @@ prerequisites:
 	@dev/prerequisites.sh
 
 testbed: prerequisites
-	@cargo build -q --workspace --bins
+	@dev/build.sh -q --bin escadre-testbed

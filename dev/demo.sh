@@ -31,7 +31,7 @@ dev/prerequisites.sh
 dev/models.sh
 dev/clients.sh
 echo "building Escadre (the first time takes several minutes)"
-cargo build --workspace --bins
+dev/build.sh
 
 values=()
 if [ -n "$context" ]; then

@@ -70,9 +70,8 @@ dev/prerequisites.sh || exit 1
 step "format" cargo fmt --all --check
 step "every test file has a suite" every_test_has_a_suite
 if [ "$mode" = all ]; then
-  # The test bed's own program first: it builds the Go programs while cargo goes on. The test beside it makes cargo
-  # choose the features of the whole build below, so that no dependency is compiled twice.
-  step "test bed program" cargo build -q --workspace --bin escadre-testbed --test testbed_mirror
+  # The test bed's own program first: it builds the Go programs while cargo goes on.
+  step "test bed program" dev/build.sh -q --bin escadre-testbed
   nice target/debug/escadre-testbed build >"$logs/components" 2>&1 &
   components=$!
   background+=("$components")

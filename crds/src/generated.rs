@@ -76,7 +76,7 @@ mod tests {
         let stale = stale(&root).unwrap();
         assert!(
             stale.is_empty(),
-            "run `cargo run -p escadre-crds --bin crdgen`: {stale:?}"
+            "run `make generate`: {stale:?}"
         );
     }
 }
