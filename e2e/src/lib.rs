@@ -9,5 +9,6 @@ pub mod escadre;
 pub mod external;
 pub mod fixtures;
 pub mod mirror;
+pub mod scenario;
 pub mod testing;
 pub mod wait;
