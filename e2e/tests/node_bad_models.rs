@@ -12,7 +12,7 @@ use serde_json::json;
 async fn scenario() -> Option<Scenario> {
     let scenario = Scenario::start().await.unwrap();
     if scenario.test_bed().is_err() {
-        println!("skipped: {CONTEXT_VARIABLE} names a cluster, and the faulty mirrors are on the test bed");
+        eprintln!("skipped: {CONTEXT_VARIABLE} names a cluster, and the faulty mirrors are on the test bed");
         return None;
     }
     Some(scenario)
