@@ -93,7 +93,7 @@ if [ -n "$context" ]; then
   inside kubectl port-forward --namespace "$namespace" "svc/$name" "$port:80" >/dev/null &
   trap 'kill $!' EXIT
 else
-  "$testbed" forward --name "$cluster" --as api --listen "127.0.0.1:$port" "svc/$namespace/$name:80" >/dev/null
+  "$testbed" forward --name "$cluster" --as model --listen "127.0.0.1:$port" "svc/$namespace/$name:80" >/dev/null
 fi
 "$cache/clients/python/bin/python" dev/ask.py "http://127.0.0.1:$port/v1" "$name" "What is a fleet of ships called? Answer in one sentence."
 

@@ -222,6 +222,12 @@ async fn build(cache: &Cache, args: &BuildArgs) -> Result<ExitCode> {
 }
 
 async fn forward(cache: &Cache, args: &ForwardArgs) -> Result<ExitCode> {
+    if args.label == cluster::API_FORWARD {
+        bail!(
+            "the cluster itself uses a forward named {}; choose another name with --as",
+            cluster::API_FORWARD
+        );
+    }
     let cluster = Cluster::attach(cache, &args.cluster.name)?;
     let forward = cluster
         .forward(&args.label, &args.listen.to_string(), &args.target)

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use escadre_e2e::cluster::{NODE_ADDRESS, NODE_NAME, Target};
+use escadre_e2e::cluster::{API_FORWARD, NODE_ADDRESS, NODE_NAME, Target};
 use escadre_e2e::fixtures;
 use escadre_e2e::testing::{OwnCluster, TestNamespace};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -56,6 +56,26 @@ async fn node_runs_pods_that_find_services_by_name() {
     });
     let greeting = greeting.await.unwrap();
     assert!(greeting.contains("HTTP request to an HTTPS server"), "{greeting}");
+
+    // The cluster's own way to its API server is nobody else's to replace.
+    let program = escadre_e2e::escadre::program("escadre-testbed").unwrap();
+    let taken = std::process::Command::new(program)
+        .args([
+            "forward",
+            "--name",
+            cluster.name(),
+            "--as",
+            API_FORWARD,
+            "10.99.0.1:6443",
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&taken.stderr).contains("choose another name"),
+        "{taken:?}"
+    );
+    assert!(cluster.is_ready().await);
+    assert!(cluster.client().await.unwrap().apiserver_version().await.is_ok());
 }
 
 async fn run_pause(namespace: &TestNamespace) {

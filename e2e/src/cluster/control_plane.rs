@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 
-use super::forward::Target;
+use super::forward::{API_FORWARD, Target};
 use super::network::{NODE_ADDRESS, SERVICE_RANGE};
 use super::{API_PORT, Cluster, Component};
 
@@ -30,7 +30,7 @@ impl Cluster {
                 .parse()
                 .context("the API's address is wrong")?,
         );
-        let forward = self.forward("api", "127.0.0.1:0", &api).await?;
+        let forward = self.forward(API_FORWARD, "127.0.0.1:0", &api).await?;
         let server = format!("https://{}", forward.listen);
         let context = format!("escadre-{}", self.name());
         self.certificates()

@@ -19,6 +19,9 @@ use super::paths::write_atomically;
 use super::process::Daemon;
 use super::{Cluster, own_program};
 
+/// The forward that the cluster's own kubeconfig leads through; no other may take its name.
+pub const API_FORWARD: &str = "api-server";
+
 /// Where a forward leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
