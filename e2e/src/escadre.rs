@@ -11,8 +11,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::{Api, CustomResourceExt as _};
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, hex, own_program};
 use crate::testing::TestCluster;
@@ -204,8 +204,9 @@ pub fn digest(content: &[u8]) -> String {
 #[derive(Debug)]
 pub struct Reached {
     base: String,
-    /// On a cluster that a person named: `kubectl port-forward`, which ends with this value.
-    _forward: Option<Child>,
+    /// On a cluster that a person named: `kubectl port-forward`, which ends with this value, and its output, without
+    /// whose reader it would end at once.
+    _forward: Option<(Child, Lines<BufReader<ChildStdout>>)>,
 }
 
 impl Reached {
@@ -250,17 +251,14 @@ pub async fn reach(cluster: &TestCluster, namespace: &str, name: &str) -> Result
                 .spawn()
                 .context("could not start kubectl; it must be in PATH")?;
             let output = forward.stdout.take().context("kubectl has no output")?;
-            let line = BufReader::new(output)
-                .lines()
-                .next_line()
-                .await?
-                .context("kubectl port-forward ended")?;
+            let mut lines = BufReader::new(output).lines();
+            let line = lines.next_line().await?.context("kubectl port-forward ended")?;
             // Forwarding from 127.0.0.1:40001 -> 8080
             let address = line.split(' ').find(|word| word.starts_with("127.0.0.1:"));
             let address = address.with_context(|| format!("kubectl port-forward printed {line:?}"))?;
             Ok(Reached {
                 base: format!("http://{address}"),
-                _forward: Some(forward),
+                _forward: Some((forward, lines)),
             })
         }
     }
