@@ -83,9 +83,9 @@ step "generated files are up to date" target/debug/crdgen --check
 step "lints" cargo clippy -q --workspace --all-targets -- -D warnings
 step "dependencies: licences, bans, sources" dev/deny.sh
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --no-deps --document-private-items
-tests "unit tests" cargo test -q --workspace --lib --bins
-tests "doc tests" cargo test -q --workspace --doc
-tests "runtime" cargo test -q --workspace --test 'fetch_*' --test 'model_*' --test 'api_*' --test 'lifecycle_*'
+tests "unit tests" cargo test -q --no-fail-fast --workspace --lib --bins
+tests "doc tests" cargo test -q --no-fail-fast --workspace --doc
+tests "runtime" cargo test -q --no-fail-fast --workspace --test 'fetch_*' --test 'model_*' --test 'api_*' --test 'lifecycle_*'
 [ "$mode" = all ] || finish
 
 printf '== waiting for the programs of the test bed\n'
@@ -95,8 +95,8 @@ if ! wait "$components"; then
   failures+=("programs of the test bed")
   finish
 fi
-tests "chart" cargo test -q --workspace --test 'chart_*'
-tests "test bed" cargo test -q --workspace --test 'testbed_*'
-tests "control plane" cargo test -q --workspace --test 'control_plane_*'
-tests "node" cargo test -q --workspace --test 'node_*'
+tests "chart" cargo test -q --no-fail-fast --workspace --test 'chart_*'
+tests "test bed" cargo test -q --no-fail-fast --workspace --test 'testbed_*'
+tests "control plane" cargo test -q --no-fail-fast --workspace --test 'control_plane_*'
+tests "node" cargo test -q --no-fail-fast --workspace --test 'node_*'
 finish

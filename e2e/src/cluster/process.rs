@@ -210,17 +210,31 @@ impl Processes {
     }
 
     /// Running processes that carry the cluster's identity in their environment.
+    ///
+    /// A process that is just changing its program shows an empty environment for a moment: it is looked at again. Some
+    /// have an empty one for good, so the looks are bounded.
     fn marked(&self) -> Vec<ProcessId> {
         let mark = format!("{IDENTITY_VARIABLE}={}", self.identity);
         let own = ProcessId::own();
-        numbers_in_proc()
-            .filter(|pid| {
-                fs::read(format!("/proc/{pid}/environ"))
-                    .is_ok_and(|content| content.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()))
-            })
-            .filter_map(ProcessId::of)
-            .filter(|process| Some(*process) != own)
-            .collect()
+        let (mut marked, mut undecided) = (Vec::new(), numbers_in_proc().collect::<Vec<i32>>());
+        for _ in 0..10 {
+            undecided.retain(|pid| {
+                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                if environment
+                    .split(|byte| *byte == 0)
+                    .any(|entry| entry == mark.as_bytes())
+                {
+                    marked.extend(ProcessId::of(*pid).filter(|process| Some(*process) != own));
+                }
+                // Kernel threads and ended processes have no program.
+                environment.is_empty() && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+            });
+            if undecided.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        marked
     }
 
     fn record_file(&self, name: &str) -> PathBuf {
