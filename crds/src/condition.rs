@@ -115,6 +115,8 @@ pub enum Reason {
     NodeLost,
     /// A pod failed as a whole, for example by eviction.
     PodFailed,
+    /// A pod of somebody else carries the labels by which the Service selects.
+    ForeignPod,
     /// `spec.replicas` is 0.
     ScaledToZero,
     /// `spec.suspend` is true.
@@ -281,7 +283,8 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::Suspended,
             Reason::Pending,
         ],
-        ConditionType::Ready | ConditionType::Degraded | ConditionType::Reconciling | ConditionType::Stalled => &[],
+        ConditionType::Degraded => &[Reason::ForeignPod],
+        ConditionType::Ready | ConditionType::Reconciling | ConditionType::Stalled => &[],
     }
 }
 

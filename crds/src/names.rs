@@ -2,6 +2,8 @@
 //!
 //! Labels and the selector are part of running pods, so they never change inside a version.
 
+use std::collections::BTreeMap;
+
 /// The API group of all kinds.
 pub const GROUP: &str = "escadre.dev";
 
@@ -26,6 +28,13 @@ pub const LABEL_REVISION: &str = "escadre.dev/revision";
 pub const LABEL_SLOT: &str = "escadre.dev/slot";
 /// On an applied child: a digest of what was applied, so that a removed field is noticed.
 pub const ANNOTATION_APPLIED: &str = "escadre.dev/applied";
+
+/// On a record of a revision: a digest of the settings that went into it, so that its contents need not be kept.
+pub const ANNOTATION_SETTINGS: &str = "escadre.dev/settings";
+/// On a record of a revision: its number, which grows with each new revision.
+pub const ANNOTATION_NUMBER: &str = "escadre.dev/number";
+/// On a record of a revision: the image that its pods run.
+pub const ANNOTATION_IMAGE: &str = "escadre.dev/image";
 
 /// The init container that brings the model into the pod.
 pub const CONTAINER_FETCH: &str = "fetch";
@@ -64,6 +73,25 @@ pub fn pod_name(deployment: &str, revision: &str, slot: u32) -> String {
     format!("{deployment}-{revision}-{slot}")
 }
 
+/// The labels of a serving pod, which nobody else may use.
+pub fn pod_labels(deployment: &str, revision: &str, slot: u32) -> BTreeMap<String, String> {
+    let labels = [
+        (LABEL_MANAGED_BY, MANAGED_BY),
+        (LABEL_COMPONENT, COMPONENT_RUNTIME),
+        (LABEL_DEPLOYMENT, deployment),
+        (LABEL_REVISION, revision),
+        (LABEL_SLOT, &slot.to_string()),
+    ];
+    labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+/// The revision and the slot in a pod's name; the reverse of [`pod_name`]. `None`: it is no name of ours.
+pub fn parse_pod_name<'a>(deployment: &str, pod: &'a str) -> Option<(&'a str, u32)> {
+    let (revision, slot) = pod.strip_prefix(deployment)?.strip_prefix('-')?.split_once('-')?;
+    let slot: u32 = slot.parse().ok()?;
+    (pod_name(deployment, revision, slot) == pod && !revision.is_empty()).then_some((revision, slot))
+}
+
 /// The name of the `ControllerRevision` that holds the pod template of one revision.
 pub fn revision_name(deployment: &str, revision: &str) -> String {
     format!("{deployment}-{revision}")
@@ -82,6 +110,24 @@ pub fn endpoint(deployment: &str, namespace: &str, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pod_name_tells_its_revision_and_slot() {
+        assert_eq!(
+            parse_pod_name("my-llm", &pod_name("my-llm", "a1b2c3d4", 17)),
+            Some(("a1b2c3d4", 17))
+        );
+        for foreign in [
+            "my-llm",
+            "my-llm-a1b2c3d4",
+            "my-llm-a1b2c3d4-x",
+            "my-llm-a1b2c3d4-07",
+            "my-llm--1",
+            "other-a1b2c3d4-1",
+        ] {
+            assert_eq!(parse_pod_name("my-llm", foreign), None, "{foreign}");
+        }
+    }
 
     #[test]
     fn longest_pod_name_is_a_label_value() {

@@ -10,11 +10,14 @@ use tokio::net::TcpListener;
 
 use crate::admin::{self, Readiness};
 use crate::args::Args;
-use crate::context::{Clock, Context, Defaults, LastAnswers};
+use crate::context::{Clock, Context, Defaults};
 use crate::controllers::llm_deployment;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::runtime_status::StatusClient;
+use crate::world::World;
+use crate::world::cache::Cache;
+use crate::world::poller::Poller;
 
 /// Runs the operator until `shutdown` completes, with the cluster that the environment names.
 ///
@@ -59,8 +62,12 @@ pub async fn run_with(
             runtime_image: args.runtime_image.clone(),
             pull_policy: args.runtime_image_pull_policy,
         },
-        status_client: StatusClient::new()?,
-        last_answers: LastAnswers::default(),
+        world: World {
+            pods: Cache::default(),
+            services: Cache::default(),
+            revisions: Cache::default(),
+            poller: Arc::new(Poller::new(StatusClient::new()?, Arc::clone(&metrics))),
+        },
         backoff: Backoff::default(),
     });
     tracing::info!(

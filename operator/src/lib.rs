@@ -12,3 +12,4 @@ pub mod metrics;
 pub mod retry;
 pub mod runtime_status;
 pub mod telemetry;
+pub mod world;

@@ -1,16 +1,20 @@
 //! Creating and applying: server-side apply for everything but pods, which are created by POST because an applied
 //! pod spec would restart containers or be refused.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
 use escadre_crds::names;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams, ValidationDirective};
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::time::timeout;
 
+use super::orphans::Identity;
 use crate::context::CALL_TIMEOUT;
 
 /// Why a call had no result.
@@ -85,6 +89,22 @@ where
 {
     let name = object.meta().name.clone().unwrap_or_default();
     within(api.patch(&name, &parameters(names::FIELD_MANAGER), &Patch::Apply(object))).await
+}
+
+/// Puts labels of a pod right. It is a success when the pod has gone.
+///
+/// # Errors
+/// When the call fails otherwise; a conflict when another pod has the name now.
+pub async fn relabel(api: &Api<Pod>, pod: &Identity, labels: &BTreeMap<String, String>) -> Result<(), CallError> {
+    let patch = json!({"metadata": {"uid": pod.uid, "labels": labels}});
+    let parameters = PatchParams {
+        field_manager: Some(names::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match within(api.patch(&pod.name, &parameters, &Patch::Merge(patch))).await {
+        Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 /// Applies the full status of an object.

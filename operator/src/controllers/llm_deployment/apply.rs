@@ -1,16 +1,20 @@
-//! The only writes of a pass, in a written order: Service, record, deletions, creations, records that nothing needs.
+//! The only writes of a pass, in a written order: Service, record, labels, deletions, creations, records that nothing
+//! needs. What was written is told to the caches, so that the next pass does not look at a past without it.
 //!
 //! The record comes before the first pod, so that every pod can be rebuilt. Old pods go before new ones are made,
 //! since they may hold the device that the new ones need. What is not deleted yet is seen again in the next pass.
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::core::{PartialObjectMetaExt as _, Status};
 use kube::{Api, ResourceExt as _};
 
 use super::build::{Built, Children};
+use super::observe::is_owned;
 use crate::context::Context;
-use crate::kube_ext::apply::{CallError, apply as apply_object, create};
+use crate::kube_ext::apply::{CallError, apply as apply_object, create, relabel, within};
 use crate::kube_ext::orphans::{Identity, delete};
+use crate::world::trim::{trim, trim_pod};
 
 /// A write that failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         service,
         record,
         pods,
+        relabel_pods,
         delete_pods,
         delete_records,
         stage: Built,
@@ -77,29 +82,44 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
 
     if let Some(service) = &service {
         let api: Api<Service> = Api::namespaced(ctx.client.clone(), &namespace);
-        apply_object(&api, service)
+        let mut written = apply_object(&api, service)
             .await
             .map_err(failed("apply", "Service", &service.name_any()))?;
+        trim(&mut written);
+        ctx.world.services.created(written);
         applied.count(ctx, "apply", "Service");
     }
     if let Some(record) = &record {
-        create(&record_api, record)
-            .await
-            .map_err(failed("create", "ControllerRevision", &record.name_any()))?;
+        let written =
+            create(&record_api, record)
+                .await
+                .map_err(failed("create", "ControllerRevision", &record.name_any()))?;
+        let mut written = written.metadata.into_response_partial();
+        trim(&mut written);
+        ctx.world.revisions.created(written);
         applied.count(ctx, "create", "ControllerRevision");
+    }
+    for (pod, labels) in &relabel_pods {
+        relabel(&pod_api, pod, labels)
+            .await
+            .map_err(failed("relabel", "Pod", &pod.name))?;
+        applied.count(ctx, "patch", "Pod");
     }
     for pod in &delete_pods {
         remove(ctx, &pod_api, "Pod", pod, &mut applied).await?;
+        ctx.world.pods.deleted(&pod.uid);
     }
     create_pods(ctx, &pod_api, &pods, &mut applied).await?;
     for record in &delete_records {
         remove(ctx, &record_api, "ControllerRevision", record, &mut applied).await?;
+        ctx.world.revisions.deleted(&record.uid);
     }
     Ok(Children {
         namespace,
         service,
         record,
         pods,
+        relabel_pods,
         delete_pods,
         delete_records,
         stage: applied,
@@ -110,9 +130,17 @@ async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod], applied: &mut 
     for pod in pods {
         let name = pod.name_any();
         match create(api, pod).await {
-            Ok(_) => {
+            Ok(mut created) => {
                 applied.count(ctx, "create", "Pod");
+                trim_pod(&mut created);
+                ctx.world.pods.created(created);
                 tracing::info!(pod = %name, namespace = pod.namespace().unwrap_or_default(), "pod created");
+            }
+            Err(error) if error.status().is_some_and(Status::is_already_exists) => {
+                if let Some(refusal) = recover(ctx, api, pod, applied).await? {
+                    applied.refused = Some(refusal);
+                    return Ok(());
+                }
             }
             Err(error) if is_refusal(&error) => {
                 applied.refused = Some(Refusal {
@@ -127,14 +155,39 @@ async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod], applied: &mut 
     Ok(())
 }
 
+/// A pod of that name is there, though no watch tells of it: its labels were taken off. When it is ours they are put
+/// back; a foreign one is left alone and named.
+async fn recover(ctx: &Context, api: &Api<Pod>, wanted: &Pod, applied: &mut Applied) -> Result<Option<Refusal>, Error> {
+    let name = wanted.name_any();
+    let there = within(api.get_opt(&name)).await.map_err(failed("get", "Pod", &name))?;
+    let Some(mut there) = there else {
+        return Ok(None);
+    };
+    let owner = wanted.owner_references().first().map(|owner| owner.uid.as_str());
+    if !owner.is_some_and(|owner| is_owned(there.owner_references(), owner)) {
+        return Ok(Some(Refusal {
+            message: format!("a pod named {name} exists already and does not belong to this object; delete it"),
+            pod: name,
+        }));
+    }
+    let identity = Identity {
+        name: name.clone(),
+        uid: there.uid().unwrap_or_default(),
+    };
+    relabel(api, &identity, wanted.labels())
+        .await
+        .map_err(failed("relabel", "Pod", &name))?;
+    applied.count(ctx, "patch", "Pod");
+    there.labels_mut().extend(wanted.labels().clone());
+    trim_pod(&mut there);
+    ctx.world.pods.created(there);
+    Ok(None)
+}
+
 /// Whether the API server judged the pod itself, rather than being unable to take it.
 fn is_refusal(error: &CallError) -> bool {
     error.status().is_some_and(|status| {
-        status.is_forbidden()
-            || status.is_invalid()
-            || status.is_already_exists()
-            || status.is_not_found()
-            || status.code == 400
+        status.is_forbidden() || status.is_invalid() || status.is_not_found() || status.code == 400
     })
 }
 

@@ -11,8 +11,8 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 
 use super::observe::{ObservedPod, Report};
-use super::plan::is_ready;
 use crate::runtime_status::{Failure, Said, Stage};
+use crate::world::is_ready;
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +66,7 @@ pub fn diagnose(observed: &ObservedPod, wanted: Option<&str>) -> Diagnosis {
     let runtime = container(status.container_statuses.as_deref(), names::CONTAINER_RUNTIME);
     let said = match &observed.report {
         Report::Said { said, .. } => Some(said.as_ref()),
-        Report::NotAsked | Report::Unreachable(_) => None,
+        Report::NotAsked | Report::Waiting | Report::Unreachable(_) => None,
     };
     let is_fetched = fetch.is_some_and(has_succeeded);
     let is_serving = is_ready(pod) && said.is_some_and(|said| serves(said, pod, wanted));
@@ -360,7 +360,7 @@ fn unreachable(pod: &Pod, report: &Report, wanted: Option<&str>) -> Option<Probl
                 ),
             })
         }
-        Report::Said { .. } | Report::NotAsked => None,
+        Report::Said { .. } | Report::NotAsked | Report::Waiting => None,
     }
 }
 

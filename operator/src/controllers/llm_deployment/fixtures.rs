@@ -1,8 +1,12 @@
 //! Objects for the tests of the pure steps. Values are unlike the defaults, so that swapped fields show.
 
+use std::sync::Arc;
+
 use escadre_crds::{LlmDeployment, names};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use kube::core::{PartialObjectMeta, PartialObjectMetaExt as _};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, ObservedPod, Report};
@@ -48,6 +52,7 @@ fn merge(into: &mut Value, from: &Value) {
 pub(super) fn world(pods: Vec<ObservedPod>) -> Observed {
     Observed {
         pods,
+        foreign: vec![],
         service: None,
         revisions: vec![],
         defaults: Defaults {
@@ -55,6 +60,11 @@ pub(super) fn world(pods: Vec<ObservedPod>) -> Observed {
             pull_policy: PullPolicy::Always,
         },
     }
+}
+
+/// A record as its watch tells of it.
+pub(super) fn watched(record: &ControllerRevision) -> Arc<PartialObjectMeta<ControllerRevision>> {
+    Arc::new(record.metadata.clone().into_response_partial())
 }
 
 /// The valid form of an object in a world.
@@ -81,6 +91,7 @@ pub(super) fn applied(valid: Valid, plan: Plan, refused: Option<apply::Refusal>)
         service: built.service,
         record: built.record,
         pods: built.pods,
+        relabel_pods: built.relabel_pods,
         delete_pods: built.delete_pods,
         delete_records: built.delete_records,
         stage: apply::Applied { writes: 0, refused },
@@ -107,7 +118,7 @@ impl PodFixture {
             "metadata": {
                 "name": name, "namespace": "models", "uid": format!("uid-{slot}"),
                 "creationTimestamp": at(0).to_string(),
-                "labels": {names::LABEL_DEPLOYMENT: "support", names::LABEL_REVISION: revision.as_str(), names::LABEL_SLOT: slot.to_string()},
+                "labels": names::pod_labels("support", revision.as_str(), slot),
                 "ownerReferences": [{"apiVersion": "escadre.dev/v1alpha1", "kind": "LlmDeployment", "name": "support", "uid": "owner-uid", "controller": true}],
             },
             "spec": {"containers": [{"name": "runtime", "image": "i:1"}], "initContainers": [{"name": "fetch", "image": "i:1"}], "nodeName": "node-9"},
@@ -160,7 +171,7 @@ impl PodFixture {
         said.pod_uid
             .get_or_insert_with(|| self.pod["metadata"]["uid"].as_str().unwrap().to_owned());
         self.report = Report::Said {
-            said: Box::new(said),
+            said: Arc::new(said),
             stale: false,
         };
         self
@@ -199,7 +210,7 @@ impl PodFixture {
     pub(super) fn done(self) -> ObservedPod {
         let pod: Pod = serde_json::from_value(self.pod).unwrap();
         ObservedPod {
-            pod,
+            pod: Arc::new(pod),
             report: self.report,
         }
     }

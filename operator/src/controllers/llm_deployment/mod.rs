@@ -16,22 +16,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use escadre_crds::{LlmDeployment, names};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::{reflector::ObjectRef, watcher};
-use kube::{Api, Resource};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource, ResourceExt as _};
 
 use crate::admin::Readiness;
 use crate::context::Context;
+use crate::world::cache::Key;
+use crate::world::trim::{trim, trim_pod};
+use crate::world::{DeploymentRef, Wake};
 use build::Children;
 use plan::Plan;
 use validate::{Rejected, Valid};
 
 /// Changes that come together are worked on together.
-const DEBOUNCE: Duration = Duration::from_millis(200);
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// When a pod that was not asked yet should have been asked.
+const ASKED: Duration = Duration::from_secs(5);
 /// After a conflict: the watch brings the newer object in the meantime.
 const CONFLICT: Duration = Duration::from_secs(1);
 
@@ -101,11 +107,15 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
         // Children go by their owner references; making new ones would keep the object from going.
         return Ok(Action::await_change());
     }
+    ctx.world.wait_until_known().await;
     let observed = observe::observe(&ctx, object).await.map_err(Error::Observe)?;
     let outcome = match validate::validate(object, &observed) {
         Err(rejected) => Outcome::Rejected(rejected),
-        Ok(valid) => {
+        Ok(mut valid) => {
             let plan = plan::next(&valid, &observed, ctx.clock.now());
+            let plan = observe::read_record(&ctx, &mut valid, plan)
+                .await
+                .map_err(Error::Observe)?;
             let children = build::build(&valid, &plan);
             let valid = Box::new(valid);
             match apply::apply(&ctx, children).await {
@@ -121,6 +131,10 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
             }
         }
     };
+    if observed.is_incomplete() {
+        // The answer wakes us; until then status would take back what an operator before us said truly.
+        return outcome.into_action(Some(ASKED));
+    }
     let next_look = status::write(&ctx, object, &observed, &outcome)
         .await
         .map_err(Error::Status)?;
@@ -172,31 +186,95 @@ pub async fn run(
     namespace: Option<&str>,
     concurrency: u16,
     readiness: Readiness,
-    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+    shutdown: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) {
-    let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGED_BY));
-    let controller = Controller::new(
-        scoped::<DeserializeGuard<LlmDeployment>>(&ctx, namespace),
-        watcher::Config::default(),
-    );
-    let store = controller.store();
+    let (wake, woken) = tokio::sync::mpsc::unbounded_channel();
+    let (reader, writer) = reflector::store();
+    let deployments = watcher(scoped(&ctx, namespace), watcher::Config::default())
+        .default_backoff()
+        .modify(|object: &mut DeserializeGuard<LlmDeployment>| trim(object))
+        .reflect(writer)
+        .touched_objects();
     let seen = async {
-        if store.wait_until_ready().await.is_ok() {
+        if reader.wait_until_ready().await.is_ok() {
+            ctx.world.wait_until_known().await;
             readiness.set();
         }
         std::future::pending::<()>().await;
     };
-    let work = controller
-        .owns(scoped::<Pod>(&ctx, namespace), ours.clone())
-        .owns(scoped::<PartialObjectMeta<Service>>(&ctx, namespace), ours.clone())
-        .owns(scoped::<PartialObjectMeta<ControllerRevision>>(&ctx, namespace), ours)
+    let poll = Arc::clone(&ctx.world.poller).run(wake.clone(), shutdown.clone());
+    let woken = futures::stream::unfold(woken, async |mut woken| Some((woken.recv().await?, woken)));
+    let work = Controller::for_stream(deployments, reader.clone())
+        .watches_stream(pods(&ctx, namespace, wake.clone()), |pod| deployment_of(&pod))
+        .watches_stream(services(&ctx, namespace, wake.clone()), |service| {
+            deployment_of(&service)
+        })
+        .watches_stream(revisions(&ctx, namespace, wake), |revision| deployment_of(&revision))
+        .reconcile_on(woken)
         .with_config(Config::default().concurrency(concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
-        .run(measured, error_policy, ctx)
+        .run(measured, error_policy, Arc::clone(&ctx))
         .for_each(async |result| log(&result));
     tokio::select! {
         () = seen => {}
-        () = work => {}
+        () = async { tokio::join!(poll, work); } => {}
+    }
+}
+
+/// The watch of pods. It feeds the cache and the poller.
+fn pods(ctx: &Arc<Context>, namespace: Option<&str>, wake: Wake) -> impl Stream<Item = Watched<Pod>> + use<> {
+    let world = Arc::clone(ctx);
+    watcher(scoped(ctx, namespace), labelled())
+        .default_backoff()
+        .modify(trim_pod)
+        .inspect_ok(move |event| {
+            world.world.poller.handle(event);
+            wake_all(&wake, world.world.pods.handle(event));
+        })
+        .touched_objects()
+}
+
+/// The watch of Services.
+fn services(ctx: &Arc<Context>, namespace: Option<&str>, wake: Wake) -> impl Stream<Item = Watched<Service>> + use<> {
+    let world = Arc::clone(ctx);
+    watcher(scoped(ctx, namespace), labelled())
+        .default_backoff()
+        .modify(trim)
+        .inspect_ok(move |event| wake_all(&wake, world.world.services.handle(event)))
+        .touched_objects()
+}
+
+/// The watch of records, without their contents.
+fn revisions(
+    ctx: &Arc<Context>,
+    namespace: Option<&str>,
+    wake: Wake,
+) -> impl Stream<Item = Watched<PartialObjectMeta<ControllerRevision>>> + use<> {
+    let world = Arc::clone(ctx);
+    watcher(scoped(ctx, namespace), labelled())
+        .default_backoff()
+        .modify(trim)
+        .inspect_ok(move |event| wake_all(&wake, world.world.revisions.handle(event)))
+        .touched_objects()
+}
+
+type Watched<K> = Result<K, watcher::Error>;
+
+/// Objects with our label, whoever made them: a foreign pod that carries it must be seen.
+fn labelled() -> watcher::Config {
+    watcher::Config::default().labels(names::LABEL_DEPLOYMENT)
+}
+
+/// The deployment that an object's label names.
+fn deployment_of<K: Resource>(object: &K) -> Option<DeploymentRef> {
+    let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
+    Some(ObjectRef::new(name).within(&object.namespace()?))
+}
+
+fn wake_all(wake: &Wake, deployments: Vec<Key>) {
+    for (namespace, name) in deployments {
+        // Without a controller there is nobody to wake: the process ends.
+        let _controller_ended = wake.send(ObjectRef::new(&name).within(&namespace));
     }
 }
 

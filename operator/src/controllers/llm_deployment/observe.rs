@@ -1,23 +1,24 @@
-//! The only reads of a pass: everything that the decision needs, into one struct.
+//! The reads of a pass: everything that the decision needs, into one struct.
 //!
-//! Lists come from the API server itself, not from a cache: a decision that deletes must not look at the past.
+//! Children come from caches that know this process's own writes, see [`crate::world::cache`]; what the pods say comes
+//! from the poller. The API server itself is asked only for what no watch brings: a Service that may be somebody
+//! else's, and the contents of a record from which pods are made.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use escadre_crds::{LlmDeployment, names};
-use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::ListParams;
-use kube::{Api, Resource as _, ResourceExt as _};
+use kube::core::PartialObjectMeta;
+use kube::{Api, ResourceExt as _};
 
+use super::plan::Plan;
+use super::revision::Record;
+use super::validate::Valid;
 use crate::context::{Context, Defaults};
 use crate::kube_ext::apply::{CallError, within};
-use crate::runtime_status::Said;
-
-/// How many pods of one object are asked at once.
-const POLLS_AT_ONCE: usize = 16;
+pub use crate::world::poller::Report;
 
 /// A read that failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +38,12 @@ pub struct Error {
 pub struct Observed {
     /// Our pods, by name. Pods of other owners are not in here, whatever their labels.
     pub pods: Vec<ObservedPod>,
+    /// Names of pods of other owners that carry our label.
+    pub foreign: Vec<ForeignPod>,
     /// The Service of the object's name.
     pub service: Option<ObservedService>,
-    /// Our revisions.
-    pub revisions: Vec<ControllerRevision>,
+    /// Our revisions, without their contents.
+    pub revisions: Vec<Arc<PartialObjectMeta<ControllerRevision>>>,
     /// What applies where the object says nothing.
     pub defaults: Defaults,
 }
@@ -49,25 +52,26 @@ pub struct Observed {
 #[derive(Clone, Debug)]
 pub struct ObservedPod {
     /// The pod.
-    pub pod: Pod,
+    pub pod: Arc<Pod>,
     /// What its process says.
     pub report: Report,
 }
 
-/// What a pod's process says.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Report {
-    /// It has no address yet, or has ended.
-    NotAsked,
-    /// It was asked and did not answer.
-    Unreachable(String),
-    /// It answered, now or a moment ago.
-    Said {
-        /// The answer.
-        said: Box<Said>,
-        /// Whether the answer is an older one, since the last question was lost.
-        stale: bool,
-    },
+/// A pod that is not ours and carries our label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignPod {
+    /// Its name.
+    pub name: String,
+    /// Whether our Service selects it.
+    pub is_selected: bool,
+}
+
+impl Observed {
+    /// Whether a pod that can be asked was not asked yet, as in the first moments of this process: nothing can be said
+    /// about the deployment that would be true.
+    pub fn is_incomplete(&self) -> bool {
+        self.pods.iter().any(|pod| pod.report == Report::Waiting)
+    }
 }
 
 /// The Service of the object's name.
@@ -82,116 +86,91 @@ pub struct ObservedService {
 /// Reads everything.
 ///
 /// # Errors
-/// When a list or a get fails. A pod that does not answer is an observation, not an error.
+/// When a read fails. A pod that does not answer is an observation, not an error.
 pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, Error> {
     let namespace = object.namespace().unwrap_or_default();
     let name = object.name_any();
     let uid = object.uid().unwrap_or_default();
-    let failed = |what| {
-        let object = format!("{namespace}/{name}");
-        move |source| Error { what, object, source }
-    };
-
-    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
-    let revisions: Api<ControllerRevision> = Api::namespaced(ctx.client.clone(), &namespace);
-    let services: Api<Service> = Api::namespaced(ctx.client.clone(), &namespace);
-    let ours = ListParams::default().labels(&names::selector(&name));
-    let of_this = ListParams::default().labels(&format!("{}={name}", names::LABEL_DEPLOYMENT));
-
-    let (pods, revisions, service) = tokio::join!(
-        within(pods.list(&ours)),
-        within(revisions.list(&of_this)),
-        within(services.get_opt(&name)),
-    );
-    let pods = pods.map_err(failed("pods"))?;
-    let revisions = revisions.map_err(failed("revisions"))?;
-    let service = service.map_err(failed("service"))?;
-
-    let mut pods: Vec<Pod> = pods
-        .items
+    let service = service(ctx, &namespace, &name).await.map_err(|source| Error {
+        what: "service",
+        object: format!("{namespace}/{name}"),
+        source,
+    })?;
+    let (pods, foreign): (Vec<_>, Vec<_>) = ctx
+        .world
+        .pods
+        .of(&namespace, &name)
         .into_iter()
-        .filter(|pod| is_owned(pod.owner_references(), &uid))
-        .collect();
-    pods.sort_by_key(Pod::name_any);
-    let pods = futures::stream::iter(pods)
-        .map(async |pod| {
-            let report = ask(ctx, &pod).await;
-            ObservedPod { pod, report }
-        })
-        .buffered(POLLS_AT_ONCE)
-        .collect()
-        .await;
+        .partition(|pod| is_owned(pod.owner_references(), &uid));
+    let pods = pods.into_iter().map(|pod| ObservedPod {
+        report: ctx.world.poller.report(&pod),
+        pod,
+    });
+    let revisions = ctx.world.revisions.of(&namespace, &name).into_iter();
     Ok(Observed {
-        pods,
+        pods: pods.collect(),
+        foreign: foreign.iter().map(|pod| foreign_pod(pod)).collect(),
         service: service.map(|service| ObservedService {
             is_ours: is_owned(service.owner_references(), &uid),
             service,
         }),
         revisions: revisions
-            .items
-            .into_iter()
-            .filter(|revision| is_owned(revision.owner_references(), &uid))
+            .filter(|one| is_owned(one.owner_references(), &uid) && one.metadata.deletion_timestamp.is_none())
             .collect(),
         defaults: ctx.defaults.clone(),
     })
 }
 
-fn is_owned(owners: &[OwnerReference], uid: &str) -> bool {
+/// The Service of the object's name: from the cache when it carries our label, else from the API server, since it may be
+/// somebody else's.
+async fn service(ctx: &Context, namespace: &str, name: &str) -> Result<Option<Service>, CallError> {
+    let known = ctx.world.services.of(namespace, name);
+    if let Some(known) = known.into_iter().find(|service| service.name_any() == name) {
+        return Ok(Some(Service::clone(&known)));
+    }
+    let services: Api<Service> = Api::namespaced(ctx.client.clone(), namespace);
+    within(services.get_opt(name)).await
+}
+
+fn foreign_pod(pod: &Pod) -> ForeignPod {
+    let component = pod.labels().get(names::LABEL_COMPONENT);
+    ForeignPod {
+        name: pod.name_any(),
+        is_selected: component.is_some_and(|component| component == names::COMPONENT_RUNTIME)
+            && pod.metadata.deletion_timestamp.is_none(),
+    }
+}
+
+/// Whether an object with that UID is the controller among these owners.
+pub fn is_owned(owners: &[OwnerReference], uid: &str) -> bool {
     owners
         .iter()
         .any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
-async fn ask(ctx: &Context, pod: &Pod) -> Report {
-    let Some(ip) = askable(pod) else {
-        return Report::NotAsked;
+/// Reads the contents of the target revision's record, when the plan makes pods from it. A record that cannot be read
+/// was not written by us: the plan becomes to make it anew.
+///
+/// # Errors
+/// When the read fails. A record that has gone is not one: the next pass makes it.
+pub async fn read_record(ctx: &Context, valid: &mut Valid, plan: Plan) -> Result<Plan, Error> {
+    let Plan::Progress(step) = &plan else {
+        return Ok(plan);
     };
-    let uid = pod.uid().unwrap_or_default();
-    let now = ctx.clock.now();
-    match ctx.status_client.ask(ip).await {
-        Ok(said) if said.pod_uid.as_deref().is_some_and(|answered| answered != uid) => {
-            ctx.metrics.polled("other_pod");
-            Report::Unreachable(format!("another pod answers at {ip}"))
-        }
-        Ok(said) => {
-            ctx.metrics.polled("ok");
-            ctx.last_answers.keep(&uid, &said, now);
-            Report::Said {
-                said: Box::new(said),
-                stale: false,
-            }
-        }
-        Err(error) => {
-            ctx.metrics.polled((&error).into());
-            tracing::debug!(pod = %pod.name_any(), error = &error as &dyn std::error::Error, "no status from the pod");
-            match ctx.last_answers.recall(&uid, now) {
-                Some(said) => Report::Said {
-                    said: Box::new(said),
-                    stale: true,
-                },
-                None => Report::Unreachable(error.to_string()),
-            }
-        }
+    let Some(stored) = valid.stored.as_mut().filter(|_| !step.create.is_empty()) else {
+        return Ok(plan);
+    };
+    let records: Api<ControllerRevision> = Api::namespaced(ctx.client.clone(), &valid.namespace);
+    let found = within(records.get_opt(&stored.identity.name))
+        .await
+        .map_err(|source| Error {
+            what: "record",
+            object: format!("{}/{}", valid.namespace, valid.name),
+            source,
+        })?;
+    stored.record = found.as_ref().and_then(Record::of);
+    if stored.record.is_some() {
+        return Ok(plan);
     }
-}
-
-/// The address of a pod that can answer: it runs, and is not on its way out.
-fn askable(pod: &Pod) -> Option<IpAddr> {
-    if pod.meta().deletion_timestamp.is_some() {
-        return None;
-    }
-    let status = pod.status.as_ref()?;
-    if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
-        return None;
-    }
-    let started = status
-        .init_container_statuses
-        .iter()
-        .chain(&status.container_statuses)
-        .flatten()
-        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    if !started {
-        return None;
-    }
-    status.pod_ip.as_deref()?.parse().ok()
+    Ok(Plan::remake(stored.identity.clone()))
 }

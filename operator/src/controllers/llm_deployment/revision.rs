@@ -4,13 +4,16 @@
 //! The name covers the user's intent only, never a default of the operator: an upgrade of the operator restarts no
 //! model. The record is what pods are made from, so that healing a stable pod never needs the current spec.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use escadre_crds::names;
 use escadre_crds::v1alpha1::{Placement, Resources, RuntimeSpec};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::ResourceExt as _;
+use kube::core::PartialObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -148,18 +151,59 @@ pub struct Record {
     pub settings: Settings,
 }
 
+impl Record {
+    /// Reads a record. `None`: somebody else wrote it.
+    pub fn of(revision: &ControllerRevision) -> Option<Self> {
+        let data = revision.data.as_ref()?;
+        serde_json::from_value(data.0.clone()).ok()
+    }
+}
+
+impl Settings {
+    /// A short digest, kept beside the record.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&json(self))
+    }
+}
+
 /// A revision as it was found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredRevision {
     /// Which object it is.
     pub identity: Identity,
-    /// What it holds. `None`: not readable, somebody changed it.
+    /// The digest of the settings that went into it.
+    pub settings: Option<String>,
+    /// What it holds; read when pods are made from it.
     pub record: Option<Record>,
+}
+
+/// The highest number of these revisions; 0 without any.
+pub fn highest_number(revisions: &[Arc<PartialObjectMeta<ControllerRevision>>]) -> i64 {
+    let numbers = revisions
+        .iter()
+        .filter_map(|one| one.annotations().get(names::ANNOTATION_NUMBER)?.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+/// The image of the pods of each of these revisions, by the revision's name.
+pub fn images(revisions: &[Arc<PartialObjectMeta<ControllerRevision>>]) -> BTreeMap<String, String> {
+    let images = revisions.iter().filter_map(|one| {
+        let revision = one.labels().get(names::LABEL_REVISION)?;
+        Some((
+            revision.clone(),
+            one.annotations().get(names::ANNOTATION_IMAGE)?.clone(),
+        ))
+    });
+    images.collect()
 }
 
 impl StoredRevision {
     /// The record of one revision among ours.
-    pub fn find(revisions: &[ControllerRevision], deployment: &str, revision: &Revision) -> Option<Self> {
+    pub fn find(
+        revisions: &[Arc<PartialObjectMeta<ControllerRevision>>],
+        deployment: &str,
+        revision: &Revision,
+    ) -> Option<Self> {
         let name = names::revision_name(deployment, revision.as_str());
         let found = revisions.iter().find(|one| one.name_any() == name)?;
         Some(Self {
@@ -167,10 +211,8 @@ impl StoredRevision {
                 name,
                 uid: found.uid().unwrap_or_default(),
             },
-            record: found
-                .data
-                .as_ref()
-                .and_then(|data| serde_json::from_value(data.0.clone()).ok()),
+            settings: found.annotations().get(names::ANNOTATION_SETTINGS).cloned(),
+            record: None,
         })
     }
 }

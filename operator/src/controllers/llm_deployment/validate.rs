@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::observe::Observed;
-use super::revision::{Intent, Revision, Settings, StoredRevision};
+use super::revision::{Intent, Revision, Settings, StoredRevision, highest_number, images};
 use crate::args::PullPolicy;
 
 /// Why a spec cannot be followed.
@@ -45,6 +45,8 @@ pub struct Valid {
     pub stored: Option<StoredRevision>,
     /// The revision that reached its size last: its record is kept.
     pub current_revision: Option<String>,
+    /// The image of each recorded revision's pods.
+    pub images: BTreeMap<String, String>,
     /// Whether a pod of this revision ever served.
     pub has_served: bool,
     /// The number of the next `ControllerRevision`.
@@ -114,7 +116,8 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         has_served: status
             .is_some_and(|status| served(status.served_revision.as_ref()) || served(status.current_revision.as_ref())),
         current_revision: status.and_then(|status| status.current_revision.clone()),
-        next_number: observed.revisions.iter().map(|one| one.revision).max().unwrap_or(0) + 1,
+        images: images(&observed.revisions),
+        next_number: highest_number(&observed.revisions) + 1,
         settings: Settings {
             endpoint: spec.model.endpoint.clone(),
             drain_seconds: u32::try_from(spec.drain.timeout_seconds)

@@ -5,6 +5,8 @@ mod pod;
 mod record;
 mod service;
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 
@@ -24,6 +26,8 @@ pub struct Children<S> {
     pub record: Option<ControllerRevision>,
     /// Pods to create, in this order.
     pub pods: Vec<Pod>,
+    /// Pods whose labels are put right.
+    pub relabel_pods: Vec<(Identity, BTreeMap<String, String>)>,
     /// Pods to delete.
     pub delete_pods: Vec<Identity>,
     /// Records to delete, last.
@@ -43,6 +47,7 @@ pub fn build(valid: &Valid, plan: &Plan) -> Children<Built> {
         service: service::build_service(valid),
         record: None,
         pods: Vec::new(),
+        relabel_pods: Vec::new(),
         delete_pods: Vec::new(),
         delete_records: Vec::new(),
         stage: Built,
@@ -61,6 +66,7 @@ pub fn build(valid: &Valid, plan: &Plan) -> Children<Built> {
                 .map(|slot| pod::build_pod(valid, &record.template, *slot))
                 .collect();
             children.record = step.record.then(|| record::build_record(valid, &record));
+            children.relabel_pods.clone_from(&step.relabel);
             children.delete_pods.clone_from(&step.delete);
             children.delete_records.clone_from(&step.forget);
         }

@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::{
     SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::validate::Valid;
@@ -29,10 +28,8 @@ pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) ->
     metadata.name = Some(names::pod_name(&valid.name, valid.revision.as_str(), slot));
     metadata.namespace = Some(valid.namespace.clone());
     metadata.owner_references = Some(vec![valid.owner.clone()]);
-    metadata
-        .labels
-        .get_or_insert_default()
-        .insert(names::LABEL_SLOT.to_owned(), slot.to_string());
+    let labels = names::pod_labels(&valid.name, valid.revision.as_str(), slot);
+    metadata.labels.get_or_insert_default().extend(labels);
     Pod {
         metadata,
         spec: template.spec.clone(),
@@ -42,14 +39,8 @@ pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) ->
 
 /// The template of a new revision.
 pub(super) fn build_template(valid: &Valid) -> PodTemplateSpec {
-    let mut labels = valid.labels();
-    labels.insert(names::LABEL_COMPONENT.to_owned(), names::COMPONENT_RUNTIME.to_owned());
-    labels.insert(names::LABEL_REVISION.to_owned(), valid.revision.to_string());
     PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels),
-            ..ObjectMeta::default()
-        }),
+        metadata: None,
         spec: Some(build_spec(valid)),
     }
 }

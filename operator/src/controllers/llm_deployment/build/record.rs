@@ -1,5 +1,7 @@
 //! The record of a revision: a `ControllerRevision` that holds the pod template. Its data can never be changed.
 
+use std::collections::BTreeMap;
+
 use escadre_crds::names;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -12,8 +14,17 @@ use super::super::validate::Valid;
 pub(super) fn build_record(valid: &Valid, record: &Record) -> ControllerRevision {
     let mut labels = valid.labels();
     labels.insert(names::LABEL_REVISION.to_owned(), valid.revision.to_string());
+    let containers = record.template.spec.iter().flat_map(|spec| &spec.containers);
+    let runtime = containers.into_iter().find(|one| one.name == names::CONTAINER_RUNTIME);
+    let image = runtime.and_then(|runtime| runtime.image.clone());
+    let annotations = BTreeMap::from([
+        (names::ANNOTATION_NUMBER.to_owned(), valid.next_number.to_string()),
+        (names::ANNOTATION_SETTINGS.to_owned(), record.settings.fingerprint()),
+        (names::ANNOTATION_IMAGE.to_owned(), image.unwrap_or_default()),
+    ]);
     ControllerRevision {
         metadata: ObjectMeta {
+            annotations: Some(annotations),
             name: Some(names::revision_name(&valid.name, valid.revision.as_str())),
             namespace: Some(valid.namespace.clone()),
             labels: Some(labels),

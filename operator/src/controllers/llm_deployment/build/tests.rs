@@ -1,9 +1,8 @@
 //! What is built: every argument of the pods, their security, the record, and a Service that is written only once.
 
-use super::super::fixtures::{DIGEST, at, object, valid, world};
+use super::super::fixtures::{DIGEST, at, object, valid, watched, world};
 use super::super::observe::ObservedService;
 use super::super::plan;
-use super::super::revision::StoredRevision;
 use super::*;
 use escadre_crds::{LlmDeployment, names};
 use kube::ResourceExt as _;
@@ -213,9 +212,10 @@ fn pods_of_a_recorded_revision_come_from_the_record() {
     edited.spec.model.endpoint = Some("https://other.example.com".to_owned());
     let mut observed = world(vec![]);
     observed.defaults.runtime_image = "registry.example.com/runtime:8".to_owned();
-    observed.revisions = vec![record];
+    observed.revisions = vec![watched(&record)];
     let mut valid = valid(&edited, &observed);
     valid.has_served = true;
+    valid.stored.as_mut().unwrap().record = Record::of(&record);
     let plan = plan::next(&valid, &observed, at(9));
     let again = build(&valid, &plan);
     assert!(again.record.is_none());
@@ -227,11 +227,11 @@ fn wrong_mirror_of_a_revision_that_never_served_can_be_repaired() {
     let object = rich();
     let (_, children) = first_pass(&object);
     let mut observed = world(vec![]);
-    observed.revisions = children.record.into_iter().collect();
+    observed.revisions = children.record.iter().map(watched).collect();
     let mut edited = object;
     edited.spec.model.endpoint = Some("https://other.example.com".to_owned());
     let valid = valid(&edited, &observed);
-    assert!(matches!(valid.stored, Some(StoredRevision { record: Some(_), .. })));
+    assert!(valid.stored.is_some());
     let again = build(&valid, &plan::next(&valid, &observed, at(9)));
     assert_eq!(again.delete_records.len(), 1);
     assert!(again.pods.is_empty());

@@ -6,6 +6,7 @@
 //! - creating never makes more living pods of the target revision than were asked for;
 //! - scaling down takes pods that are not ready first, then the newest; it never takes more than the surplus;
 //! - a pod that is already terminating is never deleted again;
+//! - labels by which the Service and people find a pod are put right, a pod whose image was edited is replaced;
 //! - a pod that has just failed rests before it is replaced, so that a pod that fails at once makes no storm;
 //! - when the world stands still, so does the plan: `Complete`, and nothing is written.
 //!
@@ -14,7 +15,7 @@
 #[cfg(test)]
 mod simulation;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use escadre_crds::condition::Reason;
@@ -26,6 +27,7 @@ use kube::ResourceExt as _;
 use super::observe::Observed;
 use super::validate::Valid;
 use crate::kube_ext::orphans::Identity;
+use crate::world::is_ready;
 
 /// How many pods one pass creates. More follow in the next pass, which sees how these were taken.
 const CREATE_LIMIT: usize = 32;
@@ -55,6 +57,8 @@ pub struct Step {
     pub create: Vec<u32>,
     /// Pods to delete.
     pub delete: Vec<Identity>,
+    /// Pods whose labels were edited, and the labels that they must have.
+    pub relabel: Vec<(Identity, BTreeMap<String, String>)>,
     /// Whether the target revision must be recorded first.
     pub record: bool,
     /// Records of revisions to delete, last of all.
@@ -72,19 +76,26 @@ pub struct Target {
     pub replicas: u32,
     /// Whether the revision is recorded.
     pub is_recorded: bool,
+    /// Slots that pods of other owners hold by their names.
+    pub held: BTreeSet<u32>,
     /// The record to throw away, with its pods, since it never served and its settings were edited.
     pub remake: Option<Identity>,
 }
 
 /// What a plan needs to know of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub struct PodFacts {
     /// Which pod.
     pub identity: Identity,
     /// Its revision.
     pub revision: String,
-    /// Its slot. `None`: the label is gone or wrong, so it holds no slot of ours.
+    /// Its slot. `None`: its name is none of ours, so it holds no slot.
     pub slot: Option<u32>,
+    /// Labels of ours that it lacks.
+    pub missing_labels: BTreeMap<String, String>,
+    /// Somebody gave it another image: it serves what nobody asked for.
+    pub is_altered: bool,
     /// It is on its way out.
     pub is_terminating: bool,
     /// It failed or completed as a whole, and will not run again.
@@ -95,17 +106,39 @@ pub struct PodFacts {
     pub created: Timestamp,
 }
 
+impl Plan {
+    /// Throws a record away: the next pass makes it anew.
+    pub fn remake(record: Identity) -> Self {
+        Self::Progress(Step {
+            forget: vec![record],
+            purpose: Some(Reason::Recreating),
+            ..Step::default()
+        })
+    }
+}
+
 impl PodFacts {
-    /// Reads the facts.
-    pub fn of(pod: &Pod) -> Self {
+    /// Reads the facts of a pod of `deployment`. `images` has the image of each revision's pods. Revision and slot come
+    /// from the name, which nobody can edit.
+    pub fn of(pod: &Pod, deployment: &str, images: &BTreeMap<String, String>) -> Self {
         let status = pod.status.as_ref();
+        let name = pod.name_any();
+        let place = names::parse_pod_name(deployment, &name);
+        let revision = place.map(|(revision, _)| revision).unwrap_or_default();
+        let labels = place.map(|(revision, slot)| names::pod_labels(deployment, revision, slot));
         Self {
             identity: Identity {
-                name: pod.name_any(),
+                name: name.clone(),
                 uid: pod.uid().unwrap_or_default(),
             },
-            revision: pod.labels().get(names::LABEL_REVISION).cloned().unwrap_or_default(),
-            slot: pod.labels().get(names::LABEL_SLOT).and_then(|slot| slot.parse().ok()),
+            slot: place.map(|(_, slot)| slot),
+            missing_labels: labels
+                .into_iter()
+                .flatten()
+                .filter(|(key, value)| pod.labels().get(key) != Some(value))
+                .collect(),
+            is_altered: images.get(revision).is_some_and(|image| has_other_image(pod, image)),
+            revision: revision.to_owned(),
             is_terminating: pod.metadata.deletion_timestamp.is_some(),
             has_ended: status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"))),
             is_ready: is_ready(pod),
@@ -118,35 +151,37 @@ impl PodFacts {
     }
 }
 
-/// Whether the pod's `Ready` condition holds.
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default();
-    conditions
-        .iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+/// Whether a container of ours has another image than the revision's: of a pod's spec only images can be edited so that
+/// it runs something else.
+fn has_other_image(pod: &Pod, image: &str) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let ours = [names::CONTAINER_FETCH, names::CONTAINER_RUNTIME];
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    containers.any(|one| ours.contains(&one.name.as_str()) && one.image.as_deref() != Some(image))
 }
 
 /// What to do now for one object.
 pub fn next(valid: &Valid, observed: &Observed, now: Timestamp) -> Plan {
-    let pods: Vec<PodFacts> = observed.pods.iter().map(|one| PodFacts::of(&one.pod)).collect();
-    let record = valid
-        .stored
-        .as_ref()
-        .map(|stored| (stored.identity.clone(), stored.record.as_ref()));
-    let remake = match record {
-        Some((identity, None)) => Some(identity),
-        Some((identity, Some(record))) if record.settings != valid.settings && !valid.has_served => Some(identity),
-        Some((_, Some(_))) | None => None,
-    };
+    let pods = observed.pods.iter();
+    let pods: Vec<PodFacts> = pods
+        .map(|one| PodFacts::of(&one.pod, &valid.name, &valid.images))
+        .collect();
+    let settings = valid.settings.fingerprint();
+    let remake = valid.stored.as_ref().filter(|stored| {
+        // A wrong mirror must be repairable.
+        !valid.has_served && stored.settings.as_ref() != Some(&settings)
+    });
+    let foreign = observed.foreign.iter();
+    let held = foreign.filter_map(|pod| names::parse_pod_name(&valid.name, &pod.name));
     let target = Target {
         revision: valid.revision.as_str().to_owned(),
         replicas: valid.replicas,
         is_recorded: valid.stored.is_some(),
-        remake,
+        held: held
+            .filter(|(revision, _)| *revision == valid.revision.as_str())
+            .map(|(_, slot)| slot)
+            .collect(),
+        remake: remake.map(|stored| stored.identity.clone()),
     };
     let kept: BTreeSet<String> = pods
         .iter()
@@ -171,9 +206,10 @@ pub fn next(valid: &Valid, observed: &Observed, now: Timestamp) -> Plan {
 pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Timestamp) -> Plan {
     let (mine, others): (Vec<&PodFacts>, Vec<&PodFacts>) = pods
         .iter()
-        .partition(|pod| pod.revision == target.revision && pod.slot.is_some());
+        .partition(|pod| pod.revision == target.revision && pod.slot.is_some() && !pod.is_altered);
     let mut step = Step {
         forget: unused,
+        relabel: relabel(&mine),
         ..Step::default()
     };
 
@@ -217,7 +253,9 @@ pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Ti
     }
     let missing = room.saturating_sub(resting.len()).min(CREATE_LIMIT);
     if missing > 0 {
-        let held: BTreeSet<u32> = mine.iter().filter_map(|pod| pod.slot).collect();
+        let named = pods.iter().filter(|pod| pod.revision == target.revision);
+        let mut held: BTreeSet<u32> = named.filter_map(|pod| pod.slot).collect();
+        held.extend(&target.held);
         step.create = (0..).filter(|slot| !held.contains(slot)).take(missing).collect();
         step.record = !target.is_recorded;
         step.purpose.get_or_insert(if alive.is_empty() {
@@ -227,7 +265,7 @@ pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Ti
         });
     }
 
-    let is_idle = step.create.is_empty() && step.delete.is_empty() && step.forget.is_empty();
+    let is_idle = step.create.is_empty() && step.delete.is_empty() && step.forget.is_empty() && step.relabel.is_empty();
     let wait = resting.iter().filter_map(|pod| rest(pod, now)).min();
     match (is_idle, wait) {
         (false, _) => Plan::Progress(step),
@@ -237,6 +275,15 @@ pub fn decide(target: &Target, pods: &[PodFacts], unused: Vec<Identity>, now: Ti
         },
         (true, None) => Plan::Complete,
     }
+}
+
+fn relabel(mine: &[&PodFacts]) -> Vec<(Identity, BTreeMap<String, String>)> {
+    let edited = mine
+        .iter()
+        .filter(|pod| !pod.missing_labels.is_empty() && !pod.is_terminating);
+    edited
+        .map(|pod| (pod.identity.clone(), pod.missing_labels.clone()))
+        .collect()
 }
 
 /// How long a failed pod still rests. `None`: long enough.
@@ -279,6 +326,8 @@ mod tests {
             },
             revision: revision.to_owned(),
             slot: Some(slot),
+            missing_labels: BTreeMap::new(),
+            is_altered: false,
             is_terminating: false,
             has_ended: false,
             is_ready: true,
@@ -291,6 +340,7 @@ mod tests {
             revision: "new".to_owned(),
             replicas,
             is_recorded: true,
+            held: BTreeSet::new(),
             remake: None,
         }
     }
@@ -412,7 +462,33 @@ mod tests {
     }
 
     #[test]
-    fn pod_without_a_slot_label_is_replaced() {
+    fn name_that_a_foreign_pod_holds_is_skipped() {
+        let target = Target {
+            held: BTreeSet::from([0]),
+            ..target(1)
+        };
+        assert_eq!(step(decide(&target, &[], vec![], at(1))).create, [1]);
+    }
+
+    #[test]
+    fn edited_labels_are_put_right_and_an_edited_image_is_replaced_in_another_slot() {
+        let labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        let edited = PodFacts {
+            missing_labels: labels.clone(),
+            ..pod("new", 0)
+        };
+        let altered = PodFacts {
+            is_altered: true,
+            ..pod("new", 1)
+        };
+        let step = step(decide(&target(2), &[edited.clone(), altered.clone()], vec![], at(1)));
+        assert_eq!(step.relabel, [(edited.identity, labels)]);
+        assert_eq!(step.delete, [altered.identity]);
+        assert_eq!(step.create, [2]);
+    }
+
+    #[test]
+    fn pod_of_ours_with_a_strange_name_is_replaced() {
         let stray = PodFacts {
             slot: None,
             ..pod("new", 0)

@@ -1,7 +1,7 @@
 //! Whole lives of a deployment, with seeded chance: pods become ready, fail, are deleted, hang on a lost node, while
 //! people edit the size and the model. The invariants of the plan are checked at every step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -110,6 +110,8 @@ impl World {
                     },
                     revision: self.target.revision.clone(),
                     slot: Some(*slot),
+                    missing_labels: BTreeMap::new(),
+                    is_altered: false,
                     is_terminating: false,
                     has_ended: false,
                     is_ready: false,
@@ -138,6 +140,7 @@ fn every_life_keeps_the_invariants_and_settles() {
             revision: "r0".to_owned(),
             replicas: 2,
             is_recorded: false,
+            held: BTreeSet::new(),
             remake: None,
         };
         let mut world = World {

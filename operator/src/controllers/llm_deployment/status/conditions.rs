@@ -6,6 +6,7 @@ use super::super::Outcome;
 use super::super::diagnose::{Problem, Progress};
 use super::super::plan::Plan;
 use super::scene::{Scene, pending};
+use escadre_crds::names;
 
 use ConditionStatus::{False, True, Unknown};
 
@@ -278,6 +279,14 @@ fn ready(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
 fn degraded(scene: &Scene<'_>) -> Finding {
     let type_ = ConditionType::Degraded;
     let name = scene.name();
+    if let Some(foreign) = scene.foreign.iter().find(|pod| pod.is_selected) {
+        let message = format!(
+            "pod {} carries the labels of {name} and is not one of its pods: the Service may send requests to it; delete it or take the label {} off",
+            foreign.name,
+            names::LABEL_DEPLOYMENT
+        );
+        return finding(type_, True, Reason::ForeignPod, message);
+    }
     if scene.serving() == 0 {
         return finding(
             type_,

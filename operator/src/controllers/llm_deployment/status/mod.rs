@@ -20,7 +20,7 @@ use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
 use super::Outcome;
-use super::observe::{Observed, Report};
+use super::observe::Observed;
 use super::plan::Plan;
 use crate::context::Context;
 use crate::controllers::llm_deployment::events;
@@ -28,15 +28,9 @@ use crate::kube_ext::apply::{CallError, apply_status};
 use conditions::findings;
 use scene::Scene;
 
-/// While something is on its way: progress should look alive to a person who watches.
-const SOON: Duration = Duration::from_secs(2);
-/// While a long download runs: status is written at most this often.
-const DOWNLOADING: Duration = Duration::from_secs(5);
-/// While everything serves: how long a process that went wrong silently stays unnoticed.
-const STABLE: Duration = Duration::from_secs(20);
 /// After the API server refused a pod: a quota changes without an event that we see.
-const REFUSED: Duration = Duration::from_secs(10);
-/// Without pods: only a safety net under the watches.
+const BLOCKED: Duration = Duration::from_secs(10);
+/// Everything else wakes us by a watch or by an answer of a pod: only a safety net.
 const IDLE: Duration = Duration::from_mins(10);
 
 /// Status could not be written.
@@ -68,7 +62,7 @@ pub struct Judgement {
 
 /// Judges what happened and what was seen.
 pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now: Timestamp) -> Judgement {
-    let scene = Scene::new(object, observed, outcome);
+    let scene = Scene::new(object, observed, outcome, now);
     let mut conditions = scene.before.conditions.clone();
     for finding in findings(&scene) {
         condition::set(&mut conditions, finding, object.metadata.generation, now);
@@ -112,7 +106,7 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
         last_failure: last_failure(&scene),
     };
     Judgement {
-        next_look: next_look(&scene, &status, object),
+        next_look: next_look(&scene, object, now),
         status,
     }
 }
@@ -186,32 +180,22 @@ fn last_failure(scene: &Scene<'_>) -> Option<LastFailure> {
     }
 }
 
-fn next_look(scene: &Scene<'_>, status: &LlmDeploymentStatus, object: &LlmDeployment) -> Option<Duration> {
-    let is_stale = scene
-        .pods
-        .iter()
-        .any(|pod| matches!(pod.observed.report, Report::Said { stale: true, .. }));
-    match scene.outcome {
-        // A Service in the way can go without an event that we see, and pods still have to be asked.
-        Outcome::Rejected(_) => (scene.alive() > 0 || !scene.has_service).then_some(STABLE),
+fn next_look(scene: &Scene<'_>, object: &LlmDeployment, now: Timestamp) -> Option<Duration> {
+    let safety_net = IDLE + jitter(object);
+    let planned = match scene.outcome {
+        // A Service in the way can go without an event that we see.
+        Outcome::Rejected(_) if !scene.has_service => Some(BLOCKED),
         // The error policy decides.
-        Outcome::Failed { .. } => None,
-        Outcome::Applied { .. } if scene.refused().is_some() => Some(REFUSED),
+        Outcome::Failed { .. } => return None,
+        Outcome::Applied { .. } if scene.refused().is_some() => Some(BLOCKED),
         Outcome::Applied {
             plan: Plan::Blocked { retry, .. },
             ..
-        } => Some((*retry).min(SOON)),
-        Outcome::Applied { .. } if scene.is_settled() && scene.wanted == 0 => Some(IDLE + jitter(object)),
-        Outcome::Applied { .. } if scene.is_settled() && !is_stale => Some(STABLE),
-        Outcome::Applied { .. } => {
-            let remaining = status.download.as_ref().and_then(|download| download.remaining_seconds);
-            Some(if remaining.is_some_and(|seconds| seconds > 10) {
-                DOWNLOADING
-            } else {
-                SOON
-            })
-        }
-    }
+        } => Some(*retry),
+        Outcome::Rejected(_) | Outcome::Applied { .. } => None,
+    };
+    let waits = planned.into_iter().chain(scene.next_stuck(now));
+    Some(waits.min().unwrap_or(safety_net))
 }
 
 /// Up to a minute, the same for one object always: objects do not all wake at once.

@@ -1,16 +1,23 @@
 //! One look at everything that status is made from: the pods read once, counted once. Pure.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use escadre_crds::LlmDeployment;
 use escadre_crds::condition::{AnyReason, ConditionType, Reason};
 use escadre_crds::v1alpha1::LlmDeploymentStatus;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
 use super::super::Outcome;
 use super::super::apply::Refusal;
 use super::super::diagnose::{Diagnosis, Problem, Progress, diagnose};
-use super::super::observe::{Observed, ObservedPod, Report};
+use super::super::observe::{ForeignPod, Observed, ObservedPod, Report};
 use super::super::plan::{Plan, PodFacts};
 use crate::runtime_status::Said;
+
+/// How long after the end of its grace a pod may still be there: the kubelet needs a moment to remove it.
+const STUCK_AFTER: SignedDuration = SignedDuration::from_secs(30);
 
 /// One pod, read.
 #[derive(Clone, Debug)]
@@ -29,10 +36,21 @@ impl Judged<'_> {
         self.is_alive() && self.diagnosis.progress == Progress::Serving
     }
 
+    /// It should have gone long ago: its node is lost, nothing can be served from there.
+    fn is_stuck(&self, now: Timestamp) -> bool {
+        self.stuck_at().is_some_and(|when| now >= when)
+    }
+
+    /// When a terminating pod counts as stuck. The API server sets the deletion timestamp to the end of its grace.
+    fn stuck_at(&self) -> Option<Timestamp> {
+        let end = self.observed.pod.metadata.deletion_timestamp.as_ref()?;
+        end.0.checked_add(STUCK_AFTER).ok()
+    }
+
     pub(super) fn said(&self) -> Option<&Said> {
         match &self.observed.report {
             Report::Said { said, .. } => Some(said),
-            Report::NotAsked | Report::Unreachable(_) => None,
+            Report::NotAsked | Report::Waiting | Report::Unreachable(_) => None,
         }
     }
 }
@@ -47,12 +65,14 @@ pub(super) struct Scene<'a> {
     /// How many pods there should be.
     pub(super) wanted: usize,
     pub(super) is_suspended: bool,
+    /// Pods that count: not those that hang on lost nodes.
     pub(super) pods: Vec<Judged<'a>>,
+    pub(super) foreign: &'a [ForeignPod],
     pub(super) has_service: bool,
 }
 
 impl<'a> Scene<'a> {
-    pub(super) fn new(object: &'a LlmDeployment, observed: &'a Observed, outcome: &'a Outcome) -> Self {
+    pub(super) fn new(object: &'a LlmDeployment, observed: &'a Observed, outcome: &'a Outcome, now: Timestamp) -> Self {
         let before = object.status.clone().unwrap_or_default();
         let (target, digest, wanted, is_suspended) = match outcome {
             Outcome::Rejected(_) => {
@@ -75,9 +95,11 @@ impl<'a> Scene<'a> {
                 valid.suspended,
             ),
         };
+        let name = object.name_any();
+        let images = BTreeMap::new();
         let pods = observed.pods.iter().map(|one| Judged {
             observed: one,
-            facts: PodFacts::of(&one.pod),
+            facts: PodFacts::of(&one.pod, &name, &images),
             diagnosis: diagnose(one, digest.as_deref()),
         });
         let is_there = observed.service.as_ref().is_some_and(|found| found.is_ours);
@@ -88,10 +110,19 @@ impl<'a> Scene<'a> {
             target,
             wanted: usize::try_from(wanted).unwrap_or(usize::MAX),
             is_suspended,
-            pods: pods.collect(),
+            pods: pods.filter(|pod| !pod.is_stuck(now)).collect(),
+            foreign: &observed.foreign,
             has_service: is_there || was_made,
             before,
         }
+    }
+
+    /// How long until a terminating pod does not count any more.
+    pub(super) fn next_stuck(&self, now: Timestamp) -> Option<Duration> {
+        let waits = self.pods.iter().filter_map(Judged::stuck_at);
+        waits
+            .filter_map(|when| Duration::try_from(when.duration_since(now)).ok())
+            .min()
     }
 
     pub(super) fn name(&self) -> String {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::apply::{Error as ApplyError, Refusal};
 use super::super::fixtures::{DIGEST, PodFixture, applied, at, object, pass, valid, world};
-use super::super::observe::ObservedPod;
+use super::super::observe::{ForeignPod, ObservedPod};
 use super::super::plan::{self, Plan};
 use super::*;
 use crate::kube_ext::apply::CallError;
@@ -213,7 +213,6 @@ fn download_shows_its_progress() {
         "75 % of 4 MiB",
     );
     assert_eq!(judgement.status.download.as_ref().unwrap().bytes_total, Some(4 << 20));
-    assert_eq!(judgement.next_look, Some(DOWNLOADING));
 
     // Less than one per cent more is no news.
     let mut before = object.clone();
@@ -514,7 +513,7 @@ fn refused_pod_has_the_words_of_the_api_server() {
         "PodRefused",
         "exceeded quota: gpus",
     );
-    assert_eq!(judgement.next_look, Some(REFUSED));
+    assert_eq!(judgement.next_look, Some(BLOCKED));
 }
 
 #[test]
@@ -670,6 +669,44 @@ fn pod_of_an_older_revision_keeps_ready_away() {
 }
 
 #[test]
+fn pod_that_hangs_on_a_lost_node_does_not_count() {
+    let object = reached(&json!({"replicas": 1}), 1);
+    let hanging = || {
+        PodFixture::new(&object, 0)
+            .scheduled()
+            .set("metadata.deletionTimestamp", json!(at(100).to_string()))
+            .done()
+    };
+    let mut edited = object.clone();
+    edited.spec.model.revision = Some("v9".to_owned());
+    let judged = |second| {
+        let observed = world(vec![hanging(), PodFixture::new(&edited, 0).serving().done()]);
+        let outcome = pass(&edited, &observed, at(second));
+        judge(&edited, &observed, &outcome, at(second))
+    };
+    let early = judged(110);
+    assert_eq!(one(&early.status, ConditionType::Ready).0, "False");
+    assert_eq!(early.next_look, Some(Duration::from_secs(20)));
+    let late = judged(131);
+    assert_eq!(one(&late.status, ConditionType::Ready).0, "True");
+    assert!(late.next_look >= Some(IDLE));
+}
+
+#[test]
+fn foreign_pod_behind_the_service_is_reported() {
+    let object = reached(&json!({"replicas": 1}), 1);
+    let mut observed = world(vec![PodFixture::new(&object, 0).serving().done()]);
+    observed.foreign = vec![ForeignPod {
+        name: "intruder".to_owned(),
+        is_selected: true,
+    }];
+    let status = judge(&object, &observed, &pass(&object, &observed, at(500)), at(500)).status;
+    let (is, reason, message) = one(&status, ConditionType::Degraded);
+    assert_eq!((is.as_str(), reason.as_str()), ("True", "ForeignPod"));
+    assert!(message.contains("pod intruder carries the labels"), "{message}");
+}
+
+#[test]
 fn unchanged_world_writes_nothing() {
     let object = reached(&json!({"replicas": 1}), 1);
     let mut observed = world(vec![PodFixture::new(&object, 0).serving().done()]);
@@ -684,5 +721,5 @@ fn unchanged_world_writes_nothing() {
     ));
     let judgement = judge(&object, &observed, &outcome, at(500));
     assert!(!differs(object.status.as_ref().unwrap(), &judgement.status));
-    assert_eq!(judgement.next_look, Some(STABLE));
+    assert!(judgement.next_look >= Some(IDLE), "answers and watches wake us");
 }

@@ -1,0 +1,57 @@
+//! What the operator knows of the cluster without asking it: the children of every deployment, as watches tell them,
+//! and what the processes in the pods say, as a poller of its own hears it.
+
+pub mod cache;
+pub mod poller;
+pub mod trim;
+
+use std::sync::Arc;
+
+use escadre_crds::LlmDeployment;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::mpsc::UnboundedSender;
+
+use cache::Cache;
+use poller::Poller;
+
+/// The name of a deployment, for the controller's queue.
+pub type DeploymentRef = ObjectRef<DeserializeGuard<LlmDeployment>>;
+
+/// Wakes the controller for one deployment.
+pub type Wake = UnboundedSender<DeploymentRef>;
+
+/// Everything that is known without asking the API server.
+pub struct World {
+    /// Pods that carry our label, whoever made them; without what no decision needs.
+    pub pods: Cache<Pod>,
+    /// Services that carry our label.
+    pub services: Cache<Service>,
+    /// Records of revisions, without their contents.
+    pub revisions: Cache<PartialObjectMeta<ControllerRevision>>,
+    /// What the processes in the pods say.
+    pub poller: Arc<Poller>,
+}
+
+/// Whether the pod's `Ready` condition holds.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .filter_map(|status| status.conditions.as_ref())
+        .flatten();
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+impl World {
+    /// Waits until every watch has told the whole of its kind once.
+    pub async fn wait_until_known(&self) {
+        self.pods.wait_until_known().await;
+        self.services.wait_until_known().await;
+        self.revisions.wait_until_known().await;
+    }
+}

@@ -1,0 +1,460 @@
+//! Asks every pod that can answer for its status page, at its own pace, and wakes the controller when an answer differs.
+//!
+//! A pod on its way is asked every few seconds, a serving one every 20 to 60 s, depending on how many there are. One
+//! answer that was lost does not take `Ready` away: the last good one stands in for a while, as long as the pod's own
+//! readiness probe succeeds.
+
+use std::cmp::Reverse;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::hash::{Hash as _, Hasher as _};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use escadre_crds::names;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher::Event;
+use kube::{Resource as _, ResourceExt as _};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Wake, is_ready};
+use crate::metrics::Metrics;
+use crate::runtime_status::{Said, Stage, StatusClient};
+
+/// How many pods are asked at once.
+const AT_ONCE: usize = 64;
+/// While something is on its way: progress should look alive to a person who watches.
+const SOON: Duration = Duration::from_secs(2);
+/// While a long download runs: status is written at most this often.
+const DOWNLOADING: Duration = Duration::from_secs(5);
+/// While a pod serves: how long a process that went wrong silently stays unnoticed, in a small fleet.
+const STABLE_LEAST: Duration = Duration::from_secs(20);
+/// The same in a large one.
+const STABLE_MOST: Duration = Duration::from_secs(55);
+/// A larger fleet is asked less often, so that this many questions a second are not exceeded by much.
+const PER_SECOND: usize = 100;
+/// How long the last good answer stands in for lost ones.
+const STAND_IN: Duration = Duration::from_secs(30);
+
+/// What a pod's process says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// It cannot be asked: no address yet, or ended.
+    NotAsked,
+    /// It can be asked, and was not yet.
+    Waiting,
+    /// It was asked and did not answer.
+    Unreachable(String),
+    /// It answered, now or a moment ago.
+    Said {
+        /// The answer.
+        said: Arc<Said>,
+        /// Whether the answer is an older one, since the last questions were lost.
+        stale: bool,
+    },
+}
+
+/// Asks pods.
+#[derive(Debug)]
+pub struct Poller {
+    client: StatusClient,
+    metrics: Arc<Metrics>,
+    inner: Mutex<Inner>,
+    /// Something is due earlier than before.
+    sooner: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    pods: HashMap<String, Watched>,
+    /// When, whom, and the ticket that the pod must still have.
+    due: BinaryHeap<Reverse<(Instant, String, u64)>>,
+    tickets: u64,
+    /// UIDs of a complete list that is arriving.
+    listed: Option<HashSet<String>>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    target: Target,
+    owner: (String, String),
+    report: Report,
+    failing_since: Option<Instant>,
+    ticket: u64,
+}
+
+/// What must be as before for the next question to wait for its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    ip: IpAddr,
+    is_ready: bool,
+    /// Starts of containers so far.
+    restarts: i32,
+    running: usize,
+}
+
+impl Poller {
+    /// A poller that asks nobody yet.
+    pub fn new(client: StatusClient, metrics: Arc<Metrics>) -> Self {
+        Self {
+            client,
+            metrics,
+            inner: Mutex::default(),
+            sooner: Notify::new(),
+        }
+    }
+
+    /// Takes one event of the watch of pods.
+    pub fn handle(&self, event: &Event<Pod>) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        match event {
+            Event::Apply(pod) => inner.watch(pod, now),
+            Event::Delete(pod) => {
+                inner.pods.remove(&pod.uid().unwrap_or_default());
+            }
+            Event::Init => inner.listed = Some(HashSet::new()),
+            Event::InitApply(pod) => {
+                inner.watch(pod, now);
+                inner.listed.get_or_insert_default().extend(pod.uid());
+            }
+            Event::InitDone => {
+                let listed = inner.listed.take().unwrap_or_default();
+                inner.pods.retain(|uid, _| listed.contains(uid));
+            }
+        }
+        drop(inner);
+        self.sooner.notify_one();
+    }
+
+    /// What a pod's process said last.
+    pub fn report(&self, pod: &Pod) -> Report {
+        if target(pod).is_none() {
+            return Report::NotAsked;
+        }
+        let inner = self.lock();
+        let watched = pod.meta().uid.as_ref().and_then(|uid| inner.pods.get(uid));
+        watched.map_or(Report::Waiting, |watched| watched.report.clone())
+    }
+
+    /// Asks until `shutdown` completes. `wake` hears of deployments with an answer that differs from the one before.
+    pub async fn run(self: Arc<Self>, wake: Wake, shutdown: impl Future<Output = ()>) {
+        let mut asked = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            let next = self.ask_who_is_due(&mut asked);
+            tokio::select! {
+                () = &mut shutdown => return,
+                () = self.sooner.notified() => {}
+                () = sleep_until(next), if asked.len() < AT_ONCE => {}
+                Some(answered) = asked.join_next() => {
+                    // A question that panicked is a bug of ours; its pod is asked again at the next event.
+                    if let Ok(answered) = answered
+                        && let Some((namespace, name)) = self.take_answer(answered)
+                    {
+                        // Without a controller there is nobody to wake: the process ends.
+                        let _controller_ended = wake.send(ObjectRef::new(&name).within(&namespace));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the questions that are due. Returns when the next one is.
+    fn ask_who_is_due(&self, asked: &mut JoinSet<Answered>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        while asked.len() < AT_ONCE {
+            let Reverse((when, uid, ticket)) = inner.due.peek().cloned()?;
+            if when > now {
+                return Some(when);
+            }
+            inner.due.pop();
+            let Some(watched) = inner.pods.get(&uid).filter(|watched| watched.ticket == ticket) else {
+                continue;
+            };
+            let (client, ip) = (self.client.clone(), watched.target.ip);
+            asked.spawn(async move {
+                let result = client
+                    .ask(ip)
+                    .await
+                    .map_err(|error| ((&error).into(), error.to_string()));
+                Answered { uid, ticket, result }
+            });
+        }
+        None
+    }
+
+    /// Keeps an answer. Returns whose pod it is, when the answer differs.
+    fn take_answer(&self, answered: Answered) -> Option<(String, String)> {
+        let now = Instant::now();
+        let Answered { uid, ticket, result } = answered;
+        let outcome: Result<Said, (&'static str, String)> = result.and_then(|said| {
+            if said.pod_uid.as_deref().is_some_and(|answered| answered != uid) {
+                return Err(("other_pod", "another pod answers at its address".to_owned()));
+            }
+            Ok(said)
+        });
+        self.metrics
+            .polled(outcome.as_ref().map_or_else(|(label, _)| *label, |_| "ok"));
+        let mut inner = self.lock();
+        let fleet = inner.pods.len();
+        let watched = inner.pods.get_mut(&uid)?;
+        let before = watched.report.clone();
+        watched.take(outcome, now);
+        let is_news = watched.report != before;
+        let owner = watched.owner.clone();
+        if watched.ticket == ticket {
+            let wait = watched.pace(fleet, &uid);
+            inner.schedule(uid, now + wait);
+        }
+        is_news.then_some(owner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Answered {
+    uid: String,
+    ticket: u64,
+    result: Result<Said, (&'static str, String)>,
+}
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Inner {
+    fn watch(&mut self, pod: &Pod, now: Instant) {
+        let uid = pod.uid().unwrap_or_default();
+        let deployment = pod.labels().get(names::LABEL_DEPLOYMENT);
+        let (Some(target), Some(deployment)) = (target(pod), deployment) else {
+            self.pods.remove(&uid);
+            return;
+        };
+        let owner = (pod.namespace().unwrap_or_default(), deployment.clone());
+        let is_new = match self.pods.get_mut(&uid) {
+            Some(watched) if watched.target == target => false,
+            Some(watched) => {
+                watched.target = target;
+                true
+            }
+            None => {
+                let watched = Watched {
+                    target,
+                    owner,
+                    report: Report::Waiting,
+                    failing_since: None,
+                    ticket: 0,
+                };
+                self.pods.insert(uid.clone(), watched);
+                true
+            }
+        };
+        if is_new {
+            self.schedule(uid, now);
+        }
+    }
+
+    /// The question before this one, if it still waits, is forgotten.
+    fn schedule(&mut self, uid: String, when: Instant) {
+        self.tickets += 1;
+        if let Some(watched) = self.pods.get_mut(&uid) {
+            watched.ticket = self.tickets;
+            self.due.push(Reverse((when, uid, self.tickets)));
+        }
+    }
+}
+
+impl Watched {
+    fn take(&mut self, outcome: Result<Said, (&'static str, String)>, now: Instant) {
+        match outcome {
+            Ok(said) => {
+                self.failing_since = None;
+                let is_same = matches!(&self.report, Report::Said { said: before, stale: false } if **before == said);
+                if !is_same {
+                    self.report = Report::Said {
+                        said: Arc::new(said),
+                        stale: false,
+                    };
+                }
+            }
+            Err((_, words)) => {
+                let since = *self.failing_since.get_or_insert(now);
+                self.report = match &self.report {
+                    Report::Said { said, .. } if now.duration_since(since) < STAND_IN => Report::Said {
+                        said: Arc::clone(said),
+                        stale: true,
+                    },
+                    _ => Report::Unreachable(words),
+                };
+            }
+        }
+    }
+
+    /// When to ask again, in a fleet of so many pods.
+    fn pace(&self, fleet: usize, uid: &str) -> Duration {
+        let Report::Said { said, stale: false } = &self.report else {
+            // Its network may be cut for long: such a pod is not asked as eagerly.
+            return if matches!(self.report, Report::Unreachable(_)) {
+                DOWNLOADING
+            } else {
+                SOON
+            };
+        };
+        match said.stage {
+            Some(Stage::Ready) if self.target.is_ready => stable(fleet, uid),
+            Some(Stage::Fetching) => {
+                let remaining = said.download.as_ref().and_then(|download| download.remaining_seconds);
+                if remaining.is_some_and(|seconds| seconds > 10) {
+                    DOWNLOADING
+                } else {
+                    SOON
+                }
+            }
+            _ => SOON,
+        }
+    }
+}
+
+/// The pace for a serving pod: a little different for each, so that not all are asked at once.
+fn stable(fleet: usize, uid: &str) -> Duration {
+    let needed = Duration::from_secs((fleet / PER_SECOND).try_into().unwrap_or(u64::MAX));
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    let hundredths = u32::try_from(85 + hasher.finish() % 16).unwrap_or(100);
+    needed.clamp(STABLE_LEAST, STABLE_MOST) * hundredths / 100
+}
+
+/// A pod that can answer: it runs, and is not on its way out.
+fn target(pod: &Pod) -> Option<Target> {
+    if pod.meta().deletion_timestamp.is_some() {
+        return None;
+    }
+    let status = pod.status.as_ref()?;
+    if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+        return None;
+    }
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
+    let (running, restarts) = containers.fold((0, 0), |(running, restarts), container| {
+        let runs = container.state.as_ref().is_some_and(|state| state.running.is_some());
+        (running + usize::from(runs), restarts + container.restart_count)
+    });
+    if running == 0 {
+        return None;
+    }
+    Some(Target {
+        ip: status.pod_ip.as_deref()?.parse().ok()?,
+        is_ready: is_ready(pod),
+        restarts,
+        running,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(uid: &str, ready: bool) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "n", "uid": uid, "labels": {names::LABEL_DEPLOYMENT: "m"}},
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1",
+                "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
+                "containerStatuses": [{"name": "runtime", "image": "", "imageID": "", "ready": ready, "restartCount": 0, "state": {"running": {}}}],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn watched(ready: bool) -> Watched {
+        Watched {
+            target: target(&pod("1", ready)).unwrap(),
+            owner: ("n".to_owned(), "m".to_owned()),
+            report: Report::Waiting,
+            failing_since: None,
+            ticket: 0,
+        }
+    }
+
+    fn ready() -> Said {
+        Said {
+            stage: Some(Stage::Ready),
+            ..Said::default()
+        }
+    }
+
+    #[test]
+    fn pod_is_asked_at_once_when_it_changes_and_not_when_it_stays() {
+        let mut inner = Inner::default();
+        let now = Instant::now();
+        inner.watch(&pod("1", false), now);
+        inner.watch(&pod("1", false), now);
+        assert_eq!(inner.due.len(), 1);
+        inner.watch(&pod("1", true), now);
+        let ticket = inner.pods["1"].ticket;
+        let valid = inner.due.iter().filter(|Reverse((_, _, one))| *one == ticket);
+        assert_eq!((inner.due.len(), valid.count()), (2, 1), "the older question is void");
+    }
+
+    #[test]
+    fn pod_that_ends_is_forgotten() {
+        let mut inner = Inner::default();
+        inner.watch(&pod("1", true), Instant::now());
+        let mut ending = pod("1", true);
+        ending.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+        ));
+        inner.watch(&ending, Instant::now());
+        assert!(inner.pods.is_empty());
+    }
+
+    #[test]
+    fn good_answer_stands_in_for_lost_ones_for_a_while() {
+        let mut watched = watched(true);
+        let now = Instant::now();
+        watched.take(Ok(ready()), now);
+        assert!(matches!(watched.report, Report::Said { stale: false, .. }));
+        watched.take(Err(("Request", "no answer".to_owned())), now + STAND_IN);
+        assert!(matches!(watched.report, Report::Said { stale: true, .. }));
+        watched.take(Err(("Request", "no answer".to_owned())), now + STAND_IN * 2);
+        assert_eq!(watched.report, Report::Unreachable("no answer".to_owned()));
+        watched.take(Ok(ready()), now + STAND_IN * 3);
+        watched.take(Err(("Request", "no answer".to_owned())), now + STAND_IN * 9);
+        assert!(
+            matches!(watched.report, Report::Said { stale: true, .. }),
+            "counted from the first lost one"
+        );
+    }
+
+    #[test]
+    fn serving_pods_are_asked_seldom_and_never_less_than_once_a_minute() {
+        let mut serving = watched(true);
+        serving.take(Ok(ready()), Instant::now());
+        let least = serving.pace(10, "1");
+        assert!(least <= STABLE_LEAST && least > STABLE_LEAST / 2, "{least:?}");
+        let most = serving.pace(50_000, "1");
+        assert!(
+            most <= Duration::from_mins(1) && most > Duration::from_secs(40),
+            "{most:?}"
+        );
+        let mut starting = watched(false);
+        starting.take(Ok(ready()), Instant::now());
+        assert_eq!(starting.pace(10, "1"), SOON);
+    }
+}
