@@ -63,6 +63,8 @@ pub enum Reason {
     Valid,
     /// The spec cannot work; the message names the field.
     InvalidSpec,
+    /// Something that the spec names is not there: a ConfigMap, a Secret, a resource definition.
+    DependencyMissing,
     /// The model's files are here.
     Resolved,
     /// The model's files are being fetched.
@@ -242,7 +244,7 @@ pub fn classify_runtime_reason(name: &str) -> (ConditionType, AnyReason) {
 /// the reason of another condition; `ModelVerified` also carries every [`VerifyReason`].
 pub fn reasons(condition: ConditionType) -> &'static [Reason] {
     match condition {
-        ConditionType::Accepted => &[Reason::Valid, Reason::InvalidSpec],
+        ConditionType::Accepted => &[Reason::Valid, Reason::InvalidSpec, Reason::DependencyMissing],
         ConditionType::ModelResolved => &[
             Reason::Resolved,
             Reason::Downloading,
@@ -275,6 +277,7 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::AcceleratorMissing,
             Reason::ContextTooLong,
             Reason::ArchitectureUnsupported,
+            Reason::DependencyMissing,
             Reason::PodRefused,
             Reason::PodFailed,
             Reason::RuntimeUnreachable,

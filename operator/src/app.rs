@@ -18,6 +18,7 @@ use crate::runtime_status::StatusClient;
 use crate::world::World;
 use crate::world::cache::Cache;
 use crate::world::poller::Poller;
+use crate::world::statuses::OwnStatuses;
 
 /// Runs the operator until `shutdown` completes, with the cluster that the environment names.
 ///
@@ -66,6 +67,7 @@ pub async fn run_with(
             pods: Cache::default(),
             services: Cache::default(),
             revisions: Cache::default(),
+            statuses: OwnStatuses::default(),
             poller: Arc::new(Poller::new(StatusClient::new()?, Arc::clone(&metrics))),
         },
         backoff: Backoff::default(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use escadre_crds::names;
-use escadre_crds::v1alpha1::{DownloadStatus, ModelStatus, VerificationStatus};
+use escadre_crds::v1alpha1::{DownloadStatus, ModelStatus, PerformanceStatus, VerificationStatus};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -73,6 +73,8 @@ pub struct Said {
     pub download: Option<DownloadStatus>,
     /// Progress of loading.
     pub load: Option<Load>,
+    /// Speeds that were measured.
+    pub performance: Option<PerformanceStatus>,
     /// What went wrong.
     pub failure: Option<Failure>,
 }
@@ -124,6 +126,7 @@ impl Said {
             verification: section(page, "verification"),
             download: section(page, "download"),
             load: section(page, "load"),
+            performance: section(page, "performance"),
             failure: section(page, "failure"),
         }
     }

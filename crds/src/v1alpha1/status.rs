@@ -29,6 +29,9 @@ pub struct LlmDeploymentStatus {
     /// availableReplicas counts the pods that can take requests now.
     #[serde(default)]
     pub available_replicas: i32,
+    /// verifiedReplicas counts the pods whose process found the bytes to be those of the digest, by their own word.
+    #[serde(default)]
+    pub verified_replicas: i32,
     /// selector is the label selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
@@ -56,6 +59,12 @@ pub struct LlmDeploymentStatus {
     /// download is the progress of the slowest pod that fetches. Absent: nothing is being fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<DownloadStatus>,
+    /// timings tell how long the steps of the pod took that became ready last. Absent: none is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+    /// performance is what a serving process measured when it warmed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub performance: Option<PerformanceStatus>,
     /// lastFailure is the most recent failure of a container or a pod; it stays after it was healed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
@@ -134,6 +143,39 @@ pub struct DownloadStatus {
     /// remainingSeconds is an estimate from the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remaining_seconds: Option<i64>,
+}
+
+/// How long the steps of one pod took, in seconds. Steps that Kubernetes times are whole seconds.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Timings {
+    /// scheduled is from the pod's creation until it had a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<f64>,
+    /// fetched is how long the model's files took to arrive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<f64>,
+    /// verified is how long the serving process took to read and hash the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<f64>,
+    /// loaded is from the start of the serving process until it was ready: verifying, loading and warming up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<f64>,
+    /// ready is from the pod's creation until it was ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<f64>,
+}
+
+/// Speeds of one stream, measured by the process when it warmed up.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PerformanceStatus {
+    /// prefillTokensPerSecond is how many tokens of a prompt are read in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_tokens_per_second: Option<f64>,
+    /// decodeTokensPerSecond is how many tokens are generated in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_tokens_per_second: Option<f64>,
 }
 
 /// The most recent failure of a container or a pod.

@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod poller;
+pub mod statuses;
 pub mod trim;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use cache::Cache;
 use poller::Poller;
+use statuses::OwnStatuses;
 
 /// The name of a deployment, for the controller's queue.
 pub type DeploymentRef = ObjectRef<DeserializeGuard<LlmDeployment>>;
@@ -31,6 +33,8 @@ pub struct World {
     pub services: Cache<Service>,
     /// Records of revisions, without their contents.
     pub revisions: Cache<PartialObjectMeta<ControllerRevision>>,
+    /// What this process wrote of each deployment last.
+    pub statuses: OwnStatuses,
     /// What the processes in the pods say.
     pub poller: Arc<Poller>,
 }

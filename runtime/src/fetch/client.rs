@@ -1,6 +1,8 @@
 //! HTTP as sources need it: redirects that never carry a token to another host, and bounded retries.
 
 use super::error::{FetchError, printable};
+use crate::failure::Failure;
+use crate::status::Board;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use std::time::Duration;
@@ -73,11 +75,13 @@ pub(crate) struct Client {
     token: Option<HeaderValue>,
     home: Origin,
     pub(crate) retry: RetryPolicy,
+    /// Where people see that the source fails while it is tried again.
+    board: Board,
 }
 
 impl Client {
     /// A client that sends `token` to the origin of `home` and nowhere else.
-    pub(crate) fn new(home: &Url, token: Option<&str>, retry: RetryPolicy) -> Result<Self, FetchError> {
+    pub(crate) fn new(home: &Url, token: Option<&str>, retry: RetryPolicy, board: &Board) -> Result<Self, FetchError> {
         // Fails only when a provider is there already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -102,6 +106,7 @@ impl Client {
             token: token.transpose()?,
             home: home.origin(),
             retry,
+            board: board.clone(),
         })
     }
 
@@ -161,6 +166,7 @@ impl Client {
             let attempt = async { read_limited(url, self.get(url, &HeaderMap::new()).await?).await };
             match attempt.await {
                 Ok(bytes) => {
+                    self.board.update(|status| status.failure = None);
                     return serde_json::from_slice(&bytes).map_err(|error| {
                         FetchError::unavailable(url, format!("the answer is not JSON ({error}); check the endpoint"))
                     });
@@ -181,6 +187,15 @@ impl Client {
     /// Waits before the next attempt and says why.
     pub(crate) async fn pause(&self, url: &Url, failures: u32, problem: &str, asked: Option<Duration>) {
         let wait = self.retry.wait(failures, asked, rand::random());
+        let trouble = FetchError::unavailable(
+            url,
+            format!(
+                "{problem}; attempt {failures} of {} failed, it is tried again",
+                self.retry.attempts
+            ),
+        );
+        self.board
+            .update(|status| status.failure = Some(Failure::from(trouble)));
         warn!(
             url = printable(url),
             problem,

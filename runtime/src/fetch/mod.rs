@@ -116,7 +116,7 @@ pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchErr
     let (listing, client) = match source {
         Source::Hub { owner, name } => {
             let endpoint = parse_endpoint(&request.endpoint)?;
-            let client = Client::new(&endpoint, request.token.as_deref(), request.retry)?;
+            let client = Client::new(&endpoint, request.token.as_deref(), request.retry, board)?;
             let repository = hf::Repository {
                 endpoint: &endpoint,
                 owner: &owner,
@@ -126,7 +126,7 @@ pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchErr
             (repository.list(&client, &filter).await?, client)
         }
         Source::File { url, name } => {
-            let client = Client::new(&url, request.token.as_deref(), request.retry)?;
+            let client = Client::new(&url, request.token.as_deref(), request.retry, board)?;
             (https::list(url, name, request.digest), client)
         }
     };
@@ -230,7 +230,10 @@ async fn download_all(
         let mut report = |bytes| {
             file_bytes = bytes;
             let progress = meter.progress(Instant::now(), done + bytes);
-            board.update(|status| status.download = Some(progress));
+            board.update(|status| {
+                status.download = Some(progress);
+                status.failure = None;
+            });
             if Instant::now() >= next_log {
                 next_log = Instant::now() + LOG_EVERY;
                 info!(

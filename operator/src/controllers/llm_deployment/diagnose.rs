@@ -228,6 +228,9 @@ fn in_container(pod: &Pod, container: &ContainerStatus, said: Option<&Said>) -> 
             container.image.clone()
         };
         let words = waiting.message.as_deref().unwrap_or("no message");
+        if reason == "CreateContainerConfigError" && (words.contains("secret") || words.contains("configmap")) {
+            return Some(missing(&name, &container.name, words));
+        }
         return Some(available(
             Reason::ImagePull,
             format!(
@@ -243,6 +246,21 @@ fn in_container(pod: &Pod, container: &ContainerStatus, said: Option<&Said>) -> 
             .and_then(|said| said.download.as_ref())
             .is_some_and(|download| download.bytes_done.unwrap_or(0) > 0);
     (!is_back).then_some(problem)
+}
+
+/// Something that the pod names is not there. The kubelet tries again by itself, so that it heals without an edit.
+fn missing(pod: &str, container: &str, words: &str) -> Problem {
+    let message = format!(
+        "container {container} of pod {pod} waits: {words}; create it in the pod's namespace, and the pod goes on by itself"
+    );
+    if container == names::CONTAINER_FETCH && words.contains("secret") {
+        return Problem {
+            condition: ConditionType::ModelResolved,
+            reason: Reason::SecretMissing.into(),
+            message,
+        };
+    }
+    available(Reason::DependencyMissing, message)
 }
 
 fn image(pod: &Pod, container: &str) -> String {

@@ -105,9 +105,14 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
     })?;
     if object.meta().deletion_timestamp.is_some() {
         // Children go by their owner references; making new ones would keep the object from going.
+        ctx.world
+            .statuses
+            .forget(object.meta().uid.as_deref().unwrap_or_default());
         return Ok(Action::await_change());
     }
     ctx.world.wait_until_known().await;
+    let newest = ctx.world.statuses.newest(object);
+    let object = newest.as_ref().unwrap_or(object);
     let observed = observe::observe(&ctx, object).await.map_err(Error::Observe)?;
     let outcome = match validate::validate(object, &observed) {
         Err(rejected) => Outcome::Rejected(rejected),

@@ -90,13 +90,9 @@ fn verified(scene: &Scene<'_>) -> Finding {
     if let Some(problem) = scene.problem(type_) {
         return from_problem(problem);
     }
-    let says_so = |pod: &super::scene::Judged<'_>| {
-        let verification = pod.said().and_then(|said| said.verification.as_ref());
-        verification.and_then(|one| one.result.as_deref()) == Some("Verified")
-    };
     if scene
         .mine()
-        .any(|pod| pod.is_serving() || (pod.diagnosis.is_fetched && says_so(pod)))
+        .any(|pod| pod.is_serving() || (pod.diagnosis.is_fetched && pod.is_verified()))
     {
         let digest = &scene.object.spec.model.verification.digest;
         return finding(

@@ -13,8 +13,9 @@ use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
 
 use escadre_crds::condition::{self, ConditionType};
-use escadre_crds::v1alpha1::{Display, DownloadStatus, LastFailure, LlmDeploymentStatus, VerificationStatus};
+use escadre_crds::v1alpha1::{Display, DownloadStatus, LastFailure, LlmDeploymentStatus, Timings, VerificationStatus};
 use escadre_crds::{LlmDeployment, names};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
@@ -25,6 +26,7 @@ use super::plan::Plan;
 use crate::context::Context;
 use crate::controllers::llm_deployment::events;
 use crate::kube_ext::apply::{CallError, apply_status};
+use crate::runtime_status::Said;
 use conditions::findings;
 use scene::Scene;
 
@@ -79,6 +81,7 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
         replicas: count(scene.alive()),
         ready_replicas: count(serving),
         updated_replicas: count(scene.mine().count()),
+        verified_replicas: count(scene.mine().filter(|pod| pod.is_verified()).count()),
         available_replicas: count(serving),
         selector: Some(names::selector(&scene.name())),
         display: Some(Display {
@@ -103,6 +106,9 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
             .or_else(|| scene.before.model.clone().filter(|_| is_same_target)),
         verification: verification(&scene, is_same_target),
         download: download(&scene),
+        timings: timings(&scene).or_else(|| scene.before.timings.clone().filter(|_| is_same_target)),
+        performance: from_pods(&scene, |said| said.performance.clone())
+            .or_else(|| scene.before.performance.clone().filter(|_| is_same_target)),
         last_failure: last_failure(&scene),
     };
     Judgement {
@@ -120,7 +126,7 @@ fn port(object: &LlmDeployment) -> u16 {
 }
 
 /// What the pods of the target revision say, a serving one first.
-fn from_pods<T>(scene: &Scene<'_>, pick: impl Fn(&crate::runtime_status::Said) -> Option<T>) -> Option<T> {
+fn from_pods<T>(scene: &Scene<'_>, pick: impl Fn(&Said) -> Option<T>) -> Option<T> {
     let serving = scene.mine().filter(|pod| pod.is_serving());
     let others = scene.mine().filter(|pod| !pod.is_serving());
     serving.chain(others).filter_map(|pod| pod.said()).find_map(pick)
@@ -160,6 +166,53 @@ fn share(download: &DownloadStatus) -> i128 {
         Some(total) if total > 0 => done * 100 / i128::from(total),
         Some(_) | None => done / (64 * 1024 * 1024),
     }
+}
+
+/// The steps of the pod that became ready last.
+fn timings(scene: &Scene<'_>) -> Option<Timings> {
+    let serving = scene.mine().filter(|pod| pod.is_serving());
+    serving
+        .filter_map(|pod| timings_of(&pod.observed.pod, pod.said()))
+        .max_by_key(|(when, _)| *when)
+        .map(|(_, timings)| timings)
+}
+
+/// When a pod became ready, and its steps.
+fn timings_of(pod: &Pod, said: Option<&Said>) -> Option<(Timestamp, Timings)> {
+    let status = pod.status.as_ref()?;
+    let created = pod.creation_timestamp()?.0;
+    let since = |name: &str| {
+        let conditions = status.conditions.iter().flatten();
+        let found = conditions
+            .into_iter()
+            .find(|one| one.type_ == name && one.status == "True");
+        found
+            .and_then(|one| one.last_transition_time.as_ref())
+            .map(|time| time.0)
+    };
+    let seconds = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64().max(0.0);
+    let ready = since("Ready")?;
+    let fetch = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .find(|one| one.name == names::CONTAINER_FETCH);
+    let fetched = fetch.and_then(|fetch| fetch.state.as_ref()?.terminated.as_ref());
+    let runtime = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find(|one| one.name == names::CONTAINER_RUNTIME);
+    let started = runtime.and_then(|runtime| runtime.state.as_ref()?.running.as_ref()?.started_at.as_ref());
+    let timings = Timings {
+        scheduled: since("PodScheduled").map(|scheduled| seconds(created, scheduled)),
+        fetched: fetched
+            .and_then(|fetched| Some(seconds(fetched.started_at.as_ref()?.0, fetched.finished_at.as_ref()?.0))),
+        verified: said.and_then(|said| said.verification.as_ref()?.duration_seconds),
+        loaded: started.map(|started| seconds(started.0, ready)),
+        ready: Some(seconds(created, ready)),
+    };
+    Some((ready, timings))
 }
 
 fn last_failure(scene: &Scene<'_>) -> Option<LastFailure> {
@@ -220,6 +273,15 @@ fn differs(before: &LlmDeploymentStatus, after: &LlmDeploymentStatus) -> bool {
     timeless(before) != timeless(after)
 }
 
+/// Whether nothing changed that somebody may wait for: every condition is as true as before, of the same generation.
+fn is_progress_alone(before: &LlmDeploymentStatus, after: &LlmDeploymentStatus) -> bool {
+    let states = |status: &LlmDeploymentStatus| -> Vec<(String, String)> {
+        let conditions = status.conditions.iter();
+        conditions.map(|one| (one.type_.clone(), one.status.clone())).collect()
+    };
+    before.observed_generation == after.observed_generation && states(before) == states(after)
+}
+
 /// Judges, writes what changed, tells what changed.
 ///
 /// # Errors
@@ -235,6 +297,11 @@ pub async fn write(
     if !differs(&before, &status) {
         return Ok(next_look);
     }
+    if is_progress_alone(&before, &status)
+        && let Some(wait) = ctx.world.statuses.wait(object)
+    {
+        return Ok(Some(next_look.map_or(wait, |look| look.min(wait))));
+    }
     let name = object.name_any();
     let namespace = object.namespace().unwrap_or_default();
     let patch = json!({
@@ -244,8 +311,9 @@ pub async fn write(
         "status": status,
     });
     let api: Api<LlmDeployment> = Api::namespaced(ctx.client.clone(), &namespace);
-    match apply_status(&api, &name, &patch).await {
-        Ok(_) => {
+    match apply_status::<LlmDeployment>(&api, &name, &patch).await {
+        Ok(written) => {
+            ctx.world.statuses.wrote(object, &written);
             ctx.metrics.wrote("apply", "LlmDeploymentStatus");
             events::publish(ctx, object, &before.conditions, &status.conditions).await;
             Ok(next_look)

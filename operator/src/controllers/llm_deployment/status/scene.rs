@@ -47,6 +47,12 @@ impl Judged<'_> {
         end.0.checked_add(STUCK_AFTER).ok()
     }
 
+    /// Its process found the bytes to be those of the digest.
+    pub(super) fn is_verified(&self) -> bool {
+        let verification = self.said().and_then(|said| said.verification.as_ref());
+        verification.and_then(|one| one.result.as_deref()) == Some("Verified")
+    }
+
     pub(super) fn said(&self) -> Option<&Said> {
         match &self.observed.report {
             Report::Said { said, .. } => Some(said),

@@ -707,6 +707,80 @@ fn foreign_pod_behind_the_service_is_reported() {
 }
 
 #[test]
+fn flip_of_a_condition_is_never_held_back() {
+    let object = solo();
+    let starting = status_of(&object, vec![PodFixture::new(&object, 0).scheduled().done()]);
+    let mut before = object.clone();
+    before.status = Some(starting.clone());
+    let running = PodFixture::new(&object, 0)
+        .scheduled()
+        .fetch(&json!({"terminated": {"exitCode": 0}}), &json!({}), 0)
+        .runtime(&json!({"running": {}}), &json!({}), 0);
+    let loading = status_of(&before, vec![running.says(&json!({"stage": "Loading"})).done()]);
+    let serving = status_of(&before, vec![PodFixture::new(&object, 0).serving().done()]);
+    assert!(!is_progress_alone(&starting, &loading), "ModelResolved became true");
+    assert!(!is_progress_alone(&loading, &serving));
+    let mut more = loading.clone();
+    more.replicas += 1;
+    assert!(is_progress_alone(&loading, &more));
+    more.observed_generation = Some(6);
+    assert!(!is_progress_alone(&loading, &more));
+}
+
+#[test]
+fn timings_are_those_of_the_pod_that_became_ready_last() {
+    let object = object(&json!({"replicas": 2}));
+    let pod = |slot, ready| {
+        PodFixture::new(&object, slot)
+            .condition_since("PodScheduled", "True", at(2))
+            .fetch(&json!({"terminated": {"exitCode": 0, "startedAt": at(3).to_string(), "finishedAt": at(10).to_string()}}), &json!({}), 0)
+            .runtime(&json!({"running": {"startedAt": at(11).to_string()}}), &json!({}), 0)
+            .condition_since("Ready", "True", at(ready))
+            .says(&json!({
+                "stage": "Ready", "servedDigest": DIGEST, "verification": {"result": "Verified", "durationSeconds": 1.5},
+                "performance": {"prefillTokensPerSecond": 812.5, "decodeTokensPerSecond": 41.0},
+            }))
+            .done()
+    };
+    let status = status_of(&object, vec![pod(0, 20), pod(1, 15)]);
+    let timings = status.timings.unwrap();
+    assert_eq!(
+        (timings.scheduled, timings.fetched, timings.verified),
+        (Some(2.0), Some(7.0), Some(1.5))
+    );
+    assert_eq!((timings.loaded, timings.ready), (Some(9.0), Some(20.0)));
+    assert_eq!(status.performance.unwrap().decode_tokens_per_second, Some(41.0));
+    assert_eq!(status.verified_replicas, 2);
+}
+
+#[test]
+fn missing_secret_of_the_source_is_named_and_heals_by_itself() {
+    let object = solo();
+    let words = "secret \"hub\" not found";
+    let pod =
+        PodFixture::new(&object, 0)
+            .scheduled()
+            .fetch(&waiting("CreateContainerConfigError", words), &json!({}), 0);
+    let status = status_of(&object, vec![pod.done()]);
+    says(
+        &status,
+        ConditionType::ModelResolved,
+        ("False", "SecretMissing"),
+        "SecretMissing",
+        words,
+    );
+    let pod = fetched(&object).runtime(&waiting("CreateContainerConfigError", words), &json!({}), 0);
+    let status = status_of(&object, vec![pod.done()]);
+    says(
+        &status,
+        ConditionType::Available,
+        ("False", "DependencyMissing"),
+        "DependencyMissing",
+        words,
+    );
+}
+
+#[test]
 fn unchanged_world_writes_nothing() {
     let object = reached(&json!({"replicas": 1}), 1);
     let mut observed = world(vec![PodFixture::new(&object, 0).serving().done()]);
