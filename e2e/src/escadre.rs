@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, hex, own_program};
+use crate::operator::{Operator, Start};
 use crate::testing::TestCluster;
 use crate::wait::await_condition;
 
@@ -87,17 +88,11 @@ pub async fn install_resource(cluster: &Cluster) -> Result<()> {
     .await
 }
 
-/// Starts the operator as a process inside the cluster's network, with the administrator's rights.
+/// Starts the operator as a process inside the cluster's network, with the administrator's rights, for as long as the
+/// cluster lives.
 pub fn start_operator(cluster: &Cluster) -> Result<()> {
-    let arguments = [
-        "--admin-address=127.0.0.1:8081",
-        "--runtime-image=escadre.dev/runtime:scenario",
-    ];
-    cluster.start_process(
-        "operator",
-        &program("escadre-operator")?,
-        arguments.map(str::to_owned).to_vec(),
-    )
+    let start = Start::new().admin("127.0.0.1:8081");
+    start.start_as(cluster, "operator").map(Operator::keep)
 }
 
 /// Installs Escadre as a user does: images into the node, the chart by Helm.

@@ -51,7 +51,7 @@ use certs::Certificates;
 use process::Daemon;
 
 /// Port of the API server inside the cluster's network.
-const API_PORT: u16 = 6443;
+pub(crate) const API_PORT: u16 = 6443;
 
 /// Variables of the caller that would send a cluster's own traffic elsewhere.
 pub(crate) const FOREIGN_VARIABLES: [&str; 9] = [
@@ -180,6 +180,43 @@ impl Cluster {
             environment: self.environment(),
             namespace: Some(&network),
         })
+    }
+
+    /// As [`Self::start_process`], with further variables in its environment.
+    pub fn start_process_with(
+        &self,
+        name: &str,
+        program: &Path,
+        arguments: Vec<String>,
+        variables: Vec<(&'static str, String)>,
+    ) -> Result<()> {
+        let network = self.network().file();
+        let mut environment = self.environment();
+        environment.extend(variables);
+        self.start_daemon(&Daemon {
+            name,
+            program,
+            arguments,
+            environment,
+            namespace: Some(&network),
+        })
+    }
+
+    /// Ends a process of the caller's own: politely, and by SIGKILL after `patience` (at once when that is zero).
+    pub fn stop_process(&self, name: &str, patience: Duration) {
+        self.processes().stop(name, patience);
+    }
+
+    /// Ends one of the cluster's own programs by SIGKILL and starts it again, with the arguments that it had.
+    pub fn restart_component(&self, component: Component) -> Result<()> {
+        let name = component.name();
+        let record = self
+            .processes()
+            .record(name)
+            .with_context(|| format!("{name} does not run in this cluster"))?;
+        let (program, arguments) = record.command.split_first().context("a process has no command")?;
+        self.stop_process(name, Duration::ZERO);
+        self.start_process(name, Path::new(program), arguments.to_vec())
     }
 
     /// Waits until something inside the cluster's network listens on `address`; `name` is the process that should.
