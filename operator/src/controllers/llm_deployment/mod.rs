@@ -23,6 +23,7 @@ use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObj
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::{reflector::ObjectRef, watcher};
 use kube::{Api, Resource};
+use tracing::Instrument as _;
 
 use crate::admin::Readiness;
 use crate::context::Context;
@@ -129,9 +130,15 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
 
 /// One pass, with its numbers and its log line.
 async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    if ctx.gate.opened().await {
+        // What we were handed is as old as the wait was long.
+        return Ok(Action::requeue(Duration::ZERO));
+    }
     let name = key(&object);
+    let span = tracing::info_span!("reconcile", object = name, generation = object.meta().generation);
+    let _running = ctx.metrics.runs();
     let started = Instant::now();
-    let result = Box::pin(reconcile(object, Arc::clone(&ctx))).await;
+    let result = Box::pin(reconcile(object, Arc::clone(&ctx)).instrument(span)).await;
     let outcome = match &result {
         Ok(_) => {
             ctx.backoff.succeeded(&name);
@@ -180,6 +187,7 @@ pub async fn run(
         watcher::Config::default(),
     );
     let store = controller.store();
+    ctx.metrics.show(store.clone());
     let seen = async {
         if store.wait_until_ready().await.is_ok() {
             readiness.set();
