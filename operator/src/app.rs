@@ -7,11 +7,14 @@ use futures::FutureExt as _;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use crate::admin::{self, Readiness};
 use crate::args::Args;
 use crate::context::{Clock, Context, Defaults};
 use crate::controllers::llm_deployment;
+use crate::kube_ext::gated::gated;
+use crate::leader::{Election, Gate, LeaseName, Timing};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::runtime_status::StatusClient;
@@ -48,16 +51,65 @@ pub async fn run_with(
             args.admin_address
         )
     })?;
+    let timing = args.election.timing().map_err(anyhow::Error::msg)?;
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::default();
+    let gate = if args.election.is_on {
+        Gate::shut()
+    } else {
+        Gate::open()
+    };
+    let context = context(&client, &args, &gate, &metrics)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        runtime_image = args.runtime_image,
+        namespace = args.namespace.as_deref().unwrap_or("all"),
+        leader_election = args.election.is_on,
+        "operator starts"
+    );
+
+    let shutdown = shared(shutdown);
+    let mut admin = tokio::spawn(admin::serve(
+        listener,
+        Arc::clone(&metrics),
+        readiness.clone(),
+        shutdown.clone(),
+    ));
+    // The lease is given back when the controller is done, not before.
+    let (done, is_done) = oneshot::channel::<()>();
+    let election = elect(&client, &args, timing, &gate, &metrics, is_done);
+    let controller = control(context, &args, gate, readiness, shutdown.clone());
+    let work = async {
+        tokio::pin!(controller);
+        tokio::select! {
+            () = &mut controller => {}
+            ended = &mut admin => {
+                ended.context("the admin server broke")?.context("the admin server broke")?;
+                anyhow::ensure!(shutdown.peek().is_some(), "the admin server ended without being told to");
+                controller.await;
+            }
+        }
+        anyhow::ensure!(shutdown.peek().is_some(), "the controller ended without being told to");
+        // Nobody listens when there is no election.
+        let _unheard = done.send(());
+        Ok(())
+    };
+    tokio::try_join!(election, work)?;
+    tracing::info!("operator ends");
+    Ok(())
+}
+
+fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Context>> {
+    let client = gated(client.clone(), gate.clone(), Arc::clone(metrics));
     let reporter = Reporter {
         controller: "escadre.dev/operator".to_owned(),
         instance: None,
     };
-    let context = Arc::new(Context {
+    Ok(Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
-        metrics: Arc::clone(&metrics),
+        gate: gate.clone(),
+        metrics: Arc::clone(metrics),
         clock: Clock,
         defaults: Defaults {
             runtime_image: args.runtime_image.clone(),
@@ -71,30 +123,49 @@ pub async fn run_with(
             poller: Arc::new(Poller::new(StatusClient::new()?, Arc::clone(&metrics))),
         },
         backoff: Backoff::default(),
-    });
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        runtime_image = args.runtime_image,
-        namespace = args.namespace.as_deref().unwrap_or("all"),
-        "operator starts"
-    );
+    }))
+}
 
-    let shutdown = shared(shutdown);
-    let mut admin = tokio::spawn(admin::serve(listener, metrics, readiness.clone(), shutdown.clone()));
+/// Takes part in the election until `done`. Its error ends everything at once.
+fn elect(
+    client: &Client,
+    args: &Args,
+    timing: Timing,
+    gate: &Gate,
+    metrics: &Arc<Metrics>,
+    done: oneshot::Receiver<()>,
+) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    let election = args.election.is_on.then(|| {
+        let namespace = args.election.lease_namespace.as_deref();
+        let name = LeaseName {
+            namespace: namespace.unwrap_or(client.default_namespace()).to_owned(),
+            name: args.election.lease_name.clone(),
+        };
+        Election::new(client.clone(), name, timing, gate.clone(), Arc::clone(metrics))
+    });
+    if election.is_none() {
+        metrics.leads(true);
+    }
+    async {
+        let Some(election) = election else { return Ok(()) };
+        election.run(done.map(drop)).await.context("leadership is lost")
+    }
+}
+
+/// Runs the controller. A leader that is told to end finishes what it has begun; a follower has begun nothing.
+async fn control(context: Arc<Context>, args: &Args, gate: Gate, readiness: Readiness, shutdown: Shutdown) {
     let namespace = args.namespace.as_deref();
     let controller = llm_deployment::run(context, namespace, args.concurrency, readiness, shutdown.clone());
-    tokio::pin!(controller);
-    tokio::select! {
-        () = &mut controller => {}
-        ended = &mut admin => {
-            ended.context("the admin server broke")?.context("the admin server broke")?;
-            anyhow::ensure!(shutdown.peek().is_some(), "the admin server ended without being told to");
-            controller.await;
+    let waits = async {
+        shutdown.await;
+        if gate.is_open() {
+            std::future::pending::<()>().await;
         }
+    };
+    tokio::select! {
+        () = controller => {}
+        () = waits => {}
     }
-    anyhow::ensure!(shutdown.peek().is_some(), "the controller ended without being told to");
-    tracing::info!("operator ends");
-    Ok(())
 }
 
 /// Both HTTP clients use rustls: one provider of cryptography for the process. An embedding program may have chosen

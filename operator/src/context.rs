@@ -8,6 +8,7 @@ use kube::Client;
 use kube::runtime::events::Recorder;
 
 use crate::args::PullPolicy;
+use crate::leader::Gate;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::world::World;
@@ -17,8 +18,10 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a reconciler may use.
 pub struct Context {
-    /// The API server.
+    /// The API server. Refuses every write while the gate is shut.
     pub client: Client,
+    /// Whether this operator may write.
+    pub gate: Gate,
     /// The one publisher of events of this process.
     pub recorder: Recorder,
     /// Numbers about the operator.

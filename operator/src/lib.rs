@@ -8,6 +8,7 @@ pub mod args;
 pub mod context;
 pub mod controllers;
 pub mod kube_ext;
+pub mod leader;
 pub mod metrics;
 pub mod retry;
 pub mod runtime_status;

@@ -24,6 +24,7 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource, ResourceExt as _};
+use tracing::Instrument as _;
 
 use crate::admin::Readiness;
 use crate::context::Context;
@@ -148,9 +149,15 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
 
 /// One pass, with its numbers and its log line.
 async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    if ctx.gate.opened().await {
+        // What we were handed is as old as the wait was long.
+        return Ok(Action::requeue(Duration::ZERO));
+    }
     let name = key(&object);
+    let span = tracing::info_span!("reconcile", object = name, generation = object.meta().generation);
+    let _running = ctx.metrics.runs();
     let started = Instant::now();
-    let result = Box::pin(reconcile(object, Arc::clone(&ctx))).await;
+    let result = Box::pin(reconcile(object, Arc::clone(&ctx)).instrument(span)).await;
     let outcome = match &result {
         Ok(_) => {
             ctx.backoff.succeeded(&name);
@@ -200,6 +207,7 @@ pub async fn run(
         .modify(|object: &mut DeserializeGuard<LlmDeployment>| trim(object))
         .reflect(writer)
         .touched_objects();
+    ctx.metrics.show(reader.clone());
     let seen = async {
         if reader.wait_until_ready().await.is_ok() {
             ctx.world.wait_until_known().await;
