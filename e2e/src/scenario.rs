@@ -49,8 +49,12 @@ pub struct Scenario {
 impl Scenario {
     /// Starts the shared cluster at the first call, or uses the one that the person named.
     pub async fn start() -> Result<Self> {
+        Self::on(testing::cluster().await?).await
+    }
+
+    /// On this cluster, the only one of the test binary.
+    pub async fn on(cluster: &'static TestCluster) -> Result<Self> {
         static SOURCE: OnceCell<Source> = OnceCell::const_new();
-        let cluster = testing::cluster().await?;
         let source = SOURCE
             .get_or_try_init(async || match cluster {
                 TestCluster::Own(own) => {
@@ -142,8 +146,18 @@ impl Scenario {
         condition: &str,
         reason: &str,
     ) -> Result<(String, LlmDeploymentStatus)> {
+        self.await_failure_within(name, (condition, reason), NAMED).await
+    }
+
+    /// As [`Self::await_failure`], for at most `deadline`.
+    pub async fn await_failure_within(
+        &self,
+        name: &str,
+        (condition, reason): (&str, &str),
+        deadline: Duration,
+    ) -> Result<(String, LlmDeploymentStatus)> {
         let status = self
-            .await_condition(name, (condition, "False", Some(reason)), NAMED)
+            .await_condition(name, (condition, "False", Some(reason)), deadline)
             .await?;
         let found = status.conditions.iter().find(|one| one.type_ == condition);
         let message = found.map(|one| one.message.clone()).unwrap_or_default();

@@ -188,6 +188,13 @@ pub async fn cluster() -> Result<&'static TestCluster> {
         .await
 }
 
+/// A cluster whose pods really run, with three fake nodes beside the real one: losing a node is no loss of all. Shared
+/// by the tests of this binary.
+pub async fn cluster_beside_fake_nodes() -> Result<&'static TestCluster> {
+    static SHARED: OnceCell<TestCluster> = OnceCell::const_new();
+    SHARED.get_or_try_init(|| own("mixed", &["--kwok-nodes", "3"])).await
+}
+
 async fn own(label: &str, arguments: &[&str]) -> Result<TestCluster> {
     OwnCluster::start(label, arguments).await.map(TestCluster::Own)
 }

@@ -228,6 +228,13 @@ fn in_container(pod: &Pod, container: &ContainerStatus, said: Option<&Said>) -> 
             container.image.clone()
         };
         let words = waiting.message.as_deref().unwrap_or("no message");
+        if words.contains("OOM-killed") {
+            // The limit is too small even for the program that starts the container.
+            return Some(killed_for_memory(&format!(
+                "container {} of pod {name}",
+                container.name
+            )));
+        }
         if reason == "CreateContainerConfigError" && (words.contains("secret") || words.contains("configmap")) {
             return Some(missing(&name, &container.name, words));
         }
@@ -313,11 +320,8 @@ fn ending(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminat
             message: format!("{place}: {words}"),
         };
     }
-    if ended.reason.as_deref() == Some("OOMKilled") {
-        return available(
-            Reason::OutOfMemoryHost,
-            format!("{place} was killed because it used more memory than its limit; raise spec.resources.memory"),
-        );
+    if ended.reason.as_deref() == Some("OOMKilled") || ended.message.iter().any(|words| words.contains("OOM-killed")) {
+        return killed_for_memory(&place);
     }
     available(
         Reason::CrashLoop,
@@ -327,6 +331,13 @@ fn ending(pod: &Pod, container: &ContainerStatus, ended: &ContainerStateTerminat
             container.restart_count,
             tail(ended)
         ),
+    )
+}
+
+fn killed_for_memory(place: &str) -> Problem {
+    available(
+        Reason::OutOfMemoryHost,
+        format!("{place} was killed because it used more memory than its limit; raise spec.resources.memory"),
     )
 }
 
