@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use axum::Router;
@@ -27,6 +27,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -121,8 +122,35 @@ impl Facts {
     }
 }
 
+/// How well the pods are asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Polls {
+    /// Pods that have an address.
+    pub pods: usize,
+    /// Seconds since the pod that waits longest was asked, or was first seen.
+    pub oldest_seconds: f64,
+}
+
+/// How well the pods of this network namespace are asked; only for threads inside it.
+pub async fn polls() -> Result<Polls> {
+    let url = format!("http://127.0.0.1:{}/polls", names::PORT_ADMIN_NUMBER);
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .context("could not make an HTTP client")?;
+    let answer = client
+        .get(url)
+        .send()
+        .await
+        .context("no answer from the status pages")?;
+    answer.json().await.context("a strange answer from the status pages")
+}
+
 #[derive(Debug, Default)]
 struct Book {
+    /// When each pod was last asked, or first seen; by UID.
+    asked: RwLock<HashMap<String, Instant>>,
     pods: RwLock<HashMap<IpAddr, Facts>>,
     /// By namespace and name of the ConfigMap.
     answers: RwLock<BTreeMap<(String, String), BTreeMap<String, String>>>,
@@ -139,17 +167,36 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 impl Book {
     fn see(&self, pod: &Pod) {
         if let Some((address, facts)) = Facts::read(pod) {
+            write(&self.asked).entry(facts.uid.clone()).or_insert_with(Instant::now);
             write(&self.pods).insert(address, facts);
         }
     }
 
     fn lose(&self, pod: &Pod) {
         if let Some((address, facts)) = Facts::read(pod) {
+            write(&self.asked).remove(&facts.uid);
             let mut pods = write(&self.pods);
             // The address may be another pod's already.
             if pods.get(&address).is_some_and(|known| known.uid == facts.uid) {
                 pods.remove(&address);
             }
+        }
+    }
+
+    fn ask(&self, facts: &Facts) {
+        write(&self.asked).insert(facts.uid.clone(), Instant::now());
+    }
+
+    fn polls(&self) -> Polls {
+        let pods = read(&self.pods);
+        let asked = read(&self.asked);
+        let ages = pods
+            .values()
+            .filter_map(|facts| asked.get(&facts.uid))
+            .map(|at| at.elapsed().as_secs_f64());
+        Polls {
+            pods: pods.len(),
+            oldest_seconds: ages.fold(0.0, f64::max),
         }
     }
 
@@ -182,6 +229,10 @@ pub async fn serve(listen: SocketAddr) -> Result<()> {
         .with_context(|| format!("could not listen on {listen}"))?;
     let router = Router::new()
         .route("/status", get(page))
+        .route(
+            "/polls",
+            get(async |State(book): State<Arc<Book>>| axum::Json(book.polls())),
+        )
         .with_state(Arc::clone(&book))
         .into_make_service_with_connect_info::<Asked>();
     tokio::select! {
@@ -247,6 +298,7 @@ async fn page(State(book): State<Arc<Book>>, ConnectInfo(Asked(asked)): ConnectI
     let Some(facts) = facts else {
         return (StatusCode::NOT_FOUND, "no pod has this address").into_response();
     };
+    book.ask(&facts);
     match book.answer(&facts) {
         Ok(Answer::Silent) => {
             let forever: Result<Response, Infallible> = std::future::pending().await;
@@ -282,6 +334,7 @@ fn render(facts: &Facts, answer: Answer) -> Value {
         Answer::Fetching => {
             page["stage"] = json!("Fetching");
             page["servedDigest"] = Value::Null;
+            page["verification"] = json!({"result": "Pending", "method": "Digest"});
             page["download"] = json!({"bytesDone": 49_000_000, "bytesTotal": 98_000_000, "bytesPerSecond": 1_000_000});
         }
         Answer::Right | Answer::Silent | Answer::Error | Answer::Nonsense => {}

@@ -2,14 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use escadre_crds::names;
-use escadre_e2e::faults::{Fault, Rule, Verb};
+use escadre_e2e::faults::{self, Fault, Rule, Verb};
 use escadre_e2e::fixtures::{self, Deployment};
 use escadre_e2e::stage::Stage;
-use escadre_e2e::world::{condition, versions};
+use escadre_e2e::world::{World, condition, versions};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
@@ -19,23 +19,6 @@ const SEED: u64 = 20_261_124;
 const SOON: Duration = Duration::from_secs(60);
 /// Longer than several looks of the operator at its pods.
 const WHILE: Duration = Duration::from_secs(10);
-
-/// Each write fails in one of four ways with this chance, and reads with half of it.
-fn bad_weather(chance: f64) -> Vec<Rule> {
-    let reads = [Verb::Get, Verb::List];
-    vec![
-        Rule::always(Fault::Conflict).writes().chance(chance),
-        Rule::always(Fault::TooManyRequests(1)).writes().chance(chance),
-        Rule::always(Fault::ServerError).writes().chance(chance),
-        Rule::always(Fault::CutAnswer).writes().chance(chance),
-        Rule::always(Fault::Delay(Duration::from_millis(300)))
-            .writes()
-            .chance(chance),
-        Rule::always(Fault::ServerError).verbs(&reads).chance(chance / 2.0),
-        Rule::always(Fault::CutAnswer).verbs(&reads).chance(chance / 2.0),
-        Rule::always(Fault::ServerError).verbs(&[Verb::Watch]).chance(chance),
-    ]
-}
 
 /// Create, grow, edit, shrink, delete; waits after each.
 async fn tour(stage: &Stage) {
@@ -59,7 +42,7 @@ async fn tour(stage: &Stage) {
 #[tokio::test]
 async fn refused_failed_and_cut_calls_converge() {
     let stage = Stage::shared(SEED).await.unwrap();
-    stage.proxy.set_rules(bad_weather(0.1));
+    stage.proxy.set_rules(faults::bad_weather(0.1));
     let operator = stage.operator().unwrap();
     tour(&stage).await;
     let faults = stage.proxy.faults();
@@ -192,12 +175,16 @@ async fn foreign_pod_with_our_labels_is_left_alone() {
     let foreign: Pod = serde_json::from_value(foreign).unwrap();
     let made = pods.create(&PostParams::default(), &foreign).await.unwrap();
     // Also when the number of pods changes both ways.
-    for replicas in [3, 1] {
+    for replicas in [3_i32, 1] {
         stage.edit("ours", json!({"replicas": replicas})).await.unwrap();
         stage
             .namespace()
-            .await_condition("the pods of ours", SOON, async || {
-                Ok((stage.look().await?.living("ours").len() == replicas).then_some(()))
+            .await_condition("the foreign pod not to be counted", SOON, async || {
+                let status = stage.deployments().get("ours").await?.status;
+                let is_counted =
+                    status.is_some_and(|status| (status.replicas, status.ready_replicas) == (replicas, replicas));
+                let living = stage.look().await?.living("ours").len();
+                Ok((is_counted && living == usize::try_from(replicas)?).then_some(()))
             })
             .await
             .unwrap();
@@ -206,8 +193,6 @@ async fn foreign_pod_with_our_labels_is_left_alone() {
     assert_eq!(found.uid(), made.uid());
     assert_eq!(found.metadata.deletion_timestamp, None);
     assert_eq!(found.labels(), &labels);
-    let status = stage.deployments().get("ours").await.unwrap().status.unwrap();
-    assert_eq!(status.replicas, 1, "the foreign pod is counted");
 }
 
 #[tokio::test]
@@ -235,53 +220,61 @@ async fn edited_service_is_put_right() {
     stage.settle().await.unwrap();
 }
 
-#[tokio::test]
-async fn edited_labels_of_pods_are_put_right() {
-    for (name, label, value) in [
-        ("slot", names::LABEL_SLOT, json!("seven")),
-        ("revision", names::LABEL_REVISION, json!(null)),
-        ("component", names::LABEL_COMPONENT, json!(null)),
-        ("owner", names::LABEL_DEPLOYMENT, json!("another")),
-        ("manager", names::LABEL_MANAGED_BY, json!(null)),
-    ] {
-        let stage = Stage::shared(SEED).await.unwrap();
-        let _operator = stage.operator().unwrap();
-        stage.create(Deployment::named(name).replicas(2)).await.unwrap();
-        let world = stage.settle().await.unwrap();
-        let wanted: BTreeSet<_> = world
-            .living(name)
-            .iter()
-            .map(|pod| (pod.name_any(), pod.labels().clone()))
-            .collect();
-        let pods: Api<Pod> = stage.namespace().api();
-        let patch = json!({"metadata": {"labels": {label: value}}});
-        pods.patch(
-            &wanted.first().unwrap().0,
-            &PatchParams::default(),
-            &Patch::Merge(patch),
+/// Edits a label of a pod (`null` takes it away), and waits until all pods are as they were.
+async fn edit_label(label: &str, value: serde_json::Value) {
+    let stage = Stage::shared(SEED).await.unwrap();
+    let _operator = stage.operator().unwrap();
+    stage.create(Deployment::named("labels").replicas(2)).await.unwrap();
+    let labelled = |world: &World| -> BTreeMap<String, BTreeMap<String, String>> {
+        let pods = world.living("labels");
+        pods.iter().map(|pod| (pod.name_any(), pod.labels().clone())).collect()
+    };
+    let wanted = labelled(&stage.settle().await.unwrap());
+    let pods: Api<Pod> = stage.namespace().api();
+    let patch = json!({"metadata": {"labels": {label: value}}});
+    let first = wanted.first_key_value().unwrap().0;
+    pods.patch(first, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
+    stage
+        .namespace()
+        .await_condition(
+            &format!("the pods' labels after an edit of {label}"),
+            SOON,
+            async || {
+                let world = stage.look().await?;
+                Ok((labelled(&world) == wanted && world.unsettled().is_empty()).then_some(()))
+            },
         )
         .await
         .unwrap();
-        stage
-            .namespace()
-            .await_condition(
-                &format!("pods with their labels after an edit of {label}"),
-                SOON,
-                async || {
-                    let world = stage.look().await?;
-                    let found: BTreeSet<_> = world
-                        .living(name)
-                        .iter()
-                        .map(|pod| (pod.name_any(), pod.labels().clone()))
-                        .collect();
-                    Ok((found == wanted && world.unsettled().is_empty()).then_some(()))
-                },
-            )
-            .await
-            .unwrap();
-        let all = pods.list(&ListParams::default()).await.unwrap();
-        assert_eq!(all.items.len(), 2, "a pod without its labels is left behind");
-    }
+    let all = pods.list(&ListParams::default()).await.unwrap();
+    assert_eq!(all.items.len(), 2, "a pod without its label is left behind");
+}
+
+#[tokio::test]
+async fn edited_slot_of_a_pod_is_put_right() {
+    edit_label(names::LABEL_SLOT, json!("seven")).await;
+}
+
+#[tokio::test]
+async fn removed_revision_of_a_pod_is_put_right() {
+    edit_label(names::LABEL_REVISION, json!(null)).await;
+}
+
+#[tokio::test]
+async fn removed_component_of_a_pod_is_put_right() {
+    edit_label(names::LABEL_COMPONENT, json!(null)).await;
+}
+
+#[tokio::test]
+async fn edited_deployment_of_a_pod_is_put_right() {
+    edit_label(names::LABEL_DEPLOYMENT, json!("another")).await;
+}
+
+#[tokio::test]
+async fn removed_manager_of_a_pod_is_put_right() {
+    edit_label(names::LABEL_MANAGED_BY, json!(null)).await;
 }
 
 #[tokio::test]
@@ -292,13 +285,11 @@ async fn namespace_that_goes_in_mid_download_ends_cleanly() {
     stage.create(Deployment::named("fetching").replicas(2)).await.unwrap();
     stage
         .namespace()
-        .await_condition("the progress of the download", SOON, async || {
-            Ok(stage
-                .deployments()
-                .get("fetching")
-                .await?
-                .status
-                .and_then(|status| status.download))
+        .await_condition("the download to be seen", SOON, async || {
+            let object = stage.deployments().get("fetching").await?;
+            Ok(condition(&object, "Ready")
+                .filter(|(_, reason, _)| *reason == "Downloading")
+                .map(drop))
         })
         .await
         .unwrap();

@@ -138,7 +138,7 @@ async fn broken_stored_object_is_an_error_on_that_object_alone() {
     stage
         .namespace()
         .await_condition("the loose schema to hold", SOON, async || {
-            Ok(dynamic.create(&PostParams::default(), &broken).await.ok())
+            Ok(Some(dynamic.create(&PostParams::default(), &broken).await?))
         })
         .await
         .unwrap();
@@ -149,7 +149,7 @@ async fn broken_stored_object_is_an_error_on_that_object_alone() {
         stage
             .namespace()
             .await_condition("the strict schema to hold", SOON, async || {
-                Ok(stage.create(Deployment::named(name).replicas(2)).await.ok())
+                Ok(Some(stage.create(Deployment::named(name).replicas(2)).await?))
             })
             .await
             .unwrap();
