@@ -28,18 +28,25 @@ enum Story {
     Delete,
 }
 
+/// With a served name of its own: by default it is the deployment's, and the revision with it another for each.
+fn deployment(name: &str, replicas: i64) -> Deployment {
+    Deployment::named(name)
+        .replicas(replicas)
+        .set("/spec/model/servedName", json!("first-name"))
+}
+
 impl Story {
     fn base(self, name: &str) -> Option<Deployment> {
         match self {
             Self::Create => None,
-            Self::Edit | Self::Delete => Some(Deployment::named(name).replicas(2)),
-            Self::ScaleDown => Some(Deployment::named(name).replicas(3)),
+            Self::Edit | Self::Delete => Some(deployment(name, 2)),
+            Self::ScaleDown => Some(deployment(name, 3)),
         }
     }
 
     async fn begin(self, stage: &Stage, name: &str) -> Result<()> {
         match self {
-            Self::Create => stage.create(Deployment::named(name).replicas(2)).await,
+            Self::Create => stage.create(deployment(name, 2)).await,
             Self::Edit => stage.edit(name, json!({"model": {"servedName": "second-name"}})).await,
             Self::ScaleDown => stage.edit(name, json!({"replicas": 1})).await,
             Self::Delete => stage.delete(name).await,
