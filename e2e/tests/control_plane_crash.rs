@@ -16,6 +16,8 @@ use serde_json::json;
 const SEED: u64 = 4;
 /// A story without a kill is over when nothing was written for this long.
 const QUIET: Duration = Duration::from_secs(3);
+/// How long a new operator may take to come to the same world.
+const SAME: Duration = Duration::from_secs(90);
 /// No story has that many writes: a sweep that gets here would not end.
 const MOST: u64 = 40;
 
@@ -88,12 +90,16 @@ async fn sweep(story: Story) -> u64 {
         } else {
             stage.proxy.resume();
         }
-        let world = stage.settle().await.unwrap();
-        let found = world.snapshot(name, stage.namespace().name());
-        assert_eq!(
-            found, wanted,
-            "{story:?}: killed at write {number}, {side:?} its execution"
-        );
+        let what = format!("the same world after a kill at write {number}, {side:?} its execution");
+        let compared = async || {
+            let world = stage.look().await?;
+            let open = world.unsettled();
+            anyhow::ensure!(open.is_empty(), "{}", open.join("; "));
+            let found = world.snapshot(name, stage.namespace().name());
+            anyhow::ensure!(found == wanted, "found {found}\nwanted {wanted}");
+            Ok(Some(()))
+        };
+        stage.namespace().await_condition(&what, SAME, compared).await.unwrap();
     }
     assert!(operator.is_alive());
     kills

@@ -47,15 +47,14 @@ pub(crate) async fn measure(settings: &Settings, report: &mut Report) -> Result<
     let operator = settings.operator.canonicalize().context("the operator is not there")?;
     let operator = Start::new().program(&operator).through(&proxy).start(&cluster)?;
     let inside = cluster.inside()?;
-    let (settings, empty) = (settings.clone(), Report::new(settings));
-    let mut taken = std::mem::replace(report, empty);
+    let (settings, mut taken) = (settings.clone(), report.clone());
     *report = inside
         .run(async move {
             let fleet = Fleet::new(&cluster, settings, proxy, operator).await?;
             fleet.measure(&mut taken).await.map(|()| taken)
         })
         .await??;
-    Ok(())
+    own.stop().await
 }
 
 impl Fleet {

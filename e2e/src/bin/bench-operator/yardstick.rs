@@ -32,7 +32,9 @@ async fn one(settings: &Settings, label: &str, flags: &[&str]) -> Result<Times> 
     let settings = settings.clone();
     let cluster = own.cluster().clone();
     let inside = own.cluster().inside()?;
-    inside.run(async move { apply(&cluster, &settings).await }).await?
+    let times = inside.run(async move { apply(&cluster, &settings).await }).await??;
+    own.stop().await?;
+    Ok(times)
 }
 
 async fn apply(cluster: &Cluster, settings: &Settings) -> Result<Times> {
