@@ -8,6 +8,7 @@ CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
+	soak-operator bench-operator \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -41,6 +42,12 @@ reference: ## Compute the reference numbers again with llama.cpp (builds it; abo
 
 bench-first-token: ## Measure the time from `kubectl apply` to the first token on a warm node
 	@dev/bench-first-token.sh
+
+soak-operator: prerequisites ## 10,000 random operations while the API misbehaves; ends with ten idle minutes
+	@dev/soak-operator.sh
+
+bench-operator: prerequisites ## Measure the operator at fleet size on simulated nodes (about 20 minutes)
+	@dev/bench-operator.sh
 
 cluster-up: testbed ## Start a cluster: control plane and one node (CLUSTER=name, default demo)
 	@$(TESTBED) up --name $(CLUSTER)

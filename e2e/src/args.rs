@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Forward(ForwardArgs),
     /// Serves local folders as a model hub does.
     Mirror(MirrorArgs),
+    /// Answers `/status` for the pods of fake nodes, which have no process.
+    StatusPages(StatusPagesArgs),
     /// Starts a cluster and stops it when standard input ends: what a test binary holds.
     #[command(hide = true)]
     Guard(UpArgs),
@@ -140,4 +142,15 @@ pub(crate) struct MirrorArgs {
     /// Faults: not-found, cut, wrong-bytes, error, slow=N (bytes a second).
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Option<escadre_e2e::mirror::Fault>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusPagesArgs {
+    /// Serve inside the network of this cluster, in the background, until the cluster ends. Without it: here, for the
+    /// cluster in KUBECONFIG.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0:9090", conflicts_with = "name")]
+    pub(crate) listen: SocketAddr,
 }

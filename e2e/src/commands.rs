@@ -10,9 +10,11 @@ use escadre_e2e::cluster::{
     self, Cache, Cluster, Component, Forward, Image, NODE_ADDRESS, Network, Options, Phase, ProcessId,
 };
 use escadre_e2e::mirror::{Fault, Mirror};
+use escadre_e2e::status_pages;
 
 use crate::args::{
-    Args, BuildArgs, Command, ExecArgs, ForwardArgs, LoadImageArgs, MirrorArgs, NameArgs, StatusArgs, UpArgs,
+    Args, BuildArgs, Command, ExecArgs, ForwardArgs, LoadImageArgs, MirrorArgs, NameArgs, StatusArgs, StatusPagesArgs,
+    UpArgs,
 };
 
 /// Runs the command.
@@ -40,6 +42,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             Command::Build(args) => build(&cache, &args).await,
             Command::Forward(args) => forward(&cache, &args).await,
             Command::Mirror(args) => mirror(&cache, &args).await,
+            Command::StatusPages(args) => status_pages(&cache, &args).await,
             Command::Guard(args) => guard(&cache, &args).await,
         }
     })
@@ -289,6 +292,14 @@ async fn start_mirror(cluster: &Cluster, root: &Path, listen: &str, fault: Optio
     arguments.extend(fault.map(|fault| format!("--fault={fault}")));
     cluster.start_process("mirror", &program, arguments)?;
     cluster.await_listening("mirror", listen).await
+}
+
+async fn status_pages(cache: &Cache, args: &StatusPagesArgs) -> Result<ExitCode> {
+    match &args.name {
+        Some(name) => status_pages::start(&Cluster::attach(cache, name)?).await?,
+        None => status_pages::serve(args.listen).await?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn say(line: &str) -> Result<()> {

@@ -12,5 +12,8 @@ pub mod fixtures;
 pub mod mirror;
 pub mod operator;
 pub mod scenario;
+pub mod stage;
+pub mod status_pages;
 pub mod testing;
 pub mod wait;
+pub mod world;

@@ -133,6 +133,16 @@ impl OwnCluster {
         ClientSource::File(self.cluster.kubeconfig())
     }
 
+    /// Stops it now, and waits until nothing of it is left.
+    pub async fn stop(mut self) -> Result<()> {
+        drop(self.guard.stdin.take());
+        tokio::task::spawn_blocking(move || self.guard.wait())
+            .await
+            .context("waiting for the guard panicked")?
+            .context("could not wait for the guard")?;
+        Ok(())
+    }
+
     /// The process that holds it.
     pub fn guard_process(&self) -> u32 {
         self.guard.id()

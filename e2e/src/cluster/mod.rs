@@ -209,6 +209,11 @@ impl Cluster {
 
     /// Ends one of the cluster's own programs by SIGKILL and starts it again, with the arguments that it had.
     pub fn restart_component(&self, component: Component) -> Result<()> {
+        self.restart_component_with(component, &[])
+    }
+
+    /// As [`Self::restart_component`], with further arguments.
+    pub fn restart_component_with(&self, component: Component, further: &[&str]) -> Result<()> {
         let name = component.name();
         let record = self
             .processes()
@@ -216,7 +221,12 @@ impl Cluster {
             .with_context(|| format!("{name} does not run in this cluster"))?;
         let (program, arguments) = record.command.split_first().context("a process has no command")?;
         self.stop_process(name, Duration::ZERO);
-        self.start_process(name, Path::new(program), arguments.to_vec())
+        let further = further.iter().map(|argument| (*argument).to_owned());
+        self.start_process(
+            name,
+            Path::new(program),
+            arguments.iter().cloned().chain(further).collect(),
+        )
     }
 
     /// Waits until something inside the cluster's network listens on `address`; `name` is the process that should.

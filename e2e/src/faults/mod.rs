@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use call::{Call, Verb};
-pub use rules::{Dice, Fault, Rule};
+pub use rules::{Dice, Fault, Rule, bad_weather};
 
 use crate::cluster::{Cluster, Inside};
 use rules::Rules;
@@ -43,6 +43,8 @@ pub enum Side {
 pub struct Written {
     /// The write.
     pub call: Call,
+    /// The object's name; for a creation it is taken from the body.
+    pub object: Option<String>,
     /// The HTTP status of the answer.
     pub code: u16,
     /// When the answer came.
@@ -178,6 +180,16 @@ impl FaultProxy {
     /// Writes that reached the API server, in the order of their answers. Leases are left out.
     pub fn written(&self) -> Vec<Written> {
         self.shared.book().written.clone()
+    }
+
+    /// When the first write since `start` on a resource was answered, of objects whose name begins with `prefix`.
+    pub fn first_write_since(&self, start: Instant, resource: &str, prefix: &str) -> Option<Instant> {
+        let book = self.shared.book();
+        let recent = book.written.iter().rev().take_while(|one| one.at >= start);
+        let fitting = recent.filter(|one| {
+            one.call.resource == resource && one.object.as_ref().is_some_and(|name| name.starts_with(prefix))
+        });
+        fitting.last().map(|one| one.at)
     }
 
     /// How many calls were made to go wrong by a rule.

@@ -107,6 +107,31 @@ impl Rule {
     }
 }
 
+/// Everything at once: each write is refused, fails, is delayed or loses its answer with this chance, each read and each
+/// watch with about half of it.
+pub fn bad_weather(chance: f64) -> Vec<Rule> {
+    let reads = [Verb::Get, Verb::List];
+    let watches = [Verb::Watch];
+    let half = chance / 2.0;
+    vec![
+        Rule::always(Fault::Conflict).writes().chance(chance),
+        Rule::always(Fault::TooManyRequests(1)).writes().chance(chance),
+        Rule::always(Fault::ServerError).writes().chance(chance),
+        Rule::always(Fault::CutAnswer).writes().chance(chance),
+        Rule::always(Fault::Delay(Duration::from_millis(300)))
+            .writes()
+            .chance(chance),
+        Rule::always(Fault::ServerError).verbs(&reads).chance(half),
+        Rule::always(Fault::CutAnswer).verbs(&reads).chance(half),
+        Rule::always(Fault::ServerError).verbs(&watches).chance(half),
+        Rule::always(Fault::GoneAtOnce).verbs(&watches).chance(half),
+        Rule::always(Fault::GoneAsEvent).verbs(&watches).chance(half),
+        Rule::always(Fault::EndWatch(Duration::from_secs(5)))
+            .verbs(&watches)
+            .chance(half),
+    ]
+}
+
 /// Rules and their dice.
 #[derive(Debug)]
 pub(super) struct Rules {

@@ -145,18 +145,13 @@ async fn handle(State(proxy): State<Proxy>, request: Request) -> Response {
         Some(Fault::GoneAsEvent) => return gone_as_event(),
         Some(Fault::CutAnswer | Fault::EndWatch(_)) | None => {}
     }
+    let object = call.name.clone().or_else(|| created_name(&call, &body));
     proxy.shared.book().count(&call);
     let answer = match proxy.upstream.send(&parts, body).await {
         Ok(answer) => answer,
-        Err(error) => {
-            return (
-                StatusCode::BAD_GATEWAY,
-                format!("no answer from the API server: {error}"),
-            )
-                .into_response();
-        }
+        Err(error) => return failure(StatusCode::BAD_GATEWAY, "NoAnswer", &error.without_url().to_string()),
     };
-    proxy.shared.book().note(&call, answer.status().as_u16());
+    proxy.shared.book().note(&call, object, answer.status().as_u16());
     if stop == Some(Side::After) {
         return proxy.shared.stop().await;
     }
@@ -208,15 +203,32 @@ impl Book {
         *self.counts.entry((call.verb, call.resource.clone())).or_default() += 1;
     }
 
-    fn note(&mut self, call: &Call, code: u16) {
+    fn note(&mut self, call: &Call, object: Option<String>, code: u16) {
         if call.is_counted_write() {
             self.written.push(Written {
                 call: call.clone(),
+                object,
                 code,
                 at: Instant::now(),
             });
         }
     }
+}
+
+/// The name of the object that a creation carries.
+fn created_name(call: &Call, body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        metadata: Name,
+    }
+    #[derive(serde::Deserialize)]
+    struct Name {
+        name: Option<String>,
+    }
+    if call.verb != Verb::Create {
+        return None;
+    }
+    serde_json::from_slice::<Named>(body).ok()?.metadata.name
 }
 
 async fn pass_on(shared: &Arc<Shared>, call: &Call, answer: reqwest::Response, fault: Option<Fault>) -> Response {

@@ -1,0 +1,133 @@
+//! What fault scenarios play on: a namespace with fake nodes whose pods have status pages, and an operator for this
+//! namespace alone that talks through a fault proxy.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use escadre_crds::LlmDeployment;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::cluster::Cluster;
+use crate::faults::FaultProxy;
+use crate::fixtures::Deployment;
+use crate::operator::{Operator, Start};
+use crate::testing::{self, OwnCluster, TestNamespace};
+use crate::world::World;
+use crate::{escadre, status_pages};
+
+/// Many operators and a control plane share two cores.
+const SETTLED: Duration = Duration::from_secs(120);
+
+/// A stage.
+#[derive(Debug)]
+pub struct Stage {
+    cluster: Cluster,
+    namespace: TestNamespace,
+    /// Between the operators and the API server.
+    pub proxy: FaultProxy,
+}
+
+impl Stage {
+    /// On the cluster with fake nodes that the tests of this binary share.
+    pub async fn shared(seed: u64) -> Result<Self> {
+        static PREPARED: OnceCell<()> = OnceCell::const_new();
+        let shared = testing::fake_nodes().await?;
+        let cluster = shared.own()?;
+        PREPARED.get_or_try_init(async || prepare(cluster).await).await?;
+        Ok(Self {
+            cluster: cluster.clone(),
+            namespace: shared.namespace().await?,
+            proxy: FaultProxy::start(cluster, seed).await?,
+        })
+    }
+
+    /// On a cluster that this test alone uses, for faults that others would feel.
+    pub async fn on(cluster: &OwnCluster, seed: u64) -> Result<Self> {
+        prepare(cluster.cluster()).await?;
+        Ok(Self {
+            cluster: cluster.cluster().clone(),
+            namespace: cluster.namespace().await?,
+            proxy: FaultProxy::start(cluster.cluster(), seed).await?,
+        })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &TestNamespace {
+        &self.namespace
+    }
+
+    /// Its deployments.
+    pub fn deployments(&self) -> Api<LlmDeployment> {
+        self.namespace.api()
+    }
+
+    /// Starts an operator for the namespace, through the proxy.
+    pub fn operator(&self) -> Result<Operator> {
+        Start::new()
+            .namespace(self.namespace.name())
+            .through(&self.proxy)
+            .start(&self.cluster)
+    }
+
+    /// Creates a deployment, past the proxy.
+    pub async fn create(&self, deployment: Deployment) -> Result<()> {
+        let typed: LlmDeployment = serde_json::from_value(deployment.into_value())?;
+        let created = self.deployments().create(&PostParams::default(), &typed).await;
+        created.map(drop).context("could not create the deployment")
+    }
+
+    /// Edits fields of a deployment's spec, past the proxy.
+    pub async fn edit(&self, name: &str, spec: Value) -> Result<()> {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let patched = self.deployments().patch(name, &PatchParams::default(), &patch).await;
+        patched.map(drop).context("could not edit the deployment")
+    }
+
+    /// Deletes a deployment, past the proxy.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let deleted = self.deployments().delete(name, &DeleteParams::default()).await;
+        deleted.map(drop).context("could not delete the deployment")
+    }
+
+    /// How pods answer; see [`status_pages`].
+    pub async fn answer(&self, answers: &[(&str, &str)]) -> Result<()> {
+        status_pages::answer(self.namespace.client(), self.namespace.name(), answers).await
+    }
+
+    /// Everything of ours in the namespace.
+    pub async fn look(&self) -> Result<World> {
+        World::look(self.namespace.client(), self.namespace.name()).await
+    }
+
+    /// Waits until everything is as the specs want it.
+    pub async fn settle(&self) -> Result<World> {
+        self.namespace
+            .await_condition("the world to settle", SETTLED, async || {
+                let world = self.look().await?;
+                let open = world.unsettled();
+                anyhow::ensure!(open.is_empty(), "{}", open.join("; "));
+                Ok(Some(world))
+            })
+            .await
+    }
+
+    /// Waits until everything is as the specs want it, and nothing has been written for `quiet`.
+    pub async fn settle_quietly(&self, quiet: Duration) -> Result<World> {
+        self.settle().await?;
+        self.proxy.await_quiet(quiet, SETTLED).await?;
+        self.look().await
+    }
+}
+
+async fn prepare(cluster: &Cluster) -> Result<()> {
+    escadre::install_resource(cluster).await?;
+    status_pages::start(cluster).await
+}
