@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod escadre;
 pub mod external;
 pub mod fixtures;
+pub mod metrics_api;
 pub mod mirror;
 pub mod operator;
 pub mod scenario;
