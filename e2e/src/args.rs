@@ -68,6 +68,9 @@ pub(crate) struct UpArgs {
     /// GPUs (nvidia.com/gpu) of each fake node.
     #[arg(long, default_value_t = 8)]
     pub(crate) gpus: u32,
+    /// An audit policy for the API server; it then writes audit.log in the cluster's folder.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_policy: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

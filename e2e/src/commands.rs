@@ -53,6 +53,7 @@ fn options(args: &UpArgs) -> Result<Options> {
         node: !args.control_plane_only,
         fake_nodes: args.kwok_nodes,
         gpus: args.gpus,
+        audit_policy: args.audit_policy.clone(),
         ..Options::named(&args.cluster.name)?
     })
 }

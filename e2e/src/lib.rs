@@ -3,12 +3,14 @@
 //! Needs no cluster of its own to compile; [`cluster`] starts one. Everything it starts, it also ends, even after it
 //! was killed.
 
+pub mod chart;
 pub mod client;
 pub mod cluster;
 pub mod escadre;
 pub mod external;
 pub mod faults;
 pub mod fixtures;
+pub mod metrics_api;
 pub mod mirror;
 pub mod operator;
 pub mod scenario;

@@ -2,6 +2,8 @@
 //!
 //! The one place that knows the operator's command line.
 
+mod child;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +14,8 @@ use anyhow::{Context as _, Result};
 use crate::cluster::{Cluster, tail};
 use crate::escadre::program;
 use crate::faults::FaultProxy;
+
+pub use child::{OperatorChild, account_kubeconfig};
 
 /// How long an operator may take to stop by itself.
 const PATIENCE: Duration = Duration::from_secs(30);

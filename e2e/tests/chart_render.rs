@@ -1,46 +1,16 @@
 //! The chart renders, its values are checked strictly, and what it grants is what the operator asks for.
 
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
-
-use std::process::Output;
-
-use escadre_e2e::cluster::{Cache, Component, ensure_programs};
-use escadre_e2e::escadre::source_tree;
-
-async fn helm(arguments: &[&str]) -> Output {
-    let programs = ensure_programs(&Cache::from_environment().unwrap(), &[Component::Helm])
-        .await
-        .unwrap();
-    let home = tempfile::tempdir().unwrap();
-    let mut command = tokio::process::Command::new(programs.file(Component::Helm).unwrap());
-    for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-        command.env(variable, home.path());
-    }
-    command
-        .args(arguments)
-        .current_dir(source_tree())
-        .output()
-        .await
-        .unwrap()
-}
+use escadre_e2e::chart;
 
 async fn render(values: &[&str]) -> Result<String, String> {
-    let arguments = [
-        &["template", "escadre", "charts/escadre", "--namespace", "escadre-system"][..],
-        values,
-    ]
-    .concat();
-    let output = helm(&arguments).await;
-    if output.status.success() {
-        Ok(String::from_utf8(output.stdout).unwrap())
-    } else {
-        Err(String::from_utf8(output.stderr).unwrap())
-    }
+    chart::render("escadre-system", values)
+        .await
+        .map_err(|error| format!("{error:#}"))
 }
 
 #[tokio::test]
 async fn chart_passes_lint() {
-    let output = helm(&["lint", "--strict", "charts/escadre"]).await;
+    let output = chart::helm(&["lint", "--strict", "charts/escadre"]).await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -51,7 +21,11 @@ async fn rendered_operator_runs_without_rights_on_its_node() {
         "kind: CustomResourceDefinition",
         "helm.sh/resource-policy: keep",
         "kind: Deployment",
-        "type: Recreate",
+        "replicas: 2",
+        "type: RollingUpdate",
+        "kind: PodDisruptionBudget",
+        "--leader-election=true",
+        "kind: ValidatingAdmissionPolicy",
         "runAsNonRoot: true",
         "readOnlyRootFilesystem: true",
         "allowPrivilegeEscalation: false",
@@ -79,4 +53,51 @@ async fn mistyped_value_fails_the_install() {
         .await
         .unwrap_err();
     assert!(error.contains("pullPolicy"), "{error}");
+}
+
+#[tokio::test]
+async fn namespaced_mode_grants_nothing_outside_its_namespaces() {
+    let text = render(&["--set", "watchNamespace=fleet"]).await.unwrap();
+    assert!(!text.contains("kind: ClusterRole"), "{text}");
+    for document in text.split("\n---\n").filter(|one| one.contains("kind: Role")) {
+        assert!(
+            document.contains("namespace: fleet") || document.contains("namespace: escadre-system"),
+            "{document}"
+        );
+    }
+    assert!(
+        text.contains("kubernetes.io/metadata.name: fleet"),
+        "the admission policy judges the watched namespace only"
+    );
+}
+
+#[tokio::test]
+async fn single_operator_has_no_budget_that_would_stop_a_drain() {
+    let only = ["--set", "replicas=1", "--show-only", "templates/operator.yaml"];
+    let text = render(&only).await.unwrap();
+    assert!(!text.contains("kind: PodDisruptionBudget") && !text.contains("podAntiAffinity"));
+}
+
+#[tokio::test]
+async fn admission_policy_can_be_left_out() {
+    let text = render(&["--set", "admissionPolicy.enabled=false"]).await.unwrap();
+    assert!(!text.contains("ValidatingAdmissionPolicy"));
+}
+
+#[tokio::test]
+async fn pod_monitor_is_made_when_asked_for() {
+    assert!(!render(&[]).await.unwrap().contains("kind: PodMonitor"));
+    let values = [
+        "--set",
+        "metrics.podMonitor.enabled=true,metrics.podMonitor.labels.team=sea",
+    ];
+    let text = render(&values).await.unwrap();
+    assert!(
+        text.contains("kind: PodMonitor") && text.contains("team: sea"),
+        "{text}"
+    );
+    let error = render(&["--set", "metrics.podMonitor.interval=often"])
+        .await
+        .unwrap_err();
+    assert!(error.contains("interval"), "{error}");
 }

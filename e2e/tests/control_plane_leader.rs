@@ -2,84 +2,37 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
-use std::net::TcpStream;
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
+use escadre_e2e::operator::OperatorChild;
 use escadre_e2e::testing::{self, TestNamespace};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
-use tokio::process::Child;
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// An operator that watches one namespace and elects in it, with times that make a test short.
-struct Operator {
-    child: Child,
-    port: u16,
-}
-
-impl Operator {
-    fn start(cluster: &Cluster, namespace: &TestNamespace, port: u16) -> Self {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(cluster.processes().log(&format!("{}-{port}", namespace.name())))
-            .unwrap();
-        let child = cluster
-            .command(escadre::program("escadre-operator").unwrap())
-            .args([
-                "--runtime-image=escadre.dev/runtime:scenario",
-                "--leader-election",
-                "--lease-duration=3s",
-                "--renew-deadline=2s",
-                "--renew-interval=300ms",
-            ])
-            .arg(format!("--admin-address=127.0.0.1:{port}"))
-            .arg(format!("--namespace={}", namespace.name()))
-            .arg(format!("--leader-election-namespace={}", namespace.name()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self { child, port }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let id = i32::try_from(self.child.id().unwrap()).unwrap();
-        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
-    }
-
-    async fn ended(&mut self) -> ExitStatus {
-        tokio::time::timeout(SOON, self.child.wait()).await.unwrap().unwrap()
-    }
-
-    /// The answer of its admin server: status and body, or `None` while it does not listen.
-    fn get(&self, cluster: &Cluster, path: &str) -> Option<(u16, String)> {
-        use std::io::{Read as _, Write as _};
-        let (port, path) = (self.port, path.to_owned());
-        cluster
-            .network()
-            .inside(move || {
-                let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-                write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-                let mut text = String::new();
-                stream.read_to_string(&mut text).ok()?;
-                let (head, body) = text.split_once("\r\n\r\n")?;
-                Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-            })
-            .unwrap()
-    }
+fn operator(cluster: &Cluster, namespace: &TestNamespace, port: u16) -> OperatorChild {
+    let watched = format!("--namespace={}", namespace.name());
+    let elects = format!("--leader-election-namespace={}", namespace.name());
+    let arguments = [
+        "--runtime-image=escadre.dev/runtime:scenario",
+        "--leader-election",
+        "--lease-duration=3s",
+        "--renew-deadline=2s",
+        "--renew-interval=300ms",
+        &watched,
+        &elects,
+    ];
+    OperatorChild::start(cluster, port, None, &arguments).unwrap()
 }
 
 async fn start() -> (&'static Cluster, TestNamespace) {
@@ -100,13 +53,10 @@ async fn await_holder(namespace: &TestNamespace, what: &str, is_right: impl Fn(&
         .unwrap()
 }
 
-async fn await_ready(cluster: &Cluster, namespace: &TestNamespace, operator: &Operator) {
+async fn await_ready(namespace: &TestNamespace, operator: &OperatorChild) {
     namespace
         .await_condition("the operator to be ready", SOON, async || {
-            Ok(operator
-                .get(cluster, "/readyz")
-                .filter(|(status, _)| *status == 200)
-                .map(drop))
+            Ok(operator.is_ready().then_some(()))
         })
         .await
         .unwrap();
@@ -133,19 +83,19 @@ async fn await_pods(namespace: &TestNamespace, name: &str, count: usize) -> Vec<
 #[tokio::test]
 async fn graceful_stop_hands_over_and_the_follower_was_ready_and_idle() {
     let (cluster, namespace) = start().await;
-    let mut first = Operator::start(cluster, &namespace, 18181);
+    let mut first = operator(cluster, &namespace, 18181);
     let holder = await_holder(&namespace, "a leader", |holder| !holder.is_empty()).await;
-    let second = Operator::start(cluster, &namespace, 18182);
-    await_ready(cluster, &namespace, &second).await;
+    let second = operator(cluster, &namespace, 18182);
+    await_ready(&namespace, &second).await;
     create(&namespace, "one", 1).await;
     let before = await_pods(&namespace, "one", 1).await;
-    let (_, page) = second.get(cluster, "/metrics").unwrap();
+    let (_, page) = second.get("/metrics").unwrap();
     assert!(page.contains("escadre_operator_leader 0"), "{page}");
     assert!(
         !page.contains("escadre_operator_writes_total{"),
         "a follower wrote:\n{page}"
     );
-    let (_, page) = first.get(cluster, "/metrics").unwrap();
+    let (_, page) = first.get("/metrics").unwrap();
     assert!(page.contains("escadre_operator_leader 1"), "{page}");
     let series = format!(
         "escadre_llmdeployment_replicas_wanted{{namespace=\"{}\",name=\"one\"}} 1",
@@ -153,8 +103,8 @@ async fn graceful_stop_hands_over_and_the_follower_was_ready_and_idle() {
     );
     assert!(page.contains(&series), "{page}");
 
-    first.signal(Signal::TERM);
-    assert!(first.ended().await.success(), "a graceful stop is a success");
+    first.signal(Signal::TERM).unwrap();
+    assert!(first.ended().await.unwrap().success(), "a graceful stop is a success");
     let next = await_holder(&namespace, "another leader", |next| !next.is_empty() && next != holder).await;
     assert_ne!(next, holder);
     create(&namespace, "two", 2).await;
@@ -166,24 +116,24 @@ async fn graceful_stop_hands_over_and_the_follower_was_ready_and_idle() {
 #[tokio::test]
 async fn leader_that_stood_still_is_replaced_and_ends_when_it_wakes() {
     let (cluster, namespace) = start().await;
-    let mut first = Operator::start(cluster, &namespace, 18183);
+    let mut first = operator(cluster, &namespace, 18183);
     let holder = await_holder(&namespace, "a leader", |holder| !holder.is_empty()).await;
     create(&namespace, "still", 1).await;
     await_pods(&namespace, "still", 1).await;
-    first.signal(Signal::STOP);
+    first.signal(Signal::STOP).unwrap();
     // What it will find to do when it wakes, with a lease that is not its own.
     let api: Api<LlmDeployment> = namespace.api();
     let edit = json!({"spec": {"replicas": 3}});
     api.patch("still", &PatchParams::default(), &Patch::Merge(edit))
         .await
         .unwrap();
-    let _second = Operator::start(cluster, &namespace, 18184);
+    let _second = operator(cluster, &namespace, 18184);
     await_holder(&namespace, "another leader", |next| !next.is_empty() && next != holder).await;
     let pods = await_pods(&namespace, "still", 3).await;
-    first.signal(Signal::CONT);
-    let status = first.ended().await;
+    first.signal(Signal::CONT).unwrap();
+    let status = first.ended().await.unwrap();
     assert_eq!(status.code(), Some(1), "who lost the lease must end with an error");
-    let log = escadre_e2e::cluster::tail(&cluster.processes().log(&format!("{}-18183", namespace.name())), 20);
+    let log = first.log();
     assert!(log.contains("leadership is lost"), "{log}");
     let mut uids: Vec<_> = pods.iter().map(Pod::uid).collect();
     let mut after: Vec<_> = await_pods(&namespace, "still", 3).await.iter().map(Pod::uid).collect();
@@ -195,11 +145,11 @@ async fn leader_that_stood_still_is_replaced_and_ends_when_it_wakes() {
 #[tokio::test]
 async fn killed_leader_is_replaced_when_its_lease_has_run_out() {
     let (cluster, namespace) = start().await;
-    let mut first = Operator::start(cluster, &namespace, 18185);
+    let mut first = operator(cluster, &namespace, 18185);
     let holder = await_holder(&namespace, "a leader", |holder| !holder.is_empty()).await;
-    let _second = Operator::start(cluster, &namespace, 18186);
-    first.signal(Signal::KILL);
-    assert!(!first.ended().await.success());
+    let _second = operator(cluster, &namespace, 18186);
+    first.signal(Signal::KILL).unwrap();
+    assert!(!first.ended().await.unwrap().success());
     await_holder(&namespace, "another leader", |next| !next.is_empty() && next != holder).await;
     create(&namespace, "after", 1).await;
     await_pods(&namespace, "after", 1).await;

@@ -27,3 +27,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $image := index . 1 -}}
 {{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) -}}
 {{- end -}}
+
+{{/* Name of the admission policy: cluster-wide, so the namespace is part of it. */}}
+{{- define "escadre.policyName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "escadre.name" .) -}}
+{{- end -}}

@@ -29,6 +29,7 @@ const CLIENTS: &[(&str, &str, Option<&str>)] = &[
     ("kubelet", "system:node:node-1", Some("system:nodes")),
     ("coredns", "system:coredns", None),
     ("kwok", "system:kwok", Some("system:masters")),
+    ("front-proxy-client", "front-proxy-client", None),
     ("apiserver-kubelet", "escadre-apiserver", Some("system:masters")),
 ];
 

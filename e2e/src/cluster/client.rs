@@ -58,6 +58,15 @@ impl Inside {
     }
 }
 
+impl Inside {
+    /// Lets a future run inside until this value is dropped.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+        let runtime = self.runtime.as_ref().context("the runtime has ended")?;
+        runtime.spawn(work);
+        Ok(())
+    }
+}
+
 impl Drop for Inside {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {

@@ -1,5 +1,6 @@
 //! etcd, kube-apiserver, kube-controller-manager and kube-scheduler.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -107,7 +108,8 @@ impl Cluster {
     fn apiserver_arguments(&self) -> Vec<String> {
         let certificates = self.certificates();
         let file = |name: &str| certificates.path(name);
-        vec![
+        let mut arguments = self.audit_arguments();
+        arguments.extend([
             "--etcd-servers=http://127.0.0.1:2379".to_owned(),
             format!("--advertise-address={NODE_ADDRESS}"),
             format!("--secure-port={API_PORT}"),
@@ -127,6 +129,38 @@ impl Cluster {
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--allow-privileged=true".to_owned(),
             "--profiling=false".to_owned(),
+            // Aggregated API servers know callers by headers from us, which only this certificate may send.
+            format!("--requestheader-client-ca-file={}", file("ca.crt")),
+            "--requestheader-allowed-names=front-proxy-client".to_owned(),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+            format!("--proxy-client-cert-file={}", file("front-proxy-client.crt")),
+            format!("--proxy-client-key-file={}", file("front-proxy-client.key")),
+        ]);
+        arguments
+    }
+
+    /// Where the audit policy is, if there is one.
+    pub(super) fn audit_policy(&self) -> PathBuf {
+        self.folder.join("audit-policy.yaml")
+    }
+
+    /// What the API server writes when it was started with an audit policy: one event a line, in JSON.
+    pub fn audit_log(&self) -> PathBuf {
+        self.folder.join("audit.log")
+    }
+
+    fn audit_arguments(&self) -> Vec<String> {
+        let policy = self.audit_policy();
+        if !policy.is_file() {
+            return Vec::new();
+        }
+        vec![
+            format!("--audit-policy-file={}", policy.display()),
+            format!("--audit-log-path={}", self.audit_log().display()),
+            // By default events are written in batches, later.
+            "--audit-log-mode=blocking".to_owned(),
         ]
     }
 
@@ -135,6 +169,8 @@ impl Cluster {
         let mut arguments = self.control_loop_arguments("kube-controller-manager");
         arguments.extend([
             "--use-service-account-credentials=true".to_owned(),
+            // 15 s by default: scenarios with an autoscaler would take minutes.
+            "--horizontal-pod-autoscaler-sync-period=2s".to_owned(),
             format!("--root-ca-file={}", certificates.path("ca.crt")),
             format!(
                 "--service-account-private-key-file={}",

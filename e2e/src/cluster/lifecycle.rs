@@ -152,6 +152,9 @@ async fn start(cache: &Cache, folder: &Path, options: &Options, programs: Progra
     cluster.link_programs()?;
     cluster.network().create().await?;
     cluster.certificates().create()?;
+    if let Some(policy) = &options.audit_policy {
+        fs::copy(policy, cluster.audit_policy()).with_context(|| format!("could not copy {}", policy.display()))?;
+    }
     cluster.start_control_plane().await?;
     eprintln!("  control plane ready after {:.1} s", started.elapsed().as_secs_f32());
     if options.node {

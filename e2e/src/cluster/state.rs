@@ -1,7 +1,7 @@
 //! What a cluster's folder remembers: enough to use it, and to clean up after a run that was killed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ pub struct Options {
     pub gpus: u32,
     /// The process for which the cluster lives; when it is gone, anybody may clean up.
     pub owner: Option<ProcessId>,
+    /// An audit policy for the API server, which then writes `audit.log` in the cluster's folder.
+    pub audit_policy: Option<PathBuf>,
 }
 
 impl Options {
@@ -37,6 +39,7 @@ impl Options {
             fake_nodes: 0,
             gpus: 8,
             owner: None,
+            audit_policy: None,
         })
     }
 }
