@@ -63,6 +63,8 @@ pub enum Reason {
     Valid,
     /// The spec cannot work; the message names the field.
     InvalidSpec,
+    /// Something that the spec names is not there yet; the message says what.
+    DependencyMissing,
     /// The model's files are here.
     Resolved,
     /// The model's files are being fetched.
@@ -240,7 +242,7 @@ pub fn classify_runtime_reason(name: &str) -> (ConditionType, AnyReason) {
 /// the reason of another condition; `ModelVerified` also carries every [`VerifyReason`].
 pub fn reasons(condition: ConditionType) -> &'static [Reason] {
     match condition {
-        ConditionType::Accepted => &[Reason::Valid, Reason::InvalidSpec],
+        ConditionType::Accepted => &[Reason::Valid, Reason::InvalidSpec, Reason::DependencyMissing],
         ConditionType::ModelResolved => &[
             Reason::Resolved,
             Reason::Downloading,
@@ -260,6 +262,7 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::Scaling,
             Reason::ApplyFailed,
             Reason::InvalidSpec,
+            Reason::DependencyMissing,
         ],
         ConditionType::Available => &[
             Reason::Serving,

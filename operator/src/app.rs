@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use crate::admin::{self, Readiness};
 use crate::args::Args;
 use crate::context::{Clock, Context, Defaults, LastAnswers};
-use crate::controllers::llm_deployment;
+use crate::controllers::llm_deployment::{self, dependencies::PodMonitorKind};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::runtime_status::StatusClient;
@@ -62,6 +62,7 @@ pub async fn run_with(
         status_client: StatusClient::new()?,
         last_answers: LastAnswers::default(),
         backoff: Backoff::default(),
+        pod_monitor_kind: PodMonitorKind::default(),
     });
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

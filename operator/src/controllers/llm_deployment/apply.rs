@@ -1,4 +1,5 @@
-//! The only writes of a pass, in a written order: Service, record, deletions, creations, records that nothing needs.
+//! The only writes of a pass, in a written order: Service, record, surroundings, deletions, creations, records that
+//! nothing needs.
 //!
 //! The record comes before the first pod, so that every pod can be rebuilt. Old pods go before new ones are made,
 //! since they may hold the device that the new ones need. What is not deleted yet is seen again in the next pass.
@@ -8,6 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, ResourceExt as _};
 
 use super::build::{Built, Children};
+use super::surroundings;
 use crate::context::Context;
 use crate::kube_ext::apply::{CallError, apply as apply_object, create};
 use crate::kube_ext::orphans::{Identity, delete};
@@ -69,6 +71,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         pods,
         delete_pods,
         delete_records,
+        surroundings,
         stage: Built,
     } = children;
     let pod_api: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
@@ -88,6 +91,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
             .map_err(failed("create", "ControllerRevision", &record.name_any()))?;
         applied.count(ctx, "create", "ControllerRevision");
     }
+    surroundings::apply(ctx, &namespace, &surroundings, &mut applied).await?;
     for pod in &delete_pods {
         remove(ctx, &pod_api, "Pod", pod, &mut applied).await?;
     }
@@ -102,6 +106,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         pods,
         delete_pods,
         delete_records,
+        surroundings,
         stage: applied,
     })
 }
@@ -138,7 +143,7 @@ fn is_refusal(error: &CallError) -> bool {
     })
 }
 
-async fn remove<K>(
+pub(super) async fn remove<K>(
     ctx: &Context,
     api: &Api<K>,
     kind: &'static str,
@@ -158,7 +163,7 @@ where
     Ok(())
 }
 
-fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(CallError) -> Error {
+pub(super) fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(CallError) -> Error {
     let name = name.to_owned();
     move |source| Error {
         verb,
@@ -169,7 +174,7 @@ fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(Cal
 }
 
 impl Applied {
-    fn count(&mut self, ctx: &Context, verb: &'static str, kind: &'static str) {
+    pub(super) fn count(&mut self, ctx: &Context, verb: &'static str, kind: &'static str) {
         self.writes += 1;
         ctx.metrics.wrote(verb, kind);
     }

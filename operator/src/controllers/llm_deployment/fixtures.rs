@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::dependencies::Dependencies;
 use super::observe::{Observed, ObservedPod, Report};
 use super::plan::{self, Plan};
 use super::validate::{Valid, validate};
@@ -50,6 +51,7 @@ pub(super) fn world(pods: Vec<ObservedPod>) -> Observed {
         pods,
         service: None,
         revisions: vec![],
+        dependencies: Dependencies::default(),
         defaults: Defaults {
             runtime_image: "registry.example.com/runtime:7".to_owned(),
             pull_policy: PullPolicy::Always,
@@ -83,6 +85,7 @@ pub(super) fn applied(valid: Valid, plan: Plan, refused: Option<apply::Refusal>)
         pods: built.pods,
         delete_pods: built.delete_pods,
         delete_records: built.delete_records,
+        surroundings: built.surroundings,
         stage: apply::Applied { writes: 0, refused },
     };
     Outcome::Applied {

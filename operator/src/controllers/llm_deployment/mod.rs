@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod build;
+pub mod dependencies;
 pub mod diagnose;
 pub mod events;
 #[cfg(test)]
@@ -10,6 +11,7 @@ pub mod observe;
 pub mod plan;
 pub mod revision;
 pub mod status;
+mod surroundings;
 pub mod validate;
 
 use std::sync::Arc;

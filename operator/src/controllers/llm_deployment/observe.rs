@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ListParams;
 use kube::{Api, Resource as _, ResourceExt as _};
 
+use super::dependencies::{self, Dependencies};
 use crate::context::{Context, Defaults};
 use crate::kube_ext::apply::{CallError, within};
 use crate::runtime_status::Said;
@@ -41,6 +42,8 @@ pub struct Observed {
     pub service: Option<ObservedService>,
     /// Our revisions.
     pub revisions: Vec<ControllerRevision>,
+    /// What the spec names, and children that few objects have.
+    pub dependencies: Dependencies,
     /// What applies where the object says nothing.
     pub defaults: Defaults,
 }
@@ -107,6 +110,15 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
     let revisions = revisions.map_err(failed("revisions"))?;
     let service = service.map_err(failed("service"))?;
 
+    let revisions: Vec<ControllerRevision> = revisions
+        .items
+        .into_iter()
+        .filter(|revision| is_owned(revision.owner_references(), &uid))
+        .collect();
+    let dependencies = dependencies::observe(ctx, object, &revisions)
+        .await
+        .map_err(failed("dependencies"))?;
+
     let mut pods: Vec<Pod> = pods
         .items
         .into_iter()
@@ -127,16 +139,13 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
             is_ours: is_owned(service.owner_references(), &uid),
             service,
         }),
-        revisions: revisions
-            .items
-            .into_iter()
-            .filter(|revision| is_owned(revision.owner_references(), &uid))
-            .collect(),
+        revisions,
+        dependencies,
         defaults: ctx.defaults.clone(),
     })
 }
 
-fn is_owned(owners: &[OwnerReference], uid: &str) -> bool {
+pub(super) fn is_owned(owners: &[OwnerReference], uid: &str) -> bool {
     owners
         .iter()
         .any(|owner| owner.controller == Some(true) && owner.uid == uid)
