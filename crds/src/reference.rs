@@ -96,15 +96,7 @@ fn rows(schema: &Value, path: &str, page: &mut String) -> std::fmt::Result {
 
 fn type_of(property: &Value) -> String {
     if property["x-kubernetes-int-or-string"] == Value::Bool(true) {
-        return if property["format"] == "int-or-string"
-            || property["description"]
-                .as_str()
-                .is_some_and(|text| text.starts_with("minAvailable"))
-        {
-            "number or percentage".to_owned()
-        } else {
-            "quantity".to_owned()
-        };
+        return "number or text".to_owned();
     }
     if let Some(values) = property["enum"].as_array() {
         let names: Vec<String> = values

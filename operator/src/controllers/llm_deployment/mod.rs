@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use escadre_crds::{LlmDeployment, names};
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::{reflector::ObjectRef, watcher};
@@ -182,6 +183,7 @@ pub async fn run(
         watcher::Config::default(),
     );
     let store = controller.store();
+    let known = store.clone();
     let seen = async {
         if store.wait_until_ready().await.is_ok() {
             readiness.set();
@@ -191,7 +193,20 @@ pub async fn run(
     let work = controller
         .owns(scoped::<Pod>(&ctx, namespace), ours.clone())
         .owns(scoped::<PartialObjectMeta<Service>>(&ctx, namespace), ours.clone())
-        .owns(scoped::<PartialObjectMeta<ControllerRevision>>(&ctx, namespace), ours)
+        .owns(
+            scoped::<PartialObjectMeta<ControllerRevision>>(&ctx, namespace),
+            ours.clone(),
+        )
+        .owns(
+            scoped::<PartialObjectMeta<PodDisruptionBudget>>(&ctx, namespace),
+            ours.clone(),
+        )
+        .owns(scoped::<PartialObjectMeta<ConfigMap>>(&ctx, namespace), ours)
+        .watches(
+            scoped::<PartialObjectMeta<ConfigMap>>(&ctx, namespace),
+            watcher::Config::default(),
+            move |config_map| dependencies::users_of_config_map(&known, &config_map),
+        )
         .with_config(Config::default().concurrency(concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
         .run(measured, error_policy, ctx)
