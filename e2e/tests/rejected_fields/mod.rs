@@ -119,7 +119,7 @@ fn about_arguments() -> Vec<Case> {
         (
             "pull secret as text",
             spec("runtime", json!({"imagePullSecrets": ["registry"]})),
-            &["spec.runtime.imagePullSecrets[0]"],
+            &["spec.runtime.imagePullSecrets", "element 0"],
         ),
         (
             "pull secret with a wrong name",
@@ -187,7 +187,7 @@ fn about_the_environment() -> Vec<Case> {
         (
             "unknown kind of reference",
             env(json!({"name": "A", "valueFrom": {"vaultRef": {}}})),
-            &["spec.runtime.env[0].valueFrom.vaultRef", "not declared"],
+            &["valueFrom.vaultRef", "not declared"],
         ),
         (
             "variable twice",

@@ -52,7 +52,8 @@ impl PodMonitorKind {
         }
         let exists = match within(ctx.client.list_api_group_resources(MONITORING)).await {
             Ok(list) => list.resources.iter().any(|one| one.name == "podmonitors"),
-            Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => false,
+            // By its code: this answer is plain text and has no reason.
+            Err(error) if error.status().is_some_and(|status| status.code == 404) => false,
             Err(error) => return Err(error),
         };
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((now, exists));
@@ -266,4 +267,88 @@ pub fn check(spec: &LlmDeploymentSpec, found: &Dependencies) -> Result<(), Rejec
         return Err(taken("ConfigMap", &name, "edit spec.files, which makes another name"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{object, world};
+    use super::super::validate::validate;
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn config_map(name: &str, data: &Value) -> (String, ConfigMap) {
+        let config_map = json!({"metadata": {"name": name, "namespace": "models"}, "data": data});
+        (name.to_owned(), serde_json::from_value(config_map).unwrap())
+    }
+
+    fn with_template(found: &[(String, ConfigMap)]) -> Result<super::super::validate::Valid, Rejected> {
+        let reference = json!({"name": "templates", "key": "chat"});
+        let object = object(&json!({"files": [{"path": "chat_template.jinja", "configMapRef": reference}]}));
+        let mut observed = world(vec![]);
+        observed.dependencies.config_maps = found.iter().cloned().collect();
+        validate(&object, &observed)
+    }
+
+    #[test]
+    fn missing_config_map_and_key_are_dependencies_that_are_named() {
+        let rejected = with_template(&[]).unwrap_err();
+        assert_eq!(rejected.reason, Reason::DependencyMissing);
+        assert!(
+            rejected
+                .message
+                .contains("the ConfigMap templates, which does not exist"),
+            "{}",
+            rejected.message
+        );
+        let rejected = with_template(&[config_map("templates", &json!({"other": "x"}))]).unwrap_err();
+        assert_eq!(rejected.reason, Reason::DependencyMissing);
+        assert!(
+            rejected.message.contains("the key chat of the ConfigMap templates"),
+            "{}",
+            rejected.message
+        );
+    }
+
+    #[test]
+    fn content_of_a_config_map_makes_the_revision() {
+        let valid = |text: &str| with_template(&[config_map("templates", &json!({"chat": text}))]).unwrap();
+        let (one, two) = (valid("one"), valid("two"));
+        assert_ne!(one.revision, two.revision);
+        assert_eq!(valid("one").revision, one.revision);
+        assert_eq!(one.files["chat_template.jinja"], "one");
+    }
+
+    #[test]
+    fn files_that_do_not_fit_a_record_are_refused() {
+        let rejected = with_template(&[config_map("templates", &json!({"chat": "x".repeat(FILES_LIMIT + 1)}))]);
+        let rejected = rejected.unwrap_err();
+        assert_eq!(rejected.reason, Reason::InvalidSpec);
+        assert!(rejected.message.contains("shorten the files"), "{}", rejected.message);
+    }
+
+    #[test]
+    fn every_config_map_that_a_spec_names_is_known() {
+        let object = object(&json!({
+            "files": [
+                {"path": "chat_template.jinja", "configMapRef": {"name": "b", "key": "k"}},
+                {"path": "generation_config.json", "configMapRef": {"name": "b", "key": "l"}},
+                {"path": "tokenizer_config.json", "inline": "{}"},
+            ],
+            "network": {"caBundleRef": {"name": "a"}},
+        }));
+        assert_eq!(
+            named_config_maps(&object.spec).into_iter().collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+    }
+
+    #[test]
+    fn monitor_that_must_be_there_needs_its_kind() {
+        let object = object(&json!({"observability": {"podMonitor": "Enabled"}}));
+        let mut observed = world(vec![]);
+        let rejected = validate(&object, &observed).unwrap_err();
+        assert_eq!(rejected.reason, Reason::DependencyMissing);
+        observed.dependencies.has_pod_monitors = true;
+        assert!(validate(&object, &observed).unwrap().wants_pod_monitor);
+    }
 }

@@ -393,7 +393,11 @@ mod tests {
             json!({"service": {"port": 81}}),
             json!({"drain": {"timeoutSeconds": 9}}),
             json!({"model": {"endpoint": "https://mirror"}}),
-            json!({"placement": {}, "runtime": {}, "resources": {"gpu": {"count": 0}}}),
+            json!({"placement": {}, "runtime": {}, "resources": {"gpu": {"count": 0}, "claims": []}}),
+            json!({"model": {"secretRef": {"name": "hub"}, "format": "Auto"}}),
+            json!({"disruption": {"minAvailable": 1, "safeToEvict": false}}),
+            json!({"observability": {"podMonitor": "Disabled"}}),
+            json!({"files": [], "podLabels": {}, "podAnnotations": {}, "network": {}, "podOverrides": {}}),
         ] {
             let edited = validate(&object(&spec), &world(vec![])).unwrap();
             assert_eq!(edited.revision, base.revision, "{spec}");
@@ -403,6 +407,18 @@ mod tests {
             json!({"model": {"files": ["a.gguf"]}}),
             json!({"placement": {"runtimeClassName": "nvidia"}}),
             json!({"resources": {"memory": "1Gi"}}),
+            json!({"resources": {"claims": [{"name": "a", "resourceClaimTemplateName": "b"}]}}),
+            json!({"model": {"format": "GGUF"}}),
+            json!({"runtime": {"imagePullPolicy": "Never"}}),
+            json!({"runtime": {"imagePullSecrets": [{"name": "a"}]}}),
+            json!({"runtime": {"args": ["--threads=2"]}}),
+            json!({"runtime": {"env": [{"name": "A", "value": "b"}]}}),
+            json!({"files": [{"path": "chat_template.jinja", "inline": "x"}]}),
+            json!({"serviceAccountName": "models"}),
+            json!({"podLabels": {"a": "b"}}),
+            json!({"podAnnotations": {"a": "b"}}),
+            json!({"network": {"httpsProxy": "http://p"}}),
+            json!({"podOverrides": {"spec": {"priority": 1}}}),
         ] {
             let edited = validate(&object(&spec), &world(vec![])).unwrap();
             assert_ne!(edited.revision, base.revision, "{spec}");
