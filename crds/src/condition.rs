@@ -63,7 +63,7 @@ pub enum Reason {
     Valid,
     /// The spec cannot work; the message names the field.
     InvalidSpec,
-    /// Something that the spec names is not there: a ConfigMap, a Secret, a resource definition.
+    /// Something that the spec names is not there yet; the message says what.
     DependencyMissing,
     /// The model's files are here.
     Resolved,
@@ -264,6 +264,7 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::Scaling,
             Reason::ApplyFailed,
             Reason::InvalidSpec,
+            Reason::DependencyMissing,
         ],
         ConditionType::Available => &[
             Reason::Serving,

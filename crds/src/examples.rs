@@ -23,7 +23,7 @@ pub const SMOLLM2_COMMIT: &str = "ab810cf68114990406fdf996510dd3d3c6adbdf5";
 
 /// Every example, in the order in which a newcomer reads them.
 pub fn all() -> Vec<Example> {
-    vec![hub(), web_server(), gpu(), demo()]
+    vec![hub(), web_server(), gpu(), production(), demo()]
 }
 
 fn hub() -> Example {
@@ -94,6 +94,46 @@ fn gpu() -> Example {
                     "runtimeClassName": "nvidia",
                     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
                 },
+            },
+        }),
+    }
+}
+
+fn production() -> Example {
+    Example {
+        path: "production.yaml",
+        about: "A private repository behind a proxy, another chat template, and pods that survive the drain of a node.",
+        manifest: json!({
+            "apiVersion": "escadre.dev/v1alpha1",
+            "kind": "LlmDeployment",
+            "metadata": {"name": "assistant-prod"},
+            "spec": {
+                "model": {
+                    "source": SMOLLM2_SOURCE,
+                    "revision": SMOLLM2_COMMIT,
+                    "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
+                    "format": "GGUF",
+                    "secretRef": {"name": "hub-token"},
+                    "verification": {"digest": SMOLLM2_DIGEST},
+                },
+                "runtime": {
+                    "args": ["--max-connections=256"],
+                    "env": [{"name": "TZ", "value": "Europe/Paris"}],
+                    "imagePullSecrets": [{"name": "registry"}],
+                },
+                "files": [{
+                    "path": "chat_template.jinja",
+                    "configMapRef": {"name": "chat-templates", "key": "assistant.jinja"},
+                }],
+                "network": {
+                    "httpsProxy": "http://proxy.example.com:3128",
+                    "noProxy": ".svc,10.0.0.0/8",
+                    "caBundleRef": {"name": "corporate-ca"},
+                },
+                "replicas": 3,
+                "disruption": {"minAvailable": "50%"},
+                "observability": {"podMonitor": "Auto"},
+                "podLabels": {"team": "assistants"},
             },
         }),
     }

@@ -57,6 +57,20 @@ pub const VOLUME_TMP: &str = "tmp";
 /// Mount path of [`VOLUME_TMP`].
 pub const PATH_TMP: &str = "/tmp";
 
+/// Name of the volume with files that are laid over the model's folder.
+pub const VOLUME_OVERLAY: &str = "overlay";
+/// Mount path of [`VOLUME_OVERLAY`].
+pub const PATH_OVERLAY: &str = "/overlay";
+/// Name of the volume with further certificates.
+pub const VOLUME_CA: &str = "ca-bundle";
+/// Mount path of [`VOLUME_CA`].
+pub const PATH_CA: &str = "/ca-bundle";
+
+/// Tells the cluster autoscaler whether it may move a pod.
+pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+
+/// What the names of variables begin with that come from the Secret of `spec.model.secretRef`; a key follows.
+pub const ENV_SECRET_PREFIX: &str = "ESCADRE_SECRET_";
 /// Tells the runtime which pod it is: it repeats it in `/status`.
 pub const ENV_POD_UID: &str = "ESCADRE_POD_UID";
 /// Tells the runtime its pod's name.
@@ -95,6 +109,11 @@ pub fn parse_pod_name<'a>(deployment: &str, pod: &'a str) -> Option<(&'a str, u3
 /// The name of the `ControllerRevision` that holds the pod template of one revision.
 pub fn revision_name(deployment: &str, revision: &str) -> String {
     format!("{deployment}-{revision}")
+}
+
+/// The name of the ConfigMap that holds the overlay files of one revision, from the name of its record.
+pub fn files_of_record(record: &str) -> String {
+    format!("{record}-files")
 }
 
 /// The label selector of a deployment's serving pods, as the scale subresource and `kubectl -l` want it.

@@ -54,7 +54,8 @@ pub fn page() -> anyhow::Result<String> {
 }
 
 /// Kubernetes types whose inner fields are described by Kubernetes itself.
-const OPAQUE: [&str; 4] = [
+const OPAQUE: [&str; 5] = [
+    "spec.runtime.env[].valueFrom",
     "spec.placement.affinity",
     "spec.placement.tolerations",
     "spec.placement.topologySpread",
@@ -87,6 +88,7 @@ fn rows(schema: &Value, path: &str, page: &mut String) -> std::fmt::Result {
         writeln!(page, "| `{path}` | {} | {default} | {meaning} |", type_of(property))?;
         if !OPAQUE.contains(&path.as_str()) {
             rows(property, &path, page)?;
+            rows(&property["items"], &format!("{path}[]"), page)?;
         }
     }
     Ok(())
@@ -94,7 +96,7 @@ fn rows(schema: &Value, path: &str, page: &mut String) -> std::fmt::Result {
 
 fn type_of(property: &Value) -> String {
     if property["x-kubernetes-int-or-string"] == Value::Bool(true) {
-        return "quantity".to_owned();
+        return "number or text".to_owned();
     }
     if let Some(values) = property["enum"].as_array() {
         let names: Vec<String> = values
@@ -124,6 +126,7 @@ fn rules(schema: &Value, path: &str, page: &mut String) -> std::fmt::Result {
             format!("{path}.{name}")
         };
         rules(property, &path, page)?;
+        rules(&property["items"], &format!("{path}[]"), page)?;
     }
     Ok(())
 }

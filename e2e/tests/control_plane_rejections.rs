@@ -1,5 +1,7 @@
 //! What the API server itself refuses: each manifest with the field that is wrong and the words that say what to do.
 
+mod rejected_fields;
+
 use escadre_crds::LlmDeployment;
 use escadre_crds::examples::SMOLLM2_DIGEST as DIGEST;
 use escadre_e2e::{escadre, testing};
@@ -22,7 +24,9 @@ async fn wrong_manifests_are_refused_with_the_field_and_the_remedy() {
     };
 
     let mut wrong = Vec::new();
-    for (what, manifest, words) in table() {
+    let table = table();
+    assert!(table.len() >= 80, "only {} manifests", table.len());
+    for (what, manifest, words) in table {
         let name = manifest["metadata"]["name"].as_str().unwrap().to_owned();
         match deployments.patch(&name, &strict, &Patch::Apply(&manifest)).await {
             Ok(_) => wrong.push(format!("{what}: accepted")),
@@ -94,7 +98,7 @@ fn beside_https(field: &str, value: &Value) -> Value {
 }
 
 fn table() -> Vec<Case> {
-    [about_the_model(), about_the_rest()].concat()
+    [about_the_model(), about_the_rest(), rejected_fields::table()].concat()
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]

@@ -12,16 +12,14 @@ use tokio::sync::oneshot;
 use crate::admin::{self, Readiness};
 use crate::args::Args;
 use crate::context::{Clock, Context, Defaults};
-use crate::controllers::llm_deployment;
+use crate::controllers::llm_deployment::{self, dependencies::PodMonitorKind};
 use crate::kube_ext::gated::gated;
 use crate::leader::{Election, Gate, LeaseName, Timing};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::runtime_status::StatusClient;
 use crate::world::World;
-use crate::world::cache::Cache;
 use crate::world::poller::Poller;
-use crate::world::statuses::OwnStatuses;
 
 /// Runs the operator until `shutdown` completes, with the cluster that the environment names.
 ///
@@ -115,14 +113,9 @@ fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) ->
             runtime_image: args.runtime_image.clone(),
             pull_policy: args.runtime_image_pull_policy,
         },
-        world: World {
-            pods: Cache::default(),
-            services: Cache::default(),
-            revisions: Cache::default(),
-            statuses: OwnStatuses::default(),
-            poller: Arc::new(Poller::new(StatusClient::new()?, Arc::clone(&metrics))),
-        },
+        world: World::new(Poller::new(StatusClient::new()?, Arc::clone(metrics))),
         backoff: Backoff::default(),
+        pod_monitor_kind: PodMonitorKind::default(),
     }))
 }
 

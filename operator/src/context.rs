@@ -8,6 +8,7 @@ use kube::Client;
 use kube::runtime::events::Recorder;
 
 use crate::args::PullPolicy;
+use crate::controllers::llm_deployment::dependencies::PodMonitorKind;
 use crate::leader::Gate;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
@@ -34,6 +35,8 @@ pub struct Context {
     pub world: World,
     /// Failures in a row, by object.
     pub backoff: Backoff,
+    /// Whether the cluster has the kind `PodMonitor`.
+    pub pod_monitor_kind: PodMonitorKind,
 }
 
 /// The time, so that pure steps get it as an argument.

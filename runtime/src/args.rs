@@ -1,6 +1,7 @@
 //! The command line and the environment: the only place that reads either.
 
 use crate::inspect::InspectArgs;
+use crate::model::Format;
 use crate::telemetry::LogFormat;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use escadre_verify::Digest;
@@ -100,9 +101,25 @@ pub struct FetchArgs {
     #[arg(long)]
     pub store: PathBuf,
 
-    /// A token for the source, sent to its host and to no other.
-    #[arg(long, hide = true, env = "ESCADRE_SOURCE_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
+    /// How the weights are stored: only files of this format are fetched where no glob says otherwise.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: FormatChoice,
+
+    /// A file with certificates (PEM) that the source's certificate may come from, beside the usual ones.
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
+
+    /// The proxy for https sources, such as `http://proxy:3128`.
+    #[arg(long, value_name = "URL", env = "HTTPS_PROXY", hide_env_values = true)]
+    pub https_proxy: Option<String>,
+
+    /// Hosts that are reached without the proxy, separated by commas.
+    #[arg(long, value_name = "HOSTS", env = "NO_PROXY")]
+    pub no_proxy: Option<String>,
+
+    /// Credentials for the source.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
 
     /// The port of the status page.
     #[arg(long, default_value_t = 9090)]
@@ -115,6 +132,63 @@ pub struct FetchArgs {
     /// Who this process is.
     #[command(flatten)]
     pub identity: Identity,
+}
+
+/// Credentials for the source, sent to its host and to no other. From the environment, since arguments can be seen by
+/// everybody on a machine. Names that end in lower case are keys of a Secret.
+#[derive(Clone, Default, ClapArgs)]
+pub struct CredentialArgs {
+    /// Refuse to start without credentials.
+    #[arg(id = "need_credentials", long = "credentials", hide = true)]
+    pub required: bool,
+
+    /// A token.
+    #[arg(long, hide = true, env = "ESCADRE_SOURCE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// A token, from a Secret.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_token", hide_env_values = true)]
+    pub secret_token: Option<String>,
+
+    /// A user name, from a Secret.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_username", hide_env_values = true)]
+    pub secret_username: Option<String>,
+
+    /// A password, from a Secret.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_password", hide_env_values = true)]
+    pub secret_password: Option<String>,
+}
+
+impl std::fmt::Debug for CredentialArgs {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("CredentialArgs")
+            .field("required", &self.required)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the weights of a model are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FormatChoice {
+    /// Whatever there is.
+    #[default]
+    Auto,
+    /// A folder with `config.json`, a tokenizer and safetensors files.
+    Safetensors,
+    /// One GGUF file.
+    Gguf,
+}
+
+impl FormatChoice {
+    /// The format that is asked for.
+    pub fn wanted(self) -> Option<Format> {
+        match self {
+            Self::Auto => None,
+            Self::Safetensors => Some(Format::Safetensors),
+            Self::Gguf => Some(Format::Gguf),
+        }
+    }
 }
 
 /// Arguments of `serve`.
@@ -132,6 +206,15 @@ pub struct ServeArgs {
     /// The digest that the model must have: `sha256:` and 64 hex digits.
     #[arg(long)]
     pub digest: Option<Digest>,
+
+    /// How the weights must be stored; a model in another format is refused.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: FormatChoice,
+
+    /// A folder with files that are laid over the model's: `chat_template.jinja`, and beside safetensors
+    /// `generation_config.json` and `tokenizer_config.json`. They are not part of the digest.
+    #[arg(long, value_name = "DIR")]
+    pub overlay: Option<PathBuf>,
 
     /// The model's name in the API; without it the name of the file or folder.
     #[arg(long)]
@@ -212,7 +295,7 @@ mod tests {
     #[test]
     fn command_lines_of_the_operator_are_understood() {
         let fetch = format!(
-            "fetch --source=hf://a/b --revision=v2 --endpoint=http://mirror:8000 --file=*.gguf --digest={DIGEST} --store=/models"
+            "fetch --source=hf://a/b --revision=v2 --endpoint=http://mirror:8000 --file=*.gguf --digest={DIGEST} --store=/models --format=gguf --ca-bundle=/ca-bundle/ca.crt --credentials"
         );
         let Command::Fetch(args) = parse(&fetch).unwrap().command else {
             panic!("not a fetch")
@@ -222,11 +305,12 @@ mod tests {
             (["*.gguf".to_owned()].as_slice(), "v2")
         );
         let serve = format!(
-            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s"
+            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s --format=safetensors --overlay=/overlay --threads=3 --log=debug"
         );
         let Command::Serve(args) = parse(&serve).unwrap().command else {
             panic!("not a serve")
         };
+        assert_eq!(args.format.wanted(), Some(Format::Safetensors));
         assert_eq!(args.endpoint_delay, Some(Duration::from_secs(5)));
         assert_eq!(args.drain_timeout, Duration::from_secs(90));
     }

@@ -5,7 +5,8 @@
 mod source_server;
 
 use escadre_runtime::args::Identity;
-use escadre_runtime::fetch::{FetchError, Request, RetryPolicy, fetch};
+use escadre_runtime::fetch::{Credentials, FetchError, Request, RetryPolicy, Route, fetch};
+use escadre_runtime::model::Format;
 use escadre_runtime::status::{Board, Stage, Verdict};
 use escadre_verify::{Digest, model_digest};
 use source_server::{Asked, COMMIT, Reply, SourceServer, listing};
@@ -36,7 +37,9 @@ impl Fetching {
             files: vec![],
             digest,
             store: self.store.path().to_owned(),
-            token: None,
+            format: None,
+            credentials: Credentials::None,
+            route: Route::default(),
             retry: RetryPolicy {
                 attempts: 4,
                 base: Duration::from_millis(5),
@@ -265,7 +268,7 @@ async fn token_goes_to_the_source_and_not_where_it_redirects_to() {
     });
     let fetching = Fetching::new();
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));
-    request.token = Some("secret".into());
+    request.credentials = Credentials::Token("secret".into());
     fetch(&request, &fetching.board).await.unwrap();
     assert!(
         server
@@ -275,6 +278,52 @@ async fn token_goes_to_the_source_and_not_where_it_redirects_to() {
     );
     assert_eq!(storage.asked().len(), 1);
     assert_eq!(storage.asked()[0].header("authorization"), None, "the token leaked");
+}
+
+#[tokio::test]
+async fn login_goes_to_the_source_and_not_where_it_redirects_to() {
+    let storage = SourceServer::start(|asked, _| Reply::file(asked, WEIGHTS, "\"s\""));
+    let target = storage.url.clone();
+    let server = SourceServer::start(move |_, _| Reply::status(302).header("location", format!("{target}/m.gguf")));
+    let fetching = Fetching::new();
+    let mut request = fetching.request(&server, Digest::of(WEIGHTS));
+    request.source = format!("{}/m.gguf", server.url);
+    request.credentials = Credentials::Login {
+        username: "aladdin".into(),
+        password: "opensesame".into(),
+    };
+    fetch(&request, &fetching.board).await.unwrap();
+    assert_eq!(
+        server.asked()[0].header("authorization"),
+        Some("Basic YWxhZGRpbjpvcGVuc2VzYW1l")
+    );
+    assert_eq!(storage.asked()[0].header("authorization"), None, "the password leaked");
+
+    request.source = "hf://o/n".into();
+    let error = fetch(&request, &fetching.board).await.unwrap_err();
+    assert_eq!(error.reason(), "SecretMissing");
+    assert!(error.to_string().contains("the key token"), "{error}");
+}
+
+#[tokio::test]
+async fn format_chooses_among_the_usual_files() {
+    let files: [(&str, &[u8]); 3] = [
+        ("m.gguf", WEIGHTS),
+        ("model.safetensors", b"other weights"),
+        ("LICENSE", b"free"),
+    ];
+    let server = SourceServer::hub(&files, |_, _| None);
+    let digest = model_digest(&BTreeMap::from([
+        ("m.gguf".to_owned(), Digest::of(WEIGHTS)),
+        ("LICENSE".to_owned(), Digest::of(b"free")),
+    ]))
+    .unwrap();
+    let fetching = Fetching::new();
+    let mut request = fetching.request(&server, digest);
+    request.format = Some(Format::Gguf);
+    let folder = fetch(&request, &fetching.board).await.unwrap();
+    assert_eq!(names(&folder), ["LICENSE", "m.gguf"]);
+    assert_eq!(server.count("safetensors"), 0);
 }
 
 #[tokio::test]
@@ -294,7 +343,7 @@ async fn source_that_wants_a_token_says_so() {
     let error = fetching.run(&server, Digest::of(WEIGHTS)).await.unwrap_err();
     assert_eq!(error.reason(), "SecretMissing");
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));
-    request.token = Some("wrong".into());
+    request.credentials = Credentials::Token("wrong".into());
     let error = fetch(&request, &fetching.board).await.unwrap_err();
     assert_eq!(error.reason(), "SourceUnavailable");
     assert!(

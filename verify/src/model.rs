@@ -33,7 +33,11 @@ pub struct VerifiedModel {
     files: BTreeMap<String, Entry>,
     digest: Digest,
     pinned: bool,
+    overlay: BTreeMap<String, Vec<u8>>,
 }
+
+/// Files that may be laid over a model: none of them is weights, and none says what the weights mean.
+const OVERLAY_FILES: [&str; 3] = ["chat_template.jinja", "generation_config.json", "tokenizer_config.json"];
 
 impl VerifiedModel {
     /// Opens the model in `path`, a file or a folder, which must have the digest `expected`.
@@ -60,6 +64,7 @@ impl VerifiedModel {
                 files,
                 digest: *expected,
                 pinned: true,
+                overlay: BTreeMap::new(),
             });
         }
         let mut done = 0;
@@ -80,7 +85,33 @@ impl VerifiedModel {
             files,
             digest,
             pinned: expected.is_some(),
+            overlay: BTreeMap::new(),
         })
+    }
+
+    /// Lays files over the model: reading such a name gives the new content. They are not part of the digest, so the
+    /// caller must trust them as it trusts the digest.
+    ///
+    /// # Errors
+    /// `PathInvalid` for the name of a file that belongs to the digest.
+    pub fn lay_over(&mut self, files: BTreeMap<String, Vec<u8>>) -> Result<(), Refusal> {
+        if let Some(name) = files.keys().find(|name| !OVERLAY_FILES.contains(&name.as_str())) {
+            return Err(Refusal::new(
+                Reason::PathInvalid,
+                format!(
+                    "only {} can be laid over a model, everything else belongs to its digest; remove it, or publish another model",
+                    OVERLAY_FILES.join(", ")
+                ),
+            )
+            .in_file(name));
+        }
+        self.overlay = files;
+        Ok(())
+    }
+
+    /// The names of the files that were laid over the model.
+    pub fn overlaid(&self) -> impl Iterator<Item = &str> {
+        self.overlay.keys().map(String::as_str)
     }
 
     /// The model's identity.
@@ -100,7 +131,7 @@ impl VerifiedModel {
 
     /// Whether the model has a file of this relative path.
     pub fn contains(&self, name: &str) -> bool {
-        self.files.contains_key(name)
+        self.files.contains_key(name) || self.overlay.contains_key(name)
     }
 
     /// The length of all files, in bytes.
@@ -122,6 +153,9 @@ impl VerifiedModel {
     /// `FileMissing` when the model has no such file; `DigestMismatch` when it is not the one that was approved;
     /// `ChangedAfterVerify` when it is not the one that was hashed before; `StorageFault` when it cannot be read.
     pub fn read_with(&self, name: &str, progress: Progress<'_>) -> Result<Vec<u8>, Refusal> {
+        if let Some(content) = self.overlay.get(name) {
+            return Ok(content.clone());
+        }
         let Some(entry) = self.files.get(name) else {
             return Err(Refusal::new(Reason::FileMissing, "the model has no such file").in_file(name));
         };
@@ -278,6 +312,24 @@ mod tests {
         assert_eq!(reason(model.read("tokenizer/merges.txt")), Reason::ChangedAfterVerify);
         fs::remove_file(folder.path().join("model.safetensors")).unwrap();
         assert_eq!(reason(model.read("model.safetensors")), Reason::FileMissing);
+    }
+
+    #[test]
+    fn overlay_replaces_texts_and_never_weights() {
+        let folder = folder();
+        let mut model = open(folder.path(), None).unwrap();
+        let digest = model.digest();
+        let files = |name: &str| BTreeMap::from([(name.to_owned(), b"new".to_vec())]);
+        model.lay_over(files("chat_template.jinja")).unwrap();
+        assert!(model.contains("chat_template.jinja"));
+        assert_eq!(model.read("chat_template.jinja").unwrap(), b"new");
+        assert_eq!(model.read("model.safetensors").unwrap(), b"weights");
+        assert_eq!((model.digest(), model.files().count()), (digest, 2));
+        for name in ["model.safetensors", "config.json", "tokenizer/merges.txt", "../x"] {
+            let refusal = model.lay_over(files(name)).unwrap_err();
+            assert_eq!(refusal.reason, Reason::PathInvalid, "{name}");
+            assert!(refusal.to_string().contains("belongs to its digest"), "{refusal}");
+        }
     }
 
     #[test]

@@ -1,12 +1,22 @@
 //! Version `v1alpha1` of the API.
 
 pub mod llm_deployment;
+pub mod model;
 pub mod placement;
+pub mod pod;
+pub mod resources;
+pub mod runtime;
+pub mod serving;
 pub mod status;
 
 #[cfg(test)]
 mod tests;
 
 pub use llm_deployment::*;
+pub use model::*;
 pub use placement::*;
+pub use pod::*;
+pub use resources::*;
+pub use runtime::*;
+pub use serving::*;
 pub use status::*;

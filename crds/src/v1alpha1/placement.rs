@@ -54,7 +54,7 @@ pub struct Placement {
 }
 
 /// The schema of a Kubernetes type without its descriptions.
-fn terse<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+pub(super) fn terse<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = generator.subschema_for::<T>();
     if let Some(object) = schema.as_object_mut() {
         object.remove("description");

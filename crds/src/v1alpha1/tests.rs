@@ -230,10 +230,191 @@ fn own_annotations_are_refused_on_the_service() {
     );
 }
 
+#[test]
+fn arguments_cannot_step_round_verification() {
+    judge(
+        "spec.runtime",
+        json!({"args": ["--threads=4", "--digestive", "--log", "debug"]}),
+    )
+    .unwrap();
+    for (args, words) in [
+        (json!(["--digest=sha256:00"]), "they decide which bytes are served"),
+        (
+            json!(["--threads=4", "--model", "/x"]),
+            "they decide which bytes are served",
+        ),
+        (json!(["--max-context=9"]), "spec.runtime.maxContext"),
+        (json!(["--port=1"]), "addresses, ports"),
+        (json!(["--help"]), "remove --help"),
+    ] {
+        refused("spec.runtime", json!({"args": args}), words);
+    }
+}
+
+#[test]
+fn environment_takes_secrets_by_reference_only() {
+    let reference = json!({"name": "API_TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}});
+    judge(
+        "spec.runtime",
+        json!({"env": [reference, {"name": "MODE", "value": "x"}]}),
+    )
+    .unwrap();
+    for (variable, words) in [
+        (json!({"name": "hf_token", "value": "x"}), "use valueFrom.secretKeyRef"),
+        (
+            json!({"name": "DB_PASSWORD", "value": ""}),
+            "use valueFrom.secretKeyRef",
+        ),
+        (
+            json!({"name": "ESCADRE_LOG", "value": "debug"}),
+            "must not begin with ESCADRE_",
+        ),
+        (json!({"name": "LD_PRELOAD", "value": "/x.so"}), "program loader"),
+        (json!({"name": "1A", "value": "x"}), "must be a name of a variable"),
+        (
+            json!({"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+            "value or valueFrom, not both",
+        ),
+    ] {
+        refused("spec.runtime", json!({"env": [variable]}), words);
+    }
+}
+
+#[test]
+fn overlay_files_are_templates_and_configuration() {
+    judge("spec.files", json!([{"path": "chat_template.jinja", "inline": "x"}])).unwrap();
+    let reference = json!({"name": "templates", "key": "chat.jinja"});
+    judge(
+        "spec.files",
+        json!([{"path": "generation_config.json", "configMapRef": reference}]),
+    )
+    .unwrap();
+    for (file, words) in [
+        (json!({"path": "../x", "inline": "x"}), "without '..'"),
+        (
+            json!({"path": "/etc/x", "inline": "x"}),
+            "relative to the model's folder",
+        ),
+        (
+            json!({"path": "model.safetensors", "inline": "x"}),
+            "belong to the digest",
+        ),
+        (json!({"path": "config.json", "inline": "{}"}), "belong to the digest"),
+        (json!({"path": "chat_template.jinja"}), "exactly one of them"),
+        (
+            json!({"path": "chat_template.jinja", "inline": "x", "configMapRef": reference}),
+            "exactly one of them",
+        ),
+    ] {
+        refused("spec.files", json!([file]), words);
+    }
+}
+
+#[test]
+fn disruption_is_a_number_or_a_percentage() {
+    for value in [json!(0), json!(3), json!("50%"), json!("100%"), json!("0%")] {
+        judge("spec.disruption", json!({"minAvailable": value})).unwrap();
+    }
+    for value in [json!(-1), json!("101%"), json!("half"), json!("1.5")] {
+        refused(
+            "spec.disruption",
+            json!({"minAvailable": value}),
+            "spec.disruption.minAvailable must be a number of pods",
+        );
+    }
+}
+
+#[test]
+fn own_labels_and_annotations_are_refused_on_pods() {
+    judge(
+        "spec.podLabels",
+        json!({"team": "search", "app.kubernetes.io/name": "x"}),
+    )
+    .unwrap();
+    for key in [
+        "escadre.dev/slot",
+        "app.kubernetes.io/component",
+        "app.kubernetes.io/managed-by",
+    ] {
+        refused("spec.podLabels", json!({key: "x"}), "use another key");
+    }
+    refused("spec.podLabels", json!({"team": "two words"}), "must have values");
+    judge("spec.podAnnotations", json!({"example.com/x": "two words"})).unwrap();
+    refused("spec.podAnnotations", json!({"escadre.dev/x": "y"}), "use another key");
+    refused(
+        "spec.podAnnotations",
+        json!({"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}),
+        "use spec.disruption.safeToEvict",
+    );
+}
+
+#[test]
+fn proxies_that_work() {
+    judge(
+        "spec.network",
+        json!({"httpsProxy": "http://proxy.corp:3128", "noProxy": ".svc,10.0.0.0/8", "caBundleRef": {"name": "ca"}}),
+    )
+    .unwrap();
+    for proxy in ["proxy:3128", "http://user:pass@proxy", "socks5://p", "http://p/x"] {
+        refused(
+            "spec.network",
+            json!({"httpsProxy": proxy}),
+            "must be an address like http://proxy",
+        );
+    }
+    refused(
+        "spec.network",
+        json!({"noProxy": "a"}),
+        "works with spec.network.httpsProxy only",
+    );
+    refused(
+        "spec.network",
+        json!({"httpsProxy": "http://p", "noProxy": "a, b"}),
+        "without spaces",
+    );
+}
+
+#[test]
+fn format_needs_a_source_that_can_have_it() {
+    judge("spec.model.format", json!("Safetensors")).unwrap();
+    let mut changed = object();
+    changed["spec"]["model"]["source"] = json!("https://h/f.gguf");
+    changed["spec"]["model"]["format"] = json!("Safetensors");
+    let parsed: LlmDeployment = serde_json::from_value(changed).unwrap();
+    let error = parsed.validate_cel().unwrap_err().to_string();
+    assert!(
+        error.contains("spec.model.format Safetensors needs an hf:// source"),
+        "{error}"
+    );
+    refused("spec.model.format", json!("pickle"), "unknown variant");
+}
+
+/// Everything of `golden` is in `parsed`: a later version may add its defaults, and nothing else.
+#[track_caller]
+fn kept(golden: &Value, parsed: &Value, path: &str) {
+    match (golden, parsed) {
+        (Value::Object(golden), Value::Object(parsed)) => {
+            for (key, value) in golden {
+                kept(value, parsed.get(key).unwrap_or(&Value::Null), &format!("{path}.{key}"));
+            }
+        }
+        (golden, parsed) => assert_eq!(golden, parsed, "{path}"),
+    }
+}
+
 /// Objects that were written with this version must parse in every later one.
 #[test]
 fn golden_object_still_parses() {
     let golden: Value = serde_json::from_str(include_str!("golden.json")).unwrap();
+    let parsed: LlmDeployment = serde_json::from_value(golden.clone()).unwrap();
+    parsed.validate_cel().unwrap();
+    kept(&golden, &serde_json::to_value(&parsed).unwrap(), "");
+}
+
+/// The same for an object that uses every field.
+#[test]
+fn golden_object_with_every_field_still_parses() {
+    let golden: Value = serde_json::from_str(include_str!("golden_fields.json")).unwrap();
     let parsed: LlmDeployment = serde_json::from_value(golden.clone()).unwrap();
     parsed.validate_cel().unwrap();
     assert_eq!(serde_json::to_value(&parsed).unwrap(), golden);

@@ -127,3 +127,31 @@ fn parameters(manager: &str) -> PatchParams {
         ..PatchParams::apply(manager).force()
     }
 }
+
+/// Sets one annotation. It is a success when the object is gone, or is another one of that name by now.
+/// Returns whether it was set.
+///
+/// # Errors
+/// When the call fails otherwise.
+pub async fn annotate<K>(api: &Api<K>, object: &Identity, key: &str, value: &str) -> Result<bool, CallError>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    // With another UID the API server answers with a conflict: a late write of a replaced operator does no harm.
+    let patch = json!({"metadata": {"uid": object.uid, "annotations": {key: value}}});
+    let parameters = PatchParams {
+        field_manager: Some(names::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match within(api.patch(&object.name, &parameters, &Patch::Merge(patch))).await {
+        Ok(_) => Ok(true),
+        Err(error)
+            if error
+                .status()
+                .is_some_and(|status| status.is_not_found() || status.is_conflict()) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use escadre_crds::LlmDeployment;
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc::UnboundedSender;
@@ -33,6 +34,10 @@ pub struct World {
     pub services: Cache<Service>,
     /// Records of revisions, without their contents.
     pub revisions: Cache<PartialObjectMeta<ControllerRevision>>,
+    /// Budgets that carry our label.
+    pub budgets: Cache<PodDisruptionBudget>,
+    /// Snapshots of overlay files, without their contents.
+    pub snapshots: Cache<PartialObjectMeta<ConfigMap>>,
     /// What this process wrote of each deployment last.
     pub statuses: OwnStatuses,
     /// What the processes in the pods say.
@@ -52,10 +57,25 @@ pub fn is_ready(pod: &Pod) -> bool {
 }
 
 impl World {
+    /// Nothing is known yet.
+    pub fn new(poller: Poller) -> Self {
+        Self {
+            pods: Cache::default(),
+            services: Cache::default(),
+            revisions: Cache::default(),
+            budgets: Cache::default(),
+            snapshots: Cache::default(),
+            statuses: OwnStatuses::default(),
+            poller: Arc::new(poller),
+        }
+    }
+
     /// Waits until every watch has told the whole of its kind once.
     pub async fn wait_until_known(&self) {
         self.pods.wait_until_known().await;
         self.services.wait_until_known().await;
         self.revisions.wait_until_known().await;
+        self.budgets.wait_until_known().await;
+        self.snapshots.wait_until_known().await;
     }
 }

@@ -1,9 +1,11 @@
-//! HTTP as sources need it: redirects that never carry a token to another host, and bounded retries.
+//! HTTP as sources need it: redirects that never carry credentials to another host, and bounded retries.
 
+use super::Request;
+use super::access::Credentials;
 use super::error::{FetchError, printable};
 use crate::failure::Failure;
 use crate::status::Board;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use std::time::Duration;
 use tracing::warn;
@@ -72,7 +74,7 @@ impl From<FetchError> for Attempt {
 /// A client for one source.
 pub(crate) struct Client {
     http: reqwest::Client,
-    token: Option<HeaderValue>,
+    credentials: Credentials,
     home: Origin,
     pub(crate) retry: RetryPolicy,
     /// Where people see that the source fails while it is tried again.
@@ -80,32 +82,25 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client that sends `token` to the origin of `home` and nowhere else.
-    pub(crate) fn new(home: &Url, token: Option<&str>, retry: RetryPolicy, board: &Board) -> Result<Self, FetchError> {
+    /// A client that sends credentials to the origin of `home` and nowhere else.
+    pub(crate) fn new(home: &Url, request: &Request, board: &Board) -> Result<Self, FetchError> {
         // Fails only when a provider is there already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .user_agent(concat!("escadre/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
+            .read_timeout(SILENCE);
+        let http = request
+            .route
+            .prepare(builder)?
             .build()
             .map_err(|error| FetchError::unavailable(home, crate::failure::chain(&error)))?;
-        let token = token.map(|token| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|_| {
-                FetchError::unavailable(
-                    home,
-                    "the token has characters that no header can carry; check the Secret",
-                )
-            })?;
-            value.set_sensitive(true);
-            Ok::<_, FetchError>(value)
-        });
         Ok(Self {
             http,
-            token: token.transpose()?,
+            credentials: request.credentials.clone(),
             home: home.origin(),
-            retry,
+            retry: request.retry,
             board: board.clone(),
         })
     }
@@ -115,8 +110,8 @@ impl Client {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.http.get(at.clone()).headers(headers.clone());
-            if let Some(token) = self.token.as_ref().filter(|_| at.origin() == self.home) {
-                request = request.header(AUTHORIZATION, token.clone());
+            if at.origin() == self.home {
+                request = self.credentials.authorize(request);
             }
             let response = request.send().await.map_err(|error| connection_problem(&error))?;
             if !is_redirect(response.status()) {
@@ -143,13 +138,17 @@ impl Client {
             });
         }
         Err(Attempt::Fatal(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.token.is_none() => FetchError::SecretMissing {
-                url: printable(url),
-                status: status.as_u16(),
-            },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.credentials.is_none() => {
+                FetchError::SecretMissing {
+                    url: printable(url),
+                    status: status.as_u16(),
+                }
+            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::unavailable(
                 url,
-                format!("the source answered {status}: check that the token is valid and may read this model"),
+                format!(
+                    "the source answered {status}: check that the credentials (token, or user and password) are valid and may read this model"
+                ),
             ),
             StatusCode::NOT_FOUND | StatusCode::GONE => FetchError::unavailable(
                 url,

@@ -23,13 +23,29 @@ pub enum FetchError {
         /// What happened and what to check.
         problem: String,
     },
-    /// The source wants a token.
-    #[error("{url} answered {status}: the source needs a token; set model.secretRef, or ESCADRE_SOURCE_TOKEN")]
+    /// The source wants credentials.
+    #[error("{url} answered {status}: the source needs credentials; set model.secretRef, or ESCADRE_SOURCE_TOKEN")]
     SecretMissing {
         /// What was asked for.
         url: String,
         /// The status.
         status: u16,
+    },
+    /// There are credentials, and they cannot be used.
+    #[error("the Secret of model.secretRef cannot be used: {problem}")]
+    #[strum(serialize = "SecretMissing")]
+    SecretUnusable {
+        /// What is wrong and what to do; none of its values.
+        problem: &'static str,
+    },
+    /// The proxy or the certificates cannot be used.
+    #[error("{what} cannot be used: {problem}")]
+    #[strum(serialize = "InvalidSource")]
+    RouteInvalid {
+        /// Which of them.
+        what: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
     },
     /// The connection ended before the file did, again and again.
     #[error("{url}: got {got} of {expected} bytes in {attempts} attempts; check the source and what is in between")]

@@ -148,7 +148,7 @@ mod tests {
         repository.choose(
             &endpoint,
             serde_json::from_value(info).unwrap(),
-            &file_filter(&[]).unwrap(),
+            &file_filter(&[], None).unwrap(),
         )
     }
 

@@ -1,9 +1,10 @@
 //! `escadre-runtime fetch`: brings a model into a store, or says why it cannot.
 //!
 //! Guarantees: the final name `<store>/sha256/<digest>/` exists only for a model whose every byte was hashed and whose
-//! digest is the one that was asked for; a token goes to the source's own host only; what is there is not downloaded
+//! digest is the one that was asked for; credentials go to the source's own host only; what is there is not downloaded
 //! again.
 
+mod access;
 mod client;
 mod download;
 mod error;
@@ -12,12 +13,14 @@ mod https;
 mod source;
 mod store;
 
+pub use access::{Credentials, Route};
 pub use client::RetryPolicy;
 pub use error::FetchError;
 pub use store::{model_path, resolved_revision};
 
 use crate::args::FetchArgs;
 use crate::failure::Failure;
+use crate::model::Format;
 use crate::server::{admin, signals};
 use crate::status::{Board, Meter, Stage, Verdict};
 use client::Client;
@@ -46,8 +49,12 @@ pub struct Request {
     pub digest: Digest,
     /// The store's folder.
     pub store: PathBuf,
-    /// A token for the source.
-    pub token: Option<String>,
+    /// The format that the usual files are of. Absent: any.
+    pub format: Option<Format>,
+    /// Credentials for the source.
+    pub credentials: Credentials,
+    /// The way to it.
+    pub route: Route,
     /// How failures are retried.
     pub retry: RetryPolicy,
 }
@@ -76,14 +83,21 @@ pub async fn run(args: FetchArgs) -> Result<(), Failure> {
     let mut shutdown = signals::install()?;
     let listener = admin::bind(args.host, args.admin_port).await?;
     let page = tokio::spawn(admin::serve_status(listener, board.clone()));
+    let credentials = Credentials::of(&args.credentials).map_err(|error| {
+        let failure = Failure::from(error);
+        board.fail(&failure);
+        failure
+    })?;
     let request = Request {
+        format: args.format.wanted(),
+        route: Route::of(&args),
+        credentials,
         source: args.source,
         revision: args.revision,
         endpoint: args.endpoint,
         files: args.files,
         digest: args.digest,
         store: args.store,
-        token: args.token.filter(|token| !token.trim().is_empty()),
         retry: RetryPolicy::default(),
     };
     let fetched = tokio::select! {
@@ -104,7 +118,8 @@ pub async fn run(args: FetchArgs) -> Result<(), Failure> {
 /// Brings the model into the store. Returns its folder.
 pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchError> {
     let source = Source::parse(&request.source)?;
-    let filter = source::file_filter(&request.files)?;
+    request.credentials.check(&source)?;
+    let filter = source::file_filter(&request.files, request.format)?;
     board.update(|status| status.model.digest = Some(request.digest));
     let store = Store::open(&request.store, request.digest)?;
     let locked = store.clone();
@@ -116,7 +131,7 @@ pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchErr
     let (listing, client) = match source {
         Source::Hub { owner, name } => {
             let endpoint = parse_endpoint(&request.endpoint)?;
-            let client = Client::new(&endpoint, request.token.as_deref(), request.retry, board)?;
+            let client = Client::new(&endpoint, request, board)?;
             let repository = hf::Repository {
                 endpoint: &endpoint,
                 owner: &owner,
@@ -126,7 +141,7 @@ pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchErr
             (repository.list(&client, &filter).await?, client)
         }
         Source::File { url, name } => {
-            let client = Client::new(&url, request.token.as_deref(), request.retry, board)?;
+            let client = Client::new(&url, request, board)?;
             (https::list(url, name, request.digest), client)
         }
     };

@@ -1,6 +1,7 @@
 //! What `--source` may say, and which relative paths a source may name. Pure.
 
 use super::error::FetchError;
+use crate::model::Format;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use url::Url;
 
@@ -124,13 +125,23 @@ pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Whether a glob of the usual files can choose weights of the format, or chooses no weights.
+fn is_of_format(glob: &str, format: Option<Format>) -> bool {
+    match format {
+        None => true,
+        Some(Format::Safetensors) => !glob.contains(".gguf"),
+        Some(Format::Gguf) => !glob.contains(".safetensors"),
+    }
+}
+
 /// The globs that choose a model's files; `*` does not cross folders.
-pub(crate) fn file_filter(globs: &[String]) -> Result<GlobSet, FetchError> {
+/// Without globs it is the usual files, of one format where one is asked for.
+pub(crate) fn file_filter(globs: &[String], format: Option<Format>) -> Result<GlobSet, FetchError> {
     let mut builder = GlobSetBuilder::new();
     let defaults = DEFAULT_FILES
         .iter()
         .copied()
-        .take(if globs.is_empty() { DEFAULT_FILES.len() } else { 0 });
+        .filter(|glob| globs.is_empty() && is_of_format(glob, format));
     for glob in globs.iter().map(String::as_str).chain(defaults) {
         let compiled = GlobBuilder::new(glob).literal_separator(true).build();
         builder.add(compiled.map_err(|error| FetchError::InvalidSource {
@@ -215,7 +226,7 @@ mod tests {
 
     #[test]
     fn default_files_are_weights_and_what_belongs_to_them() {
-        let filter = file_filter(&[]).unwrap();
+        let filter = file_filter(&[], None).unwrap();
         for name in [
             "m-00001-of-00002.safetensors",
             "model.safetensors.index.json",
@@ -227,9 +238,16 @@ mod tests {
         for name in ["pytorch_model.bin", "onnx/model.gguf", "README.md", "code.py"] {
             assert!(!filter.is_match(name), "{name}");
         }
-        let chosen = file_filter(&["*Q4_1*".to_owned(), "sub/*.json".to_owned()]).unwrap();
+        let gguf = file_filter(&[], Some(Format::Gguf)).unwrap();
+        assert!(gguf.is_match("a.gguf") && gguf.is_match("LICENSE") && !gguf.is_match("model.safetensors"));
+        let safetensors = file_filter(&[], Some(Format::Safetensors)).unwrap();
+        assert!(safetensors.is_match("model.safetensors.index.json") && !safetensors.is_match("a.gguf"));
+        let chosen = file_filter(&["*Q4_1*".to_owned(), "sub/*.json".to_owned()], None).unwrap();
         assert!(chosen.is_match("m.Q4_1.gguf") && chosen.is_match("sub/a.json"));
         assert!(!chosen.is_match("m.Q8_0.gguf") && !chosen.is_match("sub/deep/a.json"));
-        assert_eq!(file_filter(&["[".to_owned()]).unwrap_err().reason(), "InvalidSource");
+        assert_eq!(
+            file_filter(&["[".to_owned()], None).unwrap_err().reason(),
+            "InvalidSource"
+        );
     }
 }

@@ -52,7 +52,9 @@ fn load_with(
     backend: Candle,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    match find(model)? {
+    let container = find(model)?;
+    check_format(&container, options.format)?;
+    match container {
         Container::Gguf(file) => gguf::load(model, &file, options, backend, progress),
         Container::Safetensors => safetensors::load(model, options, backend, progress),
     }
@@ -87,6 +89,22 @@ pub(crate) fn find(model: &VerifiedModel) -> Result<Container, Refusal> {
             Reason::FormatRefused,
             "there are GGUF and safetensors files; name those of one format",
         )),
+    }
+}
+
+/// Refuses a model in another format than the one that was asked for.
+fn check_format(found: &Container, wanted: Option<Format>) -> Result<(), Refusal> {
+    let found = match found {
+        Container::Gguf(_) => Format::Gguf,
+        Container::Safetensors => Format::Safetensors,
+    };
+    match wanted.filter(|wanted| *wanted != found) {
+        None => Ok(()),
+        Some(wanted) => Err(Refusal::new(
+            Reason::FormatRefused,
+            "the model is in another format than was asked for; name other files, or change the format",
+        )
+        .values(wanted, found)),
     }
 }
 

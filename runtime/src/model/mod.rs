@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Bytes that this process may use, from its cgroup. Absent: not checked.
     pub memory_limit: Option<u64>,
+    /// How the weights must be stored. Absent: in any way that can be loaded.
+    pub format: Option<Format>,
 }
 
 /// Everything that serving needs from a model.

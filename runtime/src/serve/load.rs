@@ -1,10 +1,11 @@
 //! The engine's thread from its first line: verify, load, warm up, then answer until it is drained.
 
+use super::overlay;
 use crate::context::unix_seconds;
 use crate::engine::{self, Admission, Engine, QueueLimits, Settings, Worker};
 use crate::failure::{Failure, chain};
 use crate::metrics::Metrics;
-use crate::model::{self, LoadError, LoadOptions, Loaded, ModelDescription, SpecialTokens, Tokenizer};
+use crate::model::{self, Format, LoadError, LoadOptions, Loaded, ModelDescription, SpecialTokens, Tokenizer};
 use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
 use escadre_verify::{Digest, Refusal, VerifiedModel};
@@ -39,6 +40,8 @@ pub(super) struct Plan {
     pub(super) served_name: String,
     pub(super) max_context: Option<NonZeroUsize>,
     pub(super) concurrency: usize,
+    pub(super) format: Option<Format>,
+    pub(super) overlay: Option<PathBuf>,
     pub(super) threads: usize,
     pub(super) memory_limit: Option<u64>,
 }
@@ -185,14 +188,20 @@ fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Lo
             status.verification.failed_file.clone_from(&refusal.file);
         });
     };
-    let verified =
+    let mut verified =
         VerifiedModel::open(&plan.path, plan.digest.as_ref(), &mut progress(Stage::Verifying)).inspect_err(refused)?;
     board.update(|status| {
         status.stage = Stage::Loading;
         status.model.digest = Some(verified.digest());
         status.model.bytes = Some(verified.bytes());
     });
+    if let Some(folder) = &plan.overlay {
+        verified.lay_over(overlay::read(folder)?).inspect_err(refused)?;
+        let files: Vec<_> = verified.overlaid().collect();
+        info!(files = files.join(", "), "files are laid over the model");
+    }
     let options = LoadOptions {
+        format: plan.format,
         max_context: plan.max_context.map(NonZeroUsize::get),
         threads: plan.threads,
         memory_limit: plan.memory_limit,

@@ -5,6 +5,7 @@
 
 mod drain;
 mod load;
+mod overlay;
 mod threads;
 
 pub use threads::settle as settle_threads;
@@ -156,6 +157,8 @@ fn plan(args: &ServeArgs, place: &Place) -> Plan {
         served_name: args.served_name.clone().unwrap_or_else(|| name_of(&place.model)),
         max_context: args.max_context,
         concurrency: args.max_concurrency.get(),
+        format: args.format.wanted(),
+        overlay: args.overlay.clone(),
         threads: threads.get(),
         memory_limit,
     }

@@ -1,5 +1,5 @@
-//! The only writes of a pass, in a written order: Service, record, labels, deletions, creations, records that nothing
-//! needs. What was written is told to the caches, so that the next pass does not look at a past without it.
+//! The only writes of a pass, in a written order: Service, record, surroundings, labels, deletions, creations, records
+//! that nothing needs. What was written is told to the caches, so that the next pass does not look at a past without it.
 //!
 //! The record comes before the first pod, so that every pod can be rebuilt. Old pods go before new ones are made,
 //! since they may hold the device that the new ones need. What is not deleted yet is seen again in the next pass.
@@ -11,6 +11,7 @@ use kube::{Api, ResourceExt as _};
 
 use super::build::{Built, Children};
 use super::observe::is_owned;
+use super::surroundings;
 use crate::context::Context;
 use crate::kube_ext::apply::{CallError, apply as apply_object, create, relabel, within};
 use crate::kube_ext::orphans::{Identity, delete};
@@ -74,6 +75,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         relabel_pods,
         delete_pods,
         delete_records,
+        surroundings,
         stage: Built,
     } = children;
     let pod_api: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
@@ -99,6 +101,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         ctx.world.revisions.created(written);
         applied.count(ctx, "create", "ControllerRevision");
     }
+    surroundings::apply(ctx, &namespace, &surroundings, &mut applied).await?;
     for (pod, labels) in &relabel_pods {
         relabel(&pod_api, pod, labels)
             .await
@@ -122,6 +125,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         relabel_pods,
         delete_pods,
         delete_records,
+        surroundings,
         stage: applied,
     })
 }
@@ -191,7 +195,7 @@ fn is_refusal(error: &CallError) -> bool {
     })
 }
 
-async fn remove<K>(
+pub(super) async fn remove<K>(
     ctx: &Context,
     api: &Api<K>,
     kind: &'static str,
@@ -211,7 +215,7 @@ where
     Ok(())
 }
 
-fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(CallError) -> Error {
+pub(super) fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(CallError) -> Error {
     let name = name.to_owned();
     move |source| Error {
         verb,
@@ -222,7 +226,7 @@ fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl FnOnce(Cal
 }
 
 impl Applied {
-    fn count(&mut self, ctx: &Context, verb: &'static str, kind: &'static str) {
+    pub(super) fn count(&mut self, ctx: &Context, verb: &'static str, kind: &'static str) {
         self.writes += 1;
         ctx.metrics.wrote(verb, kind);
     }

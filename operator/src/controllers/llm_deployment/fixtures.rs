@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::core::{PartialObjectMeta, PartialObjectMetaExt as _};
 use serde_json::{Value, json};
 
+use super::dependencies::Dependencies;
 use super::observe::{Observed, ObservedPod, Report};
 use super::plan::{self, Plan};
 use super::validate::{Valid, validate};
@@ -55,6 +56,7 @@ pub(super) fn world(pods: Vec<ObservedPod>) -> Observed {
         foreign: vec![],
         service: None,
         revisions: vec![],
+        dependencies: Dependencies::default(),
         defaults: Defaults {
             runtime_image: "registry.example.com/runtime:7".to_owned(),
             pull_policy: PullPolicy::Always,
@@ -94,6 +96,7 @@ pub(super) fn applied(valid: Valid, plan: Plan, refused: Option<apply::Refusal>)
         relabel_pods: built.relabel_pods,
         delete_pods: built.delete_pods,
         delete_records: built.delete_records,
+        surroundings: built.surroundings,
         stage: apply::Applied { writes: 0, refused },
     };
     Outcome::Applied {

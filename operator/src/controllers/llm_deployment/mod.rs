@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod build;
+pub mod dependencies;
 pub mod diagnose;
 pub mod events;
 #[cfg(test)]
@@ -10,6 +11,7 @@ pub mod observe;
 pub mod plan;
 pub mod revision;
 pub mod status;
+mod surroundings;
 pub mod validate;
 
 use std::sync::Arc;
@@ -17,8 +19,7 @@ use std::time::{Duration, Instant};
 
 use escadre_crds::{LlmDeployment, names};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef};
@@ -28,9 +29,9 @@ use tracing::Instrument as _;
 
 use crate::admin::Readiness;
 use crate::context::Context;
-use crate::world::cache::Key;
+use crate::world::cache::{Cache, Key};
 use crate::world::trim::{trim, trim_pod};
-use crate::world::{DeploymentRef, Wake};
+use crate::world::{DeploymentRef, Wake, World};
 use build::Children;
 use plan::Plan;
 use validate::{Rejected, Valid};
@@ -217,12 +218,26 @@ pub async fn run(
     };
     let poll = Arc::clone(&ctx.world.poller).run(wake.clone(), shutdown.clone());
     let woken = futures::stream::unfold(woken, async |mut woken| Some((woken.recv().await?, woken)));
+    let known = reader.clone();
     let work = Controller::for_stream(deployments, reader.clone())
         .watches_stream(pods(&ctx, namespace, wake.clone()), |pod| deployment_of(&pod))
-        .watches_stream(services(&ctx, namespace, wake.clone()), |service| {
-            deployment_of(&service)
+        .watches_stream(children(&ctx, namespace, &wake, |world| &world.services), |child| {
+            deployment_of(&child)
         })
-        .watches_stream(revisions(&ctx, namespace, wake), |revision| deployment_of(&revision))
+        .watches_stream(children(&ctx, namespace, &wake, |world| &world.revisions), |child| {
+            deployment_of(&child)
+        })
+        .watches_stream(children(&ctx, namespace, &wake, |world| &world.budgets), |child| {
+            deployment_of(&child)
+        })
+        .watches_stream(children(&ctx, namespace, &wake, |world| &world.snapshots), |child| {
+            deployment_of(&child)
+        })
+        .watches(
+            scoped::<PartialObjectMeta<ConfigMap>>(&ctx, namespace),
+            watcher::Config::default(),
+            move |config_map| dependencies::users_of_config_map(&known, &config_map),
+        )
         .reconcile_on(woken)
         .with_config(Config::default().concurrency(concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
@@ -247,27 +262,27 @@ fn pods(ctx: &Arc<Context>, namespace: Option<&str>, wake: Wake) -> impl Stream<
         .touched_objects()
 }
 
-/// The watch of Services.
-fn services(ctx: &Arc<Context>, namespace: Option<&str>, wake: Wake) -> impl Stream<Item = Watched<Service>> + use<> {
-    let world = Arc::clone(ctx);
-    watcher(scoped(ctx, namespace), labelled())
-        .default_backoff()
-        .modify(trim)
-        .inspect_ok(move |event| wake_all(&wake, world.world.services.handle(event)))
-        .touched_objects()
-}
-
-/// The watch of records, without their contents.
-fn revisions(
+/// The watch of another kind of children. It feeds its cache.
+fn children<K>(
     ctx: &Arc<Context>,
     namespace: Option<&str>,
-    wake: Wake,
-) -> impl Stream<Item = Watched<PartialObjectMeta<ControllerRevision>>> + use<> {
-    let world = Arc::clone(ctx);
-    watcher(scoped(ctx, namespace), labelled())
+    wake: &Wake,
+    cache: fn(&World) -> &Cache<K>,
+) -> impl Stream<Item = Watched<K>> + use<K>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let (ctx, wake, api) = (Arc::clone(ctx), wake.clone(), scoped(ctx, namespace));
+    watcher(api, labelled())
         .default_backoff()
         .modify(trim)
-        .inspect_ok(move |event| wake_all(&wake, world.world.revisions.handle(event)))
+        .inspect_ok(move |event| wake_all(&wake, cache(&ctx.world).handle(event)))
         .touched_objects()
 }
 

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::PartialObjectMeta;
 use kube::{Api, ResourceExt as _};
 
+use super::dependencies::{self, Dependencies};
 use super::plan::Plan;
 use super::revision::Record;
 use super::validate::Valid;
@@ -44,6 +45,8 @@ pub struct Observed {
     pub service: Option<ObservedService>,
     /// Our revisions, without their contents.
     pub revisions: Vec<Arc<PartialObjectMeta<ControllerRevision>>>,
+    /// What the spec names, and children that few objects have.
+    pub dependencies: Dependencies,
     /// What applies where the object says nothing.
     pub defaults: Defaults,
 }
@@ -91,11 +94,14 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
     let namespace = object.namespace().unwrap_or_default();
     let name = object.name_any();
     let uid = object.uid().unwrap_or_default();
-    let service = service(ctx, &namespace, &name).await.map_err(|source| Error {
-        what: "service",
-        object: format!("{namespace}/{name}"),
-        source,
-    })?;
+    let failed = |what| {
+        let object = format!("{namespace}/{name}");
+        move |source| Error { what, object, source }
+    };
+    let service = service(ctx, &namespace, &name).await.map_err(failed("service"))?;
+    let dependencies = dependencies::observe(ctx, object)
+        .await
+        .map_err(failed("dependencies"))?;
     let (pods, foreign): (Vec<_>, Vec<_>) = ctx
         .world
         .pods
@@ -117,6 +123,7 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
         revisions: revisions
             .filter(|one| is_owned(one.owner_references(), &uid) && one.metadata.deletion_timestamp.is_none())
             .collect(),
+        dependencies,
         defaults: ctx.defaults.clone(),
     })
 }

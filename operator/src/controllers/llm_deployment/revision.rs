@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use escadre_crds::names;
-use escadre_crds::v1alpha1::{Placement, Resources, RuntimeSpec};
+use escadre_crds::v1alpha1::{ModelFormat, Network, Placement, Resources, RuntimeSpec};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::ResourceExt as _;
@@ -22,7 +22,7 @@ use crate::kube_ext::orphans::Identity;
 
 /// What the user wants of each pod. A field added later must be left out of the JSON when it is not used, so that
 /// old revisions keep their names.
-#[derive(Serialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
     /// Address of the model.
@@ -46,6 +46,27 @@ pub struct Intent {
     /// Placement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// How the weights must be stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<ModelFormat>,
+    /// SHA-256 of each overlay file, by path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<BTreeMap<String, String>>,
+    /// The pods' account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_account_name: Option<String>,
+    /// Further labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_labels: Option<BTreeMap<String, String>>,
+    /// Further annotations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_annotations: Option<BTreeMap<String, String>>,
+    /// How the source is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// The patch over the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_overrides: Option<Value>,
 }
 
 /// Settings that wait for the next revision: an edit reaches running pods never, and a revision that has never
@@ -56,6 +77,9 @@ pub struct Settings {
     /// Mirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Name of the Secret with credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// Seconds that open answers may go on.
     pub drain_seconds: u32,
 }
@@ -132,6 +156,15 @@ fn hash(value: &Value) -> Vec<u8> {
     Sha256::digest(text.as_bytes()).to_vec()
 }
 
+/// The SHA-256 of some bytes in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// A short digest of any value, for annotations: 64 bits in hexadecimal.
 pub fn fingerprint(value: &Value) -> String {
     let first = hash(value)
@@ -149,6 +182,9 @@ pub struct Record {
     pub template: PodTemplateSpec,
     /// The settings that went into it.
     pub settings: Settings,
+    /// The texts of the overlay files, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
 impl Record {
@@ -224,13 +260,9 @@ mod tests {
     fn intent() -> Intent {
         Intent {
             source: "hf://owner/name".to_owned(),
-            revision: None,
-            files: None,
             served_name: "served".to_owned(),
             digest: format!("sha256:{}", "a".repeat(64)),
-            runtime: None,
-            resources: None,
-            placement: None,
+            ..Intent::default()
         }
     }
 
@@ -258,9 +290,32 @@ mod tests {
             }),
             ..intent()
         };
-        for other in [digest, name, context] {
+        let overlay = Intent {
+            overlay: Some(BTreeMap::from([("chat_template.jinja".to_owned(), "00".to_owned())])),
+            ..intent()
+        };
+        let format = Intent {
+            format: Some(ModelFormat::Gguf),
+            ..intent()
+        };
+        for other in [digest, name, context, overlay, format] {
             assert_ne!(other.revision_name(), base);
         }
+    }
+
+    /// A record that an older version wrote must not count as edited: its pods would be made again.
+    #[test]
+    fn record_of_an_older_version_has_the_same_settings() {
+        let old = serde_json::json!({"template": {}, "settings": {"drainSeconds": 120}});
+        let record: Record = serde_json::from_value(old.clone()).unwrap();
+        let settings = Settings {
+            endpoint: None,
+            secret: None,
+            drain_seconds: 120,
+        };
+        assert_eq!(record.settings, settings);
+        assert!(record.files.is_empty());
+        assert_eq!(json(&settings), old["settings"]);
     }
 
     #[test]

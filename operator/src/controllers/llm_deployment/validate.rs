@@ -6,16 +6,21 @@
 use std::collections::BTreeMap;
 
 use escadre_crds::condition::Reason;
-use escadre_crds::v1alpha1::{Placement, Resources, RuntimeSpec, ServiceSpec};
+use escadre_crds::v1alpha1::{
+    Disruption, ImagePullPolicy, ModelFormat, Network, Placement, PodMonitorMode, Resources, RuntimeSpec, ServiceSpec,
+};
 use escadre_crds::{LlmDeployment, names};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
+use serde_json::Value;
 
+use super::build;
+use super::dependencies::{self, Dependencies};
 use super::observe::Observed;
-use super::revision::{Intent, Revision, Settings, StoredRevision, highest_number, images};
-use crate::args::PullPolicy;
+use super::revision::{Intent, Revision, Settings, StoredRevision, highest_number, images, sha256};
+use crate::kube_ext::orphans::Identity;
 
 /// Why a spec cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +58,8 @@ pub struct Valid {
     pub next_number: i64,
     /// How many pods there should be: none when suspended.
     pub replicas: u32,
+    /// How many pods there should be, suspended or not.
+    pub size: u32,
     /// Whether `spec.suspend` is set.
     pub suspended: bool,
     /// The Service that is wanted.
@@ -62,7 +69,19 @@ pub struct Valid {
     /// Image for a new revision.
     pub image: String,
     /// Pull policy for a new revision.
-    pub pull_policy: PullPolicy,
+    pub pull_policy: &'static str,
+    /// The texts of the overlay files, by path.
+    pub files: BTreeMap<String, String>,
+    /// What may be done to the pods.
+    pub disruption: Disruption,
+    /// Whether a `PodMonitor` is wanted, and can be.
+    pub wants_pod_monitor: bool,
+    /// What was found of that, and of what the spec names.
+    pub dependencies: Dependencies,
+    /// Whether the pods that are there may be moved by the cluster autoscaler.
+    pub evictable: Vec<(Identity, Option<String>)>,
+    /// The template of a new revision.
+    pub template: PodTemplateSpec,
 }
 
 /// Judges.
@@ -91,6 +110,8 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         check_resources(resources)?;
     }
     let service_before = own_service(&name, observed)?;
+    dependencies::check(spec, &observed.dependencies)?;
+    let files = dependencies::files(spec, &observed.dependencies)?;
 
     let intent = Intent {
         source: spec.model.source.clone(),
@@ -107,11 +128,22 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
             .placement
             .clone()
             .filter(|placement| *placement != Placement::default()),
+        format: Some(spec.model.format).filter(|format| *format != ModelFormat::Auto),
+        overlay: (!files.is_empty()).then(|| digests(&files)),
+        service_account_name: spec.service_account_name.clone(),
+        pod_labels: spec.pod_labels.clone().filter(|labels| !labels.is_empty()),
+        pod_annotations: spec
+            .pod_annotations
+            .clone()
+            .filter(|annotations| !annotations.is_empty()),
+        network: spec.network.clone().filter(|network| *network != Network::default()),
+        pod_overrides: spec.pod_overrides.clone().filter(|patch| !is_empty(patch)),
     };
     let revision = intent.revision_name();
     let status = object.status.as_ref();
     let served = |field: Option<&String>| field.is_some_and(|served| served == revision.as_str());
-    Ok(Valid {
+    let runtime = spec.runtime.as_ref();
+    let mut valid = Valid {
         stored: StoredRevision::find(&observed.revisions, &name, &revision),
         has_served: status
             .is_some_and(|status| served(status.served_revision.as_ref()) || served(status.current_revision.as_ref())),
@@ -120,16 +152,25 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         next_number: highest_number(&observed.revisions) + 1,
         settings: Settings {
             endpoint: spec.model.endpoint.clone(),
+            secret: spec.model.secret_ref.as_ref().map(|secret| secret.name.clone()),
             drain_seconds: u32::try_from(spec.drain.timeout_seconds)
                 .map_err(|_| invalid("spec.drain.timeoutSeconds must be 0 or more".to_owned()))?,
         },
-        image: spec
-            .runtime
-            .as_ref()
+        image: runtime
             .and_then(|runtime| runtime.image.clone())
             .unwrap_or_else(|| observed.defaults.runtime_image.clone()),
-        pull_policy: observed.defaults.pull_policy,
+        pull_policy: runtime
+            .and_then(|runtime| runtime.image_pull_policy)
+            .map_or_else(|| <&str>::from(observed.defaults.pull_policy), ImagePullPolicy::as_str),
+        files,
+        disruption: spec.disruption.clone(),
+        wants_pod_monitor: spec.observability.pod_monitor != PodMonitorMode::Disabled
+            && observed.dependencies.has_pod_monitors,
+        dependencies: observed.dependencies.clone(),
+        evictable: evictable(observed),
+        template: PodTemplateSpec::default(),
         replicas: if spec.suspend { 0 } else { replicas },
+        size: replicas,
         suspended: spec.suspend,
         namespace: object.namespace().unwrap_or_default(),
         service: spec.service.clone(),
@@ -138,7 +179,37 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         intent,
         revision,
         service_before,
-    })
+    };
+    valid.template = build::template(&valid).map_err(invalid)?;
+    Ok(valid)
+}
+
+/// The SHA-256 of each text.
+fn digests(files: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let digests = files.iter().map(|(path, text)| (path.clone(), sha256(text.as_bytes())));
+    digests.collect()
+}
+
+fn is_empty(patch: &Value) -> bool {
+    patch.is_null() || patch.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+/// Our living pods, and what each tells the cluster autoscaler.
+fn evictable(observed: &Observed) -> Vec<(Identity, Option<String>)> {
+    let pods = observed.pods.iter().map(|one| &one.pod);
+    let living = pods.filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    living
+        .map(|pod| {
+            let identity = Identity {
+                name: pod.name_any(),
+                uid: pod.uid().unwrap_or_default(),
+            };
+            (
+                identity,
+                pod.annotations().get(names::ANNOTATION_SAFE_TO_EVICT).cloned(),
+            )
+        })
+        .collect()
 }
 
 fn invalid(message: String) -> Rejected {
@@ -174,7 +245,12 @@ fn check_digest(digest: &str) -> Result<(), Rejected> {
 }
 
 fn check_resources(resources: &Resources) -> Result<(), Rejected> {
-    let Resources { gpu, cpu, memory } = resources;
+    let Resources {
+        gpu,
+        cpu,
+        memory,
+        claims: _,
+    } = resources;
     for (field, quantity) in [("cpu", cpu), ("memory", memory)] {
         if let Some(Quantity(text)) = quantity
             && !is_positive_quantity(text)
@@ -228,6 +304,7 @@ fn sorted(files: Option<&[String]>) -> Option<Vec<String>> {
 fn normal_resources(resources: &Resources) -> Option<Resources> {
     let normal = Resources {
         gpu: resources.gpu.clone().filter(|gpu| gpu.count > 0),
+        claims: resources.claims.clone().filter(|claims| !claims.is_empty()),
         ..resources.clone()
     };
     (normal != Resources::default()).then_some(normal)
@@ -319,7 +396,11 @@ mod tests {
             json!({"service": {"port": 81}}),
             json!({"drain": {"timeoutSeconds": 9}}),
             json!({"model": {"endpoint": "https://mirror"}}),
-            json!({"placement": {}, "runtime": {}, "resources": {"gpu": {"count": 0}}}),
+            json!({"placement": {}, "runtime": {}, "resources": {"gpu": {"count": 0}, "claims": []}}),
+            json!({"model": {"secretRef": {"name": "hub"}, "format": "Auto"}}),
+            json!({"disruption": {"minAvailable": 1, "safeToEvict": false}}),
+            json!({"observability": {"podMonitor": "Disabled"}}),
+            json!({"files": [], "podLabels": {}, "podAnnotations": {}, "network": {}, "podOverrides": {}}),
         ] {
             let edited = validate(&object(&spec), &world(vec![])).unwrap();
             assert_eq!(edited.revision, base.revision, "{spec}");
@@ -329,6 +410,18 @@ mod tests {
             json!({"model": {"files": ["a.gguf"]}}),
             json!({"placement": {"runtimeClassName": "nvidia"}}),
             json!({"resources": {"memory": "1Gi"}}),
+            json!({"resources": {"claims": [{"name": "a", "resourceClaimTemplateName": "b"}]}}),
+            json!({"model": {"format": "GGUF"}}),
+            json!({"runtime": {"imagePullPolicy": "Never"}}),
+            json!({"runtime": {"imagePullSecrets": [{"name": "a"}]}}),
+            json!({"runtime": {"args": ["--threads=2"]}}),
+            json!({"runtime": {"env": [{"name": "A", "value": "b"}]}}),
+            json!({"files": [{"path": "chat_template.jinja", "inline": "x"}]}),
+            json!({"serviceAccountName": "models"}),
+            json!({"podLabels": {"a": "b"}}),
+            json!({"podAnnotations": {"a": "b"}}),
+            json!({"network": {"httpsProxy": "http://p"}}),
+            json!({"podOverrides": {"spec": {"priority": 1}}}),
         ] {
             let edited = validate(&object(&spec), &world(vec![])).unwrap();
             assert_ne!(edited.revision, base.revision, "{spec}");

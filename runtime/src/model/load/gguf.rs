@@ -25,6 +25,7 @@ pub(super) fn load<B: Backend + 'static>(
     backend: B,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
+    check_overlay(model)?;
     let size = model
         .files()
         .find(|(name, _)| *name == file)
@@ -73,6 +74,20 @@ pub(super) fn load<B: Backend + 'static>(
         decoder: Decoder::new(backend, &spec, weights),
         generation,
     })
+}
+
+/// A GGUF file has its configuration inside; a file that is laid over it without effect is refused.
+fn check_overlay(model: &VerifiedModel) -> Result<(), Refusal> {
+    match model.overlaid().find(|name| *name != TEMPLATE_FILE) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::new(
+            Reason::PathInvalid,
+            format!(
+                "a GGUF file has this configuration inside, and only {TEMPLATE_FILE} can be laid over it; remove it"
+            ),
+        )
+        .in_file(name)),
+    }
 }
 
 /// The specification, with the divisors of the position embedding if the file has them.

@@ -302,7 +302,8 @@ fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
         None
     };
     let template = match (beside, inside) {
-        (Some(beside), Some(inside)) if beside != inside => {
+        // A template that was laid over the model wins; two of the model's own contradict each other.
+        (Some(beside), Some(inside)) if beside != inside && !model.overlaid().any(|name| name == TEMPLATE) => {
             return Err(Refusal::new(
                 Reason::TemplateRefused,
                 format!("it differs from the template in {TOKENIZER_CONFIG}; leave one of the two files out"),

@@ -1,15 +1,24 @@
 //! Builds every child object of one pass. Pure: one file for each kind. Builders see the valid spec and the plan,
 //! never the raw spec.
 
+pub mod disruption;
+mod drift;
+mod files;
+mod monitor;
+mod overrides;
 mod pod;
 mod record;
 mod service;
 
 use std::collections::BTreeMap;
 
+use escadre_crds::names;
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::DynamicObject;
 
+use super::dependencies::Found;
 use super::plan::Plan;
 use super::revision::Record;
 use super::validate::Valid;
@@ -32,8 +41,52 @@ pub struct Children<S> {
     pub delete_pods: Vec<Identity>,
     /// Records to delete, last.
     pub delete_records: Vec<Identity>,
+    /// What few objects have.
+    pub surroundings: Surroundings,
     /// How far they are.
     pub stage: S,
+}
+
+/// Children that few objects have. What is `None` or empty is as it should be.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The snapshot of the target revision's overlay files.
+    pub files: Option<ConfigMap>,
+    /// Snapshots to delete, with their records.
+    pub delete_files: Vec<Identity>,
+    /// The budget.
+    pub budget: Option<PodDisruptionBudget>,
+    /// The budget to delete.
+    pub delete_budget: Option<Identity>,
+    /// The monitor.
+    pub monitor: Option<DynamicObject>,
+    /// The monitor to delete.
+    pub delete_monitor: Option<Identity>,
+    /// Annotations of pods to set.
+    pub annotate: Vec<Annotation>,
+}
+
+/// One annotation of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    /// Which pod.
+    pub pod: Identity,
+    /// The key.
+    pub key: &'static str,
+    /// The value.
+    pub value: String,
+}
+
+/// The pod template of a new revision, with the spec's own patch over it.
+///
+/// # Errors
+/// When the patch cannot be followed: the field, and what to do.
+pub fn template(valid: &Valid) -> Result<PodTemplateSpec, String> {
+    let template = pod::build_template(valid);
+    match &valid.intent.pod_overrides {
+        Some(patch) => overrides::apply(&template, patch),
+        None => Ok(template),
+    }
 }
 
 /// Built, not written.
@@ -50,16 +103,38 @@ pub fn build(valid: &Valid, plan: &Plan) -> Children<Built> {
         relabel_pods: Vec::new(),
         delete_pods: Vec::new(),
         delete_records: Vec::new(),
+        surroundings: Surroundings {
+            budget: disruption::build_budget(valid),
+            delete_budget: disruption::unwanted_budget(valid),
+            monitor: monitor::build_monitor(valid),
+            delete_monitor: monitor::unwanted_monitor(valid),
+            annotate: disruption::annotations(valid),
+            ..Surroundings::default()
+        },
         stage: Built,
     };
+    if valid.stored.is_some() {
+        children.surroundings.files = files::build_files(valid);
+    }
     match plan {
         Plan::Complete | Plan::Blocked { .. } => {}
         Plan::Progress(step) => {
             let stored = valid.stored.as_ref().and_then(|stored| stored.record.clone());
             let record = stored.unwrap_or_else(|| Record {
-                template: pod::build_template(valid),
+                template: valid.template.clone(),
                 settings: valid.settings.clone(),
+                files: valid.files.clone(),
             });
+            if step.record {
+                children.surroundings.files = files::build_files(valid);
+            }
+            let gone = step.forget.iter().map(|record| names::files_of_record(&record.name));
+            let snapshots = gone.filter_map(|name| valid.dependencies.snapshots.get(&name));
+            children.surroundings.delete_files = snapshots.filter(|found| found.is_ours).map(Found::identity).collect();
+            children
+                .surroundings
+                .annotate
+                .retain(|one| !step.delete.contains(&one.pod));
             children.pods = step
                 .create
                 .iter()

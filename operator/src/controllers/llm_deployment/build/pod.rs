@@ -4,21 +4,26 @@
 use std::collections::BTreeMap;
 
 use escadre_crds::names;
-use escadre_crds::v1alpha1::Placement;
+use escadre_crds::v1alpha1::{CaBundleRef, ModelFormat, Placement};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecurityContext, Volume, VolumeMount,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar,
+    EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector, Pod, PodResourceClaim,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceClaim, ResourceRequirements, SeccompProfile,
+    SecretEnvSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::validate::Valid;
+use super::files;
 
 /// The user and group of our images.
 const USER: i64 = 65532;
 /// Seconds that a pod keeps accepting after it was told to end, until every node has heard that it left the Service.
 const ENDPOINT_DELAY: u32 = 5;
+/// The file of the certificates in their volume.
+const CA_FILE: &str = "ca.crt";
 /// Seconds between the end of draining and the moment when the kubelet kills.
 const MARGIN: u32 = 10;
 
@@ -30,6 +35,10 @@ pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) ->
     metadata.owner_references = Some(vec![valid.owner.clone()]);
     let labels = names::pod_labels(&valid.name, valid.revision.as_str(), slot);
     metadata.labels.get_or_insert_default().extend(labels);
+    metadata.annotations.get_or_insert_default().insert(
+        names::ANNOTATION_SAFE_TO_EVICT.to_owned(),
+        valid.disruption.safe_to_evict.to_string(),
+    );
     Pod {
         metadata,
         spec: template.spec.clone(),
@@ -40,7 +49,11 @@ pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) ->
 /// The template of a new revision.
 pub(super) fn build_template(valid: &Valid) -> PodTemplateSpec {
     PodTemplateSpec {
-        metadata: None,
+        metadata: Some(ObjectMeta {
+            labels: valid.intent.pod_labels.clone(),
+            annotations: valid.intent.pod_annotations.clone(),
+            ..ObjectMeta::default()
+        }),
         spec: Some(build_spec(valid)),
     }
 }
@@ -60,7 +73,10 @@ fn build_spec(valid: &Valid) -> PodSpec {
     PodSpec {
         init_containers: Some(vec![build_fetch(valid)]),
         containers: vec![build_runtime(valid)],
-        volumes: Some(vec![scratch(names::VOLUME_MODELS), scratch(names::VOLUME_TMP)]),
+        volumes: Some(build_volumes(valid)),
+        service_account_name: valid.intent.service_account_name.clone(),
+        image_pull_secrets: build_pull_secrets(valid),
+        resource_claims: build_claims(valid),
         restart_policy: Some("Always".to_owned()),
         termination_grace_period_seconds: Some(i64::from(grace)),
         automount_service_account_token: Some(false),
@@ -87,6 +103,59 @@ fn build_spec(valid: &Valid) -> PodSpec {
     }
 }
 
+fn build_volumes(valid: &Valid) -> Vec<Volume> {
+    let mut volumes = vec![scratch(names::VOLUME_MODELS), scratch(names::VOLUME_TMP)];
+    if !valid.files.is_empty() {
+        volumes.push(files::volume(valid));
+    }
+    volumes.extend(ca_bundle(valid).map(|reference| Volume {
+        name: names::VOLUME_CA.to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: reference.name.clone(),
+            items: Some(vec![KeyToPath {
+                key: reference.key.clone(),
+                path: CA_FILE.to_owned(),
+                mode: None,
+            }]),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    }));
+    volumes
+}
+
+fn ca_bundle(valid: &Valid) -> Option<&CaBundleRef> {
+    valid.intent.network.as_ref()?.ca_bundle_ref.as_ref()
+}
+
+fn build_pull_secrets(valid: &Valid) -> Option<Vec<LocalObjectReference>> {
+    let secrets = valid.intent.runtime.as_ref()?.image_pull_secrets.as_ref()?;
+    let references = secrets.iter().map(|secret| LocalObjectReference {
+        name: secret.name.clone(),
+    });
+    Some(references.collect())
+}
+
+fn build_claims(valid: &Valid) -> Option<Vec<PodResourceClaim>> {
+    let claims = valid.intent.resources.as_ref()?.claims.as_ref()?;
+    let claims = claims.iter().map(|claim| PodResourceClaim {
+        name: claim.name.clone(),
+        resource_claim_name: None,
+        resource_claim_template_name: Some(claim.resource_claim_template_name.clone()),
+    });
+    Some(claims.collect())
+}
+
+/// The word of the runtime for a format.
+fn format_argument(valid: &Valid) -> Option<String> {
+    let name = match valid.intent.format? {
+        ModelFormat::Auto => return None,
+        ModelFormat::Safetensors => "safetensors",
+        ModelFormat::Gguf => "gguf",
+    };
+    Some(format!("--format={name}"))
+}
+
 fn build_fetch(valid: &Valid) -> Container {
     let intent = &valid.intent;
     let mut args = vec!["fetch".to_owned(), format!("--source={}", intent.source)];
@@ -101,11 +170,34 @@ fn build_fetch(valid: &Valid) -> Container {
     args.extend(intent.files.iter().flatten().map(|glob| format!("--file={glob}")));
     args.push(format!("--digest={}", intent.digest));
     args.push(format!("--store={}", names::PATH_MODELS));
+    args.extend(format_argument(valid));
+    let mut container = base(valid);
+    let env = container.env.get_or_insert_default();
+    let network = intent.network.as_ref();
+    env.extend(network.and_then(|network| literal("HTTPS_PROXY", network.https_proxy.as_ref())));
+    env.extend(network.and_then(|network| literal("NO_PROXY", network.no_proxy.as_ref())));
+    if ca_bundle(valid).is_some() {
+        args.push(format!("--ca-bundle={}/{CA_FILE}", names::PATH_CA));
+        let mount = read_only(names::VOLUME_CA, names::PATH_CA);
+        container.volume_mounts.get_or_insert_default().push(mount);
+    }
+    if let Some(secret) = &valid.settings.secret {
+        args.push("--credentials".to_owned());
+        // Not optional: while the Secret is missing the kubelet waits for it, and says so.
+        container.env_from = Some(vec![EnvFromSource {
+            prefix: Some(names::ENV_SECRET_PREFIX.to_owned()),
+            secret_ref: Some(SecretEnvSource {
+                name: secret.clone(),
+                optional: Some(false),
+            }),
+            config_map_ref: None,
+        }]);
+    }
     Container {
         name: names::CONTAINER_FETCH.to_owned(),
         args: Some(args),
         resources: build_resources(valid, false),
-        ..base(valid)
+        ..container
     }
 }
 
@@ -127,6 +219,22 @@ fn build_runtime(valid: &Valid) -> Container {
     }
     args.push(format!("--endpoint-delay={ENDPOINT_DELAY}s"));
     args.push(format!("--drain-timeout={}s", valid.settings.drain_seconds));
+    args.extend(format_argument(valid));
+    let mut container = base(valid);
+    if !valid.files.is_empty() {
+        args.push(format!("--overlay={}", names::PATH_OVERLAY));
+        let mount = read_only(names::VOLUME_OVERLAY, names::PATH_OVERLAY);
+        container.volume_mounts.get_or_insert_default().push(mount);
+    }
+    if let Some(runtime) = &intent.runtime {
+        args.extend(runtime.args.iter().flatten().cloned());
+        let env = runtime.env.iter().flatten().map(|one| EnvVar {
+            name: one.name.clone(),
+            value: one.value.clone(),
+            value_from: one.value_from.clone(),
+        });
+        container.env.get_or_insert_default().extend(env);
+    }
     Container {
         name: names::CONTAINER_RUNTIME.to_owned(),
         args: Some(args),
@@ -148,7 +256,7 @@ fn build_runtime(valid: &Valid) -> Container {
             ..probe("/livez")
         }),
         resources: build_resources(valid, true),
-        ..base(valid)
+        ..container
     }
 }
 
@@ -156,7 +264,7 @@ fn build_runtime(valid: &Valid) -> Container {
 fn base(valid: &Valid) -> Container {
     Container {
         image: Some(valid.image.clone()),
-        image_pull_policy: Some(<&str>::from(valid.pull_policy).to_owned()),
+        image_pull_policy: Some(valid.pull_policy.to_owned()),
         env: Some(vec![
             from_field(names::ENV_POD_UID, "metadata.uid"),
             from_field(names::ENV_POD_NAME, "metadata.name"),
@@ -195,13 +303,21 @@ fn build_resources(valid: &Valid, with_gpu: bool) -> Option<ResourceRequirements
     if with_gpu && let Some(gpu) = &resources.gpu {
         amounts.insert(gpu.resource_name.clone(), Quantity(gpu.count.to_string()));
     }
-    if amounts.is_empty() {
+    let claims = resources.claims.as_ref().filter(|_| with_gpu).map(|claims| {
+        let claims = claims.iter().map(|claim| ResourceClaim {
+            name: claim.name.clone(),
+            request: None,
+        });
+        claims.collect()
+    });
+    if amounts.is_empty() && claims.is_none() {
         return None;
     }
+    let amounts = (!amounts.is_empty()).then_some(amounts);
     Some(ResourceRequirements {
-        requests: Some(amounts.clone()),
-        limits: Some(amounts),
-        claims: None,
+        requests: amounts.clone(),
+        limits: amounts,
+        claims,
     })
 }
 
@@ -219,6 +335,21 @@ fn mount(name: &str, path: &str) -> VolumeMount {
         mount_path: path.to_owned(),
         ..VolumeMount::default()
     }
+}
+
+fn read_only(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        read_only: Some(true),
+        ..mount(name, path)
+    }
+}
+
+fn literal(name: &str, value: Option<&String>) -> Option<EnvVar> {
+    Some(EnvVar {
+        name: name.to_owned(),
+        value: Some(value?.clone()),
+        value_from: None,
+    })
 }
 
 fn port(name: &str, number: u16) -> ContainerPort {

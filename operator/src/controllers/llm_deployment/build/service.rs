@@ -7,26 +7,20 @@ use escadre_crds::v1alpha1::ServiceType;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::Value;
 
-use super::super::revision::{fingerprint, json};
 use super::super::validate::Valid;
+use super::drift;
 
 /// Builds the Service. `None`: the one that is there is as it should be.
 pub(super) fn build_service(valid: &Valid) -> Option<Service> {
-    let mut wanted = desired(valid);
-    // What is applied is written down beside it, so that a field that we leave out now is noticed and taken back.
-    let applied = fingerprint(&json(&wanted));
-    wanted
-        .metadata
-        .annotations
-        .get_or_insert_default()
-        .insert(names::ANNOTATION_APPLIED.to_owned(), applied);
-    let is_there = valid
+    // The selector must be exactly ours: one label more, and it selects nothing.
+    let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
+    let wanted = desired(valid);
+    let before = valid
         .service_before
         .as_ref()
-        .is_some_and(|before| is_applied(before, &wanted));
-    (!is_there).then_some(wanted)
+        .filter(|before| selector(before) == selector(&wanted));
+    drift::unless_applied(wanted, before)
 }
 
 fn desired(valid: &Valid) -> Service {
@@ -60,27 +54,5 @@ fn desired(valid: &Valid) -> Service {
             ..ServiceSpec::default()
         }),
         status: None,
-    }
-}
-
-/// Whether a Service is as wanted. Its selector must be exactly ours: one label more, and it selects nothing.
-fn is_applied(before: &Service, wanted: &Service) -> bool {
-    let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
-    if selector(before) != selector(wanted) {
-        return false;
-    }
-    contains(&json(before), &json(wanted))
-}
-
-/// Whether everything in `wanted` is in `there` with the same value. What the API server or others added is ignored.
-fn contains(there: &Value, wanted: &Value) -> bool {
-    match (there, wanted) {
-        (Value::Object(there), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| there.get(key).is_some_and(|there| contains(there, value))),
-        (Value::Array(there), Value::Array(wanted)) => wanted
-            .iter()
-            .all(|wanted| there.iter().any(|there| contains(there, wanted))),
-        (there, wanted) => there == wanted,
     }
 }

@@ -6,7 +6,9 @@ use super::super::plan;
 use super::*;
 use escadre_crds::{LlmDeployment, names};
 use kube::ResourceExt as _;
+use kube::core::PartialObjectMetaExt as _;
 use serde_json::json;
+use std::sync::Arc;
 
 fn first_pass(object: &LlmDeployment) -> (Valid, Children<Built>) {
     let observed = world(vec![]);
@@ -238,14 +240,87 @@ fn wrong_mirror_of_a_revision_that_never_served_can_be_repaired() {
 }
 
 #[test]
+fn surroundings_that_are_as_wanted_are_not_written_again() {
+    let object = surrounded();
+    let mut observed = world(vec![]);
+    observed.dependencies.has_pod_monitors = true;
+    let before = valid(&object, &observed);
+    let children = build(&before, &plan::next(&before, &observed, at(0)));
+    let Surroundings {
+        files, budget, monitor, ..
+    } = children.surroundings;
+    let name = files.as_ref().unwrap().name_any();
+    observed.revisions = children.record.iter().map(watched).collect();
+    let files = Found {
+        object: Arc::new(files.unwrap().metadata.into_response_partial()),
+        is_ours: true,
+    };
+    observed.dependencies.snapshots.insert(name, files);
+    observed.dependencies.budget = budget.map(found);
+    observed.dependencies.pod_monitor = monitor.map(found);
+    let after = build(&valid(&object, &observed), &Plan::Complete).surroundings;
+    assert_eq!((after.files, after.budget), (None, None));
+    assert!(after.monitor.is_none() && after.annotate.is_empty());
+    assert_eq!((after.delete_budget, after.delete_monitor), (None, None));
+
+    let plain = build(&valid(&self::object(&json!({})), &observed), &Plan::Complete).surroundings;
+    assert!(plain.delete_budget.is_some(), "a budget that nobody wants goes");
+    observed.dependencies.pod_monitor.as_mut().unwrap().is_ours = false;
+    observed.dependencies.budget.as_mut().unwrap().is_ours = false;
+    let plain = build(&valid(&self::object(&json!({})), &observed), &Plan::Complete).surroundings;
+    assert_eq!((plain.delete_budget, plain.delete_monitor), (None, None));
+    assert!(plain.monitor.is_none(), "a foreign monitor is left alone");
+}
+
+fn found<K>(object: K) -> Found<K> {
+    Found {
+        object: Arc::new(object),
+        is_ours: true,
+    }
+}
+
+fn surrounded() -> LlmDeployment {
+    object(&json!({
+        "files": [{"path": "chat_template.jinja", "inline": "x"}],
+        "disruption": {"minAvailable": "51%"},
+    }))
+}
+
+#[test]
+fn percentages_are_rounded_up_to_pods() {
+    let of = |value: serde_json::Value, replicas| {
+        let object = object(&json!({"disruption": {"minAvailable": value}}));
+        disruption::min_available(&object.spec.disruption, replicas)
+    };
+    assert_eq!(of(json!("50%"), 3), Some(2));
+    assert_eq!(of(json!("1%"), 3), Some(1));
+    assert_eq!(of(json!("100%"), 0), Some(0));
+    assert_eq!(of(json!(2), 9), Some(2));
+    assert_eq!(of(json!("3"), 9), Some(3));
+}
+
+#[test]
 fn every_child_has_our_owner_and_label() {
+    let mut observed = world(vec![]);
+    observed.dependencies.has_pod_monitors = true;
+    let valid = valid(&surrounded(), &observed);
+    let surroundings = build(&valid, &plan::next(&valid, &observed, at(0))).surroundings;
+    let around = [
+        surroundings.files.map(|one| one.metadata),
+        surroundings.budget.map(|one| one.metadata),
+        surroundings.monitor.map(|one| one.metadata),
+    ];
+    let around: Vec<_> = around.into_iter().map(Option::unwrap).collect();
     let (_, children) = first_pass(&rich());
     let metas = children
         .pods
         .iter()
         .map(|pod| &pod.metadata)
         .chain(children.record.as_ref().map(|one| &one.metadata));
-    for meta in metas.chain(children.service.as_ref().map(|one| &one.metadata)) {
+    for meta in metas
+        .chain(children.service.as_ref().map(|one| &one.metadata))
+        .chain(&around)
+    {
         let owner = &meta.owner_references.as_ref().unwrap()[0];
         assert_eq!((owner.uid.as_str(), owner.controller), ("owner-uid", Some(true)));
         assert_eq!(

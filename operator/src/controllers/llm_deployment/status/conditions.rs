@@ -137,7 +137,7 @@ fn progressing(scene: &Scene<'_>) -> Finding {
     let name = scene.name();
     let plan = match scene.outcome {
         Outcome::Rejected(rejected) => {
-            return finding(type_, False, Reason::InvalidSpec, rejected.message.clone());
+            return finding(type_, False, rejected.reason, rejected.message.clone());
         }
         Outcome::Failed { error, .. } => {
             return finding(

@@ -1,0 +1,120 @@
+//! `spec.model`: which weights are served, where they come from, and how they are recognised.
+
+#![expect(
+    unreachable_pub,
+    reason = "the derive of the schema makes public copies inside a function"
+)]
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which weights are served and how they are recognised.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.endpoint) || self.source.startsWith('hf://')")
+        .message("spec.model.endpoint works with an hf:// source only; remove it, or put the whole address into spec.model.source")
+        .field_path(".endpoint"),
+    validation = Rule::new("!has(self.revision) || self.source.startsWith('hf://')")
+        .message("spec.model.revision works with an hf:// source only; remove it: an https:// address names one file, and the digest pins its bytes")
+        .field_path(".revision"),
+    validation = Rule::new("!has(self.files) || self.source.startsWith('hf://')")
+        .message("spec.model.files works with an hf:// source only; remove it: an https:// address names one file")
+        .field_path(".files"),
+    validation = Rule::new("self.format != 'Safetensors' || self.source.startsWith('hf://')")
+        .message("spec.model.format Safetensors needs an hf:// source, because safetensors come with config.json and a tokenizer and an https:// address names one file; remove it, or name a repository")
+        .field_path(".format")
+)]
+pub struct ModelSpec {
+    /// source is the address of the model: `hf://<owner>/<name>` for a repository on the Hugging Face hub (or a mirror
+    /// of it, see `endpoint`), `https://<host>/<path>` for one file. Required. An edit rolls.
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('hf://') || self.startsWith('https://')")
+            .message("spec.model.source must be hf://<owner>/<name> or https://<host>/<path to a file>; other sources are not supported in this version"),
+        validation = Rule::new("!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$')")
+            .message("spec.model.source must look like hf://<owner>/<name>, for example hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF; a revision goes into spec.model.revision, file names into spec.model.files"),
+        validation = Rule::new("!self.startsWith('https://') || self.matches('^https://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?/[^\\\\s#,]*[^\\\\s#,/]$')")
+            .message("spec.model.source must look like https://<host>/<path to a file>: one address, without user name, fragment, comma or spaces, that does not end in '/'")
+    )]
+    pub source: String,
+    /// revision is the branch, tag or commit of an `hf://` source. Defaults to `main`. The digest pins the bytes in any
+    /// case; a commit keeps a moved branch from breaking the next pod. An edit rolls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*$') && !self.contains('..')")
+        .message("spec.model.revision must be a branch, a tag or a commit: letters, digits and . _ - / only"))]
+    pub revision: Option<String>,
+    /// endpoint is the address of a mirror of the Hugging Face hub, `http://` or `https://`. Absent: the public hub.
+    /// Waits for the next revision, or for a revision that has never served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$')")
+        .message("spec.model.endpoint must be an address like https://mirror.example.com or http://mirror.models.svc:8000, without user name, query or fragment"))]
+    pub endpoint: Option<String>,
+    /// files are the globs of the files that belong to the model, relative to the repository. Absent: the weights
+    /// (`*.gguf`, `*.safetensors`), tokenizer, configuration, chat template and licence files at its top. An edit rolls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(glob, !glob.startsWith('/') && !glob.contains('\\\\') && !('..' in glob.split('/')) && !glob.matches('[\\\\s]'))")
+            .message("spec.model.files must be globs relative to the repository, for example '*.gguf': no leading '/', no '..', no backslash, no spaces")
+    )]
+    pub files: Option<Vec<String>>,
+    /// format is how the weights are stored: `Auto`, `Safetensors` or `GGUF`. Defaults to `Auto`. With a format, only
+    /// its files are fetched where `files` is absent, and a model in another format is refused. An edit rolls.
+    #[serde(default)]
+    pub format: ModelFormat,
+    /// secretRef names a Secret of the same namespace with credentials for the source: key `token` for `hf://` and
+    /// `https://`, or keys `username` and `password` for `https://`. Only the container that fetches gets it. It may be
+    /// missing at first: pods wait with the reason `SecretMissing` and go on when it appears. Absent: no credentials.
+    /// Waits for the next revision, or for a revision that has never served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+    /// servedName is the model's name in the OpenAI API. Absent: the object's name. An edit rolls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$')")
+        .message("spec.model.servedName must be letters, digits and . _ : / - only, for example qwen2.5-7b, and begin and end with a letter or digit"))]
+    pub served_name: Option<String>,
+    /// verification says what the bytes must be; nothing else is ever served. Required. An edit rolls.
+    pub verification: Verification,
+}
+
+/// What the bytes must be.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Verification {
+    /// digest is the model digest, `sha256:` and 64 lower-case hexadecimal digits. Of a single file it is the SHA-256
+    /// (`sha256sum FILE`); of several the SHA-256 of the sorted lines that `sha256sum` prints for them. Required.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^sha256:[0-9a-f]{64}$')")
+        .message("spec.model.verification.digest must be 'sha256:' and 64 lower-case hexadecimal digits; for a single file `sha256sum FILE` prints them"))]
+    pub digest: String,
+}
+
+/// How the weights are stored.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelFormat {
+    /// Whatever the source has.
+    #[default]
+    Auto,
+    /// A folder with `config.json`, a tokenizer and `.safetensors` files.
+    Safetensors,
+    /// One `.gguf` file.
+    #[serde(rename = "GGUF")]
+    Gguf,
+}
+
+/// A Secret of the object's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// name of the Secret. Required.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+        .message("spec.model.secretRef.name must be the name of a Secret in the same namespace: a-z, 0-9, '-' and '.' only; see `kubectl get secrets`"))]
+    pub name: String,
+}

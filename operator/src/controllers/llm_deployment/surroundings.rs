@@ -1,0 +1,107 @@
+//! The writes of children that few objects have: overlay files, a budget, a monitor, annotations of pods.
+//!
+//! They come before pods are made, because a pod does not start without its files.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::DynamicObject;
+use kube::core::PartialObjectMetaExt as _;
+use kube::{Api, ResourceExt as _};
+
+use super::apply::{Applied, Error, failed, remove};
+use super::build::{Annotation, Surroundings};
+use super::dependencies::pod_monitor_kind;
+use super::observe::is_owned;
+use crate::context::Context;
+use crate::kube_ext::apply::{CallError, annotate, apply as apply_object, create, within};
+use crate::world::trim::trim;
+
+/// Writes them.
+///
+/// # Errors
+/// With the first write that failed.
+pub(super) async fn apply(
+    ctx: &Context,
+    namespace: &str,
+    surroundings: &Surroundings,
+    applied: &mut Applied,
+) -> Result<(), Error> {
+    let Surroundings {
+        files,
+        delete_files,
+        budget,
+        delete_budget,
+        monitor,
+        delete_monitor,
+        annotate,
+    } = surroundings;
+    let config_maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), namespace);
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(ctx.client.clone(), namespace);
+    let monitors: Api<DynamicObject> = Api::namespaced_with(ctx.client.clone(), namespace, &pod_monitor_kind());
+    if let Some(files) = files {
+        let written =
+            apply_files(&config_maps, files)
+                .await
+                .map_err(failed("apply", "ConfigMap", &files.name_any()))?;
+        let mut written = written.metadata.into_response_partial();
+        trim(&mut written);
+        ctx.world.snapshots.created(written);
+        applied.count(ctx, "apply", "ConfigMap");
+    }
+    if let Some(budget) = budget {
+        let mut written =
+            apply_object(&budgets, budget)
+                .await
+                .map_err(failed("apply", "PodDisruptionBudget", &budget.name_any()))?;
+        trim(&mut written);
+        ctx.world.budgets.created(written);
+        applied.count(ctx, "apply", "PodDisruptionBudget");
+    }
+    if let Some(monitor) = monitor {
+        apply_object(&monitors, monitor)
+            .await
+            .map_err(failed("apply", "PodMonitor", &monitor.name_any()))?;
+        applied.count(ctx, "apply", "PodMonitor");
+    }
+    if let Some(budget) = delete_budget {
+        remove(ctx, &budgets, "PodDisruptionBudget", budget, applied).await?;
+    }
+    if let Some(monitor) = delete_monitor {
+        remove(ctx, &monitors, "PodMonitor", monitor, applied).await?;
+    }
+    for files in delete_files {
+        remove(ctx, &config_maps, "ConfigMap", files, applied).await?;
+    }
+    annotate_pods(ctx, namespace, annotate, applied).await
+}
+
+/// A snapshot that was not seen may be there all the same: of ours when its record was deleted by hand, else of
+/// somebody whose data must stay.
+async fn apply_files(api: &Api<ConfigMap>, files: &ConfigMap) -> Result<ConfigMap, CallError> {
+    let name = files.name_any();
+    let owner = files.owner_references().first().map(|owner| owner.uid.clone());
+    if let Some(there) = within(api.get_opt(&name)).await?
+        && !is_owned(there.owner_references(), owner.as_deref().unwrap_or_default())
+    {
+        return create(api, files).await;
+    }
+    apply_object(api, files).await
+}
+
+async fn annotate_pods(
+    ctx: &Context,
+    namespace: &str,
+    annotations: &[Annotation],
+    applied: &mut Applied,
+) -> Result<(), Error> {
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    for Annotation { pod, key, value } in annotations {
+        let was_there = annotate(&pods, pod, key, value)
+            .await
+            .map_err(failed("patch", "Pod", &pod.name))?;
+        if was_there {
+            applied.count(ctx, "patch", "Pod");
+        }
+    }
+    Ok(())
+}
