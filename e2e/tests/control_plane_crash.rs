@@ -16,6 +16,8 @@ use serde_json::json;
 const SEED: u64 = 4;
 /// A story without a kill is over when nothing was written for this long.
 const QUIET: Duration = Duration::from_secs(3);
+/// Between two stories: a late write of the one would be counted in the next.
+const PAUSE: Duration = Duration::from_millis(1500);
 /// How long a new operator may take to come to the same world.
 const SAME: Duration = Duration::from_secs(90);
 /// No story has that many writes: a sweep that gets here would not end.
@@ -81,7 +83,7 @@ async fn sweep(story: Story) -> u64 {
     prepare(&stage, story, &names).await;
     let mut kills = 0;
     for ((number, side), name) in points.into_iter().zip(&names) {
-        stage.proxy.await_quiet(QUIET, Duration::from_secs(60)).await.unwrap();
+        stage.proxy.await_quiet(PAUSE, SAME).await.unwrap();
         stage.proxy.stop_at_write(number, side);
         story.begin(&stage, name).await.unwrap();
         if was_stopped(&stage, story, name).await {

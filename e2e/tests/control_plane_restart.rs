@@ -132,7 +132,8 @@ async fn broken_stored_object_is_an_error_on_that_object_alone() {
         "apiVersion": "escadre.dev/v1alpha1",
         "kind": "LlmDeployment",
         "metadata": {"name": "broken"},
-        "spec": {"replicas": "many", "model": ["a", "list"]},
+        // The scale subresource looks at `replicas` under any schema.
+        "spec": {"replicas": 1, "model": ["a", "list"]},
     }))
     .unwrap();
     stage
