@@ -262,7 +262,7 @@ pub fn check(spec: &LlmDeploymentSpec, found: &Dependencies) -> Result<(), Rejec
             "set spec.observability.podMonitor to Disabled",
         ));
     }
-    for snapshot in found.snapshots.values().filter(|snapshot| !snapshot.is_ours) {
+    if let Some(snapshot) = found.snapshots.values().find(|snapshot| !snapshot.is_ours) {
         let name = snapshot.object.name_any();
         return Err(taken("ConfigMap", &name, "edit spec.files, which makes another name"));
     }
