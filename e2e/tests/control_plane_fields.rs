@@ -19,7 +19,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 /// Longer than the operator's memory of which kinds the cluster has, and one of its looks at what is not settled.
 const LATER: Duration = Duration::from_mins(3);
 

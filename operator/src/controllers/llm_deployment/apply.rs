@@ -1,5 +1,5 @@
-//! The only writes of a pass, in a written order: Service, record, surroundings, deletions, creations, records that
-//! nothing needs.
+//! The only writes of a pass, in a written order: Service, record, overlay files, deletions, creations, surroundings,
+//! records that nothing needs.
 //!
 //! The record comes before the first pod, so that every pod can be rebuilt. Old pods go before new ones are made,
 //! since they may hold the device that the new ones need. What is not deleted yet is seen again in the next pass.
@@ -91,11 +91,12 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
             .map_err(failed("create", "ControllerRevision", &record.name_any()))?;
         applied.count(ctx, "create", "ControllerRevision");
     }
-    surroundings::apply(ctx, &namespace, &surroundings, &mut applied).await?;
+    surroundings::before_pods(ctx, &namespace, &surroundings, &mut applied).await?;
     for pod in &delete_pods {
         remove(ctx, &pod_api, "Pod", pod, &mut applied).await?;
     }
     create_pods(ctx, &pod_api, &pods, &mut applied).await?;
+    surroundings::after_pods(ctx, &namespace, &surroundings, &mut applied).await?;
     for record in &delete_records {
         remove(ctx, &record_api, "ControllerRevision", record, &mut applied).await?;
     }

@@ -42,6 +42,11 @@ pub fn pod_monitor_kind() -> ApiResource {
 pub struct PodMonitorKind(Mutex<Option<(Timestamp, bool)>>);
 
 impl PodMonitorKind {
+    /// Asks again the next time.
+    pub fn forget(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
     async fn exists(&self, ctx: &Context) -> Result<bool, CallError> {
         let now = ctx.clock.now();
         let known = *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
