@@ -350,10 +350,9 @@ async fn foreign_budget_is_left_alone_and_named() {
         message.contains("a PodDisruptionBudget named taken exists already"),
         "{message}"
     );
-    assert_eq!(
-        budgets.get("taken").await.unwrap().resource_version(),
-        foreign.resource_version()
-    );
+    // Its status is the business of the cluster's own controller.
+    let after = budgets.get("taken").await.unwrap();
+    assert_eq!((after.spec, after.metadata.owner_references), (foreign.spec, None));
 }
 
 #[tokio::test]
