@@ -77,7 +77,8 @@ pub struct Disruption {
 #[serde(rename_all = "camelCase")]
 pub struct Observability {
     /// podMonitor says whether a `PodMonitor` of the Prometheus operator is made for the pods' metrics: `Auto` where the
-    /// cluster has that kind, `Enabled` (it must have it), `Disabled`. Defaults to `Auto`. Works live.
+    /// cluster has that kind, `Enabled` (it must have it), `Disabled`. One of the object's name that is not ours is left
+    /// alone. Defaults to `Auto`. Works live.
     #[serde(default)]
     pub pod_monitor: PodMonitorMode,
 }

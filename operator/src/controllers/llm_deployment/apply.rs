@@ -1,5 +1,6 @@
-//! The only writes of a pass, in a written order: Service, record, surroundings, labels, deletions, creations, records
-//! that nothing needs. What was written is told to the caches, so that the next pass does not look at a past without it.
+//! The only writes of a pass, in a written order: Service, record, overlay files, labels, deletions, creations,
+//! surroundings, records that nothing needs. What was written is told to the caches, so that the next pass does not look
+//! at a past without it.
 //!
 //! The record comes before the first pod, so that every pod can be rebuilt. Old pods go before new ones are made,
 //! since they may hold the device that the new ones need. What is not deleted yet is seen again in the next pass.
@@ -101,7 +102,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         ctx.world.revisions.created(written);
         applied.count(ctx, "create", "ControllerRevision");
     }
-    surroundings::apply(ctx, &namespace, &surroundings, &mut applied).await?;
+    surroundings::before_pods(ctx, &namespace, &surroundings, &mut applied).await?;
     for (pod, labels) in &relabel_pods {
         relabel(&pod_api, pod, labels)
             .await
@@ -113,6 +114,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         ctx.world.pods.deleted(&pod.uid);
     }
     create_pods(ctx, &pod_api, &pods, &mut applied).await?;
+    surroundings::after_pods(ctx, &namespace, &surroundings, &mut applied).await?;
     for record in &delete_records {
         remove(ctx, &record_api, "ControllerRevision", record, &mut applied).await?;
         ctx.world.revisions.deleted(&record.uid);

@@ -40,6 +40,11 @@ pub fn pod_monitor_kind() -> ApiResource {
 pub struct PodMonitorKind(Mutex<Option<(Timestamp, bool)>>);
 
 impl PodMonitorKind {
+    /// Asks again the next time.
+    pub fn forget(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
     async fn exists(&self, ctx: &Context) -> Result<bool, CallError> {
         let now = ctx.clock.now();
         let known = *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -260,7 +265,7 @@ pub fn check(spec: &LlmDeploymentSpec, found: &Dependencies) -> Result<(), Rejec
             "set spec.observability.podMonitor to Disabled",
         ));
     }
-    for snapshot in found.snapshots.values().filter(|snapshot| !snapshot.is_ours) {
+    if let Some(snapshot) = found.snapshots.values().find(|snapshot| !snapshot.is_ours) {
         let name = snapshot.object.name_any();
         return Err(taken("ConfigMap", &name, "edit spec.files, which makes another name"));
     }

@@ -1,6 +1,6 @@
 //! The writes of children that few objects have: overlay files, a budget, a monitor, annotations of pods.
 //!
-//! They come before pods are made, because a pod does not start without its files.
+//! Files come before pods, because a pod does not start without them; the rest comes after, since pods matter more.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -16,18 +16,42 @@ use crate::context::Context;
 use crate::kube_ext::apply::{CallError, annotate, apply as apply_object, create, within};
 use crate::world::trim::trim;
 
-/// Writes them.
+/// Writes what pods need in order to start.
 ///
 /// # Errors
 /// With the first write that failed.
-pub(super) async fn apply(
+pub(super) async fn before_pods(
+    ctx: &Context,
+    namespace: &str,
+    surroundings: &Surroundings,
+    applied: &mut Applied,
+) -> Result<(), Error> {
+    if let Some(files) = &surroundings.files {
+        let config_maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), namespace);
+        let written =
+            apply_files(&config_maps, files)
+                .await
+                .map_err(failed("apply", "ConfigMap", &files.name_any()))?;
+        let mut written = written.metadata.into_response_partial();
+        trim(&mut written);
+        ctx.world.snapshots.created(written);
+        applied.count(ctx, "apply", "ConfigMap");
+    }
+    Ok(())
+}
+
+/// Writes the rest: nothing of it keeps pods from being made.
+///
+/// # Errors
+/// With the first write that failed.
+pub(super) async fn after_pods(
     ctx: &Context,
     namespace: &str,
     surroundings: &Surroundings,
     applied: &mut Applied,
 ) -> Result<(), Error> {
     let Surroundings {
-        files,
+        files: _,
         delete_files,
         budget,
         delete_budget,
@@ -38,16 +62,6 @@ pub(super) async fn apply(
     let config_maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), namespace);
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(ctx.client.clone(), namespace);
     let monitors: Api<DynamicObject> = Api::namespaced_with(ctx.client.clone(), namespace, &pod_monitor_kind());
-    if let Some(files) = files {
-        let written =
-            apply_files(&config_maps, files)
-                .await
-                .map_err(failed("apply", "ConfigMap", &files.name_any()))?;
-        let mut written = written.metadata.into_response_partial();
-        trim(&mut written);
-        ctx.world.snapshots.created(written);
-        applied.count(ctx, "apply", "ConfigMap");
-    }
     if let Some(budget) = budget {
         let mut written =
             apply_object(&budgets, budget)
@@ -57,22 +71,25 @@ pub(super) async fn apply(
         ctx.world.budgets.created(written);
         applied.count(ctx, "apply", "PodDisruptionBudget");
     }
-    if let Some(monitor) = monitor {
-        apply_object(&monitors, monitor)
-            .await
-            .map_err(failed("apply", "PodMonitor", &monitor.name_any()))?;
-        applied.count(ctx, "apply", "PodMonitor");
-    }
     if let Some(budget) = delete_budget {
         remove(ctx, &budgets, "PodDisruptionBudget", budget, applied).await?;
-    }
-    if let Some(monitor) = delete_monitor {
-        remove(ctx, &monitors, "PodMonitor", monitor, applied).await?;
     }
     for files in delete_files {
         remove(ctx, &config_maps, "ConfigMap", files, applied).await?;
     }
-    annotate_pods(ctx, namespace, annotate, applied).await
+    annotate_pods(ctx, namespace, annotate, applied).await?;
+    if let Some(monitor) = monitor {
+        match apply_object(&monitors, monitor).await {
+            Ok(_) => applied.count(ctx, "apply", "PodMonitor"),
+            // The kind went a moment ago: that is no failure, and the next pass knows.
+            Err(error) if error.status().is_some_and(|status| status.code == 404) => ctx.pod_monitor_kind.forget(),
+            Err(error) => return Err(failed("apply", "PodMonitor", &monitor.name_any())(error)),
+        }
+    }
+    if let Some(monitor) = delete_monitor {
+        remove(ctx, &monitors, "PodMonitor", monitor, applied).await?;
+    }
+    Ok(())
 }
 
 /// A snapshot that was not seen may be there all the same: of ours when its record was deleted by hand, else of

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use escadre_crds::condition::Reason;
 use escadre_crds::v1alpha1::{
-    Disruption, ImagePullPolicy, ModelFormat, Network, Placement, PodMonitorMode, Resources, RuntimeSpec, ServiceSpec,
+    Disruption, ImagePullPolicy, LlmDeploymentSpec, ModelFormat, Network, Placement, PodMonitorMode, Resources,
+    RuntimeSpec, ServiceSpec,
 };
 use escadre_crds::{LlmDeployment, names};
 use k8s_openapi::api::core::v1::{PodTemplateSpec, Service};
@@ -113,32 +114,7 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     dependencies::check(spec, &observed.dependencies)?;
     let files = dependencies::files(spec, &observed.dependencies)?;
 
-    let intent = Intent {
-        source: spec.model.source.clone(),
-        revision: spec.model.revision.clone(),
-        files: sorted(spec.model.files.as_deref()),
-        served_name: spec.model.served_name.clone().unwrap_or_else(|| name.clone()),
-        digest: spec.model.verification.digest.clone(),
-        runtime: spec
-            .runtime
-            .clone()
-            .filter(|runtime| *runtime != RuntimeSpec::default()),
-        resources: spec.resources.as_ref().and_then(normal_resources),
-        placement: spec
-            .placement
-            .clone()
-            .filter(|placement| *placement != Placement::default()),
-        format: Some(spec.model.format).filter(|format| *format != ModelFormat::Auto),
-        overlay: (!files.is_empty()).then(|| digests(&files)),
-        service_account_name: spec.service_account_name.clone(),
-        pod_labels: spec.pod_labels.clone().filter(|labels| !labels.is_empty()),
-        pod_annotations: spec
-            .pod_annotations
-            .clone()
-            .filter(|annotations| !annotations.is_empty()),
-        network: spec.network.clone().filter(|network| *network != Network::default()),
-        pod_overrides: spec.pod_overrides.clone().filter(|patch| !is_empty(patch)),
-    };
+    let intent = intent(spec, &name, &files);
     let revision = intent.revision_name();
     let status = object.status.as_ref();
     let served = |field: Option<&String>| field.is_some_and(|served| served == revision.as_str());
@@ -182,6 +158,36 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     };
     valid.template = build::template(&valid).map_err(invalid)?;
     Ok(valid)
+}
+
+/// What the user wants of each pod, without what has no effect.
+fn intent(spec: &LlmDeploymentSpec, name: &str, files: &BTreeMap<String, String>) -> Intent {
+    Intent {
+        source: spec.model.source.clone(),
+        revision: spec.model.revision.clone(),
+        files: sorted(spec.model.files.as_deref()),
+        served_name: spec.model.served_name.clone().unwrap_or_else(|| name.to_owned()),
+        digest: spec.model.verification.digest.clone(),
+        runtime: spec
+            .runtime
+            .clone()
+            .filter(|runtime| *runtime != RuntimeSpec::default()),
+        resources: spec.resources.as_ref().and_then(normal_resources),
+        placement: spec
+            .placement
+            .clone()
+            .filter(|placement| *placement != Placement::default()),
+        format: Some(spec.model.format).filter(|format| *format != ModelFormat::Auto),
+        overlay: (!files.is_empty()).then(|| digests(files)),
+        service_account_name: spec.service_account_name.clone(),
+        pod_labels: spec.pod_labels.clone().filter(|labels| !labels.is_empty()),
+        pod_annotations: spec
+            .pod_annotations
+            .clone()
+            .filter(|annotations| !annotations.is_empty()),
+        network: spec.network.clone().filter(|network| *network != Network::default()),
+        pod_overrides: spec.pod_overrides.clone().filter(|patch| !is_empty(patch)),
+    }
 }
 
 /// The SHA-256 of each text.

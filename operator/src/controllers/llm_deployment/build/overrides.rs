@@ -56,17 +56,17 @@ const NOT_TRUE: [(&str, &str); 5] = [
 ///
 /// # Errors
 /// The field that is refused or unknown, and what to do.
-pub(super) fn apply(template: &PodTemplateSpec, patch: &Value) -> Result<PodTemplateSpec, String> {
-    check_top(patch)?;
-    check_nulls(patch, ROOT)?;
-    check_metadata(&patch["metadata"])?;
-    check_spec(&patch["spec"])?;
+pub(super) fn apply(template: &PodTemplateSpec, changes: &Value) -> Result<PodTemplateSpec, String> {
+    check_top(changes)?;
+    check_nulls(changes, ROOT)?;
+    check_metadata(&changes["metadata"])?;
+    check_spec(&changes["spec"])?;
     let mut merged = to_json(template);
-    merge(&mut merged, patch, ROOT)?;
+    merge(&mut merged, changes, ROOT)?;
     harden(&mut merged["spec"]);
     let typed: PodTemplateSpec =
-        serde_json::from_value(merged).map_err(|error| misfit(&patch["spec"], &error.to_string()))?;
-    match lost(patch, &to_json(&typed), ROOT) {
+        serde_json::from_value(merged).map_err(|error| misfit(&changes["spec"], &error.to_string()))?;
+    match lost(changes, &to_json(&typed), ROOT) {
         Some(path) => Err(format!(
             "{path} is not a field of a pod; correct its name, `kubectl explain pod{}` lists those that there are",
             parent_of(&path)
@@ -96,8 +96,8 @@ fn parent_of(path: &str) -> String {
     plain
 }
 
-fn check_top(patch: &Value) -> Result<(), String> {
-    let Some(fields) = patch.as_object() else {
+fn check_top(changes: &Value) -> Result<(), String> {
+    let Some(fields) = changes.as_object() else {
         return Err(format!("{ROOT} must be an object with the shape of a pod"));
     };
     for (name, value) in fields {
@@ -357,9 +357,9 @@ fn merge_key(field: &str) -> Option<&'static str> {
     }
 }
 
-fn merge(into: &mut Value, patch: &Value, path: &str) -> Result<(), String> {
-    let Some(fields) = patch.as_object() else {
-        *into = patch.clone();
+fn merge(into: &mut Value, changes: &Value, path: &str) -> Result<(), String> {
+    let Some(fields) = changes.as_object() else {
+        *into = changes.clone();
         return Ok(());
     };
     if !into.is_object() {
@@ -427,8 +427,8 @@ fn misfit(spec: &Value, error: &str) -> String {
 }
 
 /// The path of the first thing in the patch that the pod does not have: a field that a pod does not know.
-fn lost(patch: &Value, pod: &Value, path: &str) -> Option<String> {
-    match (patch, pod) {
+fn lost(changes: &Value, pod: &Value, path: &str) -> Option<String> {
+    match (changes, pod) {
         (Value::Object(fields), _) => fields.iter().find_map(|(name, value)| {
             let path = format!("{path}.{name}");
             match (pod.get(name), value) {

@@ -48,9 +48,13 @@ pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) ->
 
 /// The template of a new revision.
 pub(super) fn build_template(valid: &Valid) -> PodTemplateSpec {
+    let mut labels = valid.intent.pod_labels.clone().unwrap_or_default();
+    labels.extend(valid.labels());
+    labels.insert(names::LABEL_COMPONENT.to_owned(), names::COMPONENT_RUNTIME.to_owned());
+    labels.insert(names::LABEL_REVISION.to_owned(), valid.revision.to_string());
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
-            labels: valid.intent.pod_labels.clone(),
+            labels: Some(labels),
             annotations: valid.intent.pod_annotations.clone(),
             ..ObjectMeta::default()
         }),
