@@ -7,7 +7,7 @@ SHELL := /bin/bash
 CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
-.PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
+.PHONY: help demo demo-down test check fmt generate generate-operator models clients reference bench-first-token \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -29,6 +29,9 @@ fmt: ## Format the code
 
 generate: ## Write the CRD, its reference and the examples again from the Rust types
 	@dev/build.sh -q --bin crdgen && target/debug/crdgen
+
+generate-operator: ## Write the reference of the operator's options and metrics again
+	@dev/build.sh -q --bin escadre-operator && target/debug/escadre-operator --print-reference > docs/reference/operator.md
 
 models: ## Download the model that the tests and the demo serve (98 MB)
 	@dev/models.sh

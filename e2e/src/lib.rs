@@ -4,6 +4,7 @@
 //! was killed.
 
 pub mod chart;
+pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod escadre;
@@ -11,7 +12,6 @@ pub mod external;
 pub mod fixtures;
 pub mod metrics_api;
 pub mod mirror;
-pub mod operator;
 pub mod scenario;
 pub mod testing;
 pub mod wait;

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
+use escadre_e2e::child::ChildOperator;
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
 use escadre_e2e::metrics_api::MetricsApi;
-use escadre_e2e::operator::Operator;
 use escadre_e2e::testing::{self, TestNamespace};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(60);
 struct World {
     cluster: &'static Cluster,
     namespace: TestNamespace,
-    operator: Option<Operator>,
+    operator: Option<ChildOperator>,
     port: u16,
 }
 
@@ -51,7 +51,7 @@ impl World {
         }
         let image = format!("--runtime-image={image}");
         let watched = format!("--namespace={}", self.namespace.name());
-        let operator = Operator::start(self.cluster, self.port, None, &[&image, &watched]).unwrap();
+        let operator = ChildOperator::start(self.cluster, self.port, None, &[&image, &watched]).unwrap();
         self.operator = Some(operator);
     }
 
@@ -324,4 +324,37 @@ async fn newer_operator_with_another_default_image_touches_no_pod() {
 
 fn image(pod: &Pod) -> String {
     pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap()
+}
+
+#[tokio::test]
+async fn edited_child_is_put_right_and_counted() {
+    let world = World::start(18217).await;
+    world.create(Deployment::named("edited")).await;
+    world.await_pods("edited", 1).await;
+    let api: Api<Service> = world.namespace.api();
+    let port = async || -> anyhow::Result<i32> {
+        let spec = api.get("edited").await?.spec.unwrap_or_default();
+        Ok(spec.ports.unwrap_or_default().first().map_or(0, |port| port.port))
+    };
+    world
+        .namespace
+        .await_condition("the Service", SOON, async || Ok(api.get_opt("edited").await?.map(drop)))
+        .await
+        .unwrap();
+    let before = port().await.unwrap();
+    let edit = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 8088}]"#;
+    world
+        .kubectl(&["patch", "service", "edited", "--type=json", "--patch", edit])
+        .await
+        .unwrap();
+    world
+        .namespace
+        .await_condition("the port to be put right", SOON, async || {
+            Ok((port().await? == before).then_some(()))
+        })
+        .await
+        .unwrap();
+    let (_, page) = world.operator.as_ref().unwrap().get("/metrics").unwrap();
+    let line = "escadre_operator_drift_put_right_total{kind=\"Service\"} 1";
+    assert!(page.contains(line), "{page}");
 }

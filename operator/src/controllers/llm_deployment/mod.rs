@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::{reflector::ObjectRef, watcher};
-use kube::{Api, Resource};
+use kube::{Api, Resource, ResourceExt as _};
 use tracing::Instrument as _;
 
 use crate::admin::Readiness;
@@ -108,6 +108,7 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
         Ok(valid) => {
             let plan = plan::next(&valid, &observed, ctx.clock.now());
             let children = build::build(&valid, &plan);
+            count_drift(&ctx, &valid, &children);
             let valid = Box::new(valid);
             match apply::apply(&ctx, children).await {
                 Ok(children) => Outcome::Applied {
@@ -128,6 +129,16 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
     outcome.into_action(next_look)
 }
 
+/// Counts what is put right although the spec did not change: somebody else changed it.
+fn count_drift(ctx: &Context, valid: &Valid, children: &Children<build::Built>) {
+    let applied = |service: &Service| service.annotations().get(names::ANNOTATION_APPLIED).cloned();
+    if let (Some(before), Some(wanted)) = (&valid.service_before, &children.service)
+        && applied(before) == applied(wanted)
+    {
+        ctx.metrics.put_right("Service");
+    }
+}
+
 /// One pass, with its numbers and its log line.
 async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
     if ctx.gate.opened().await {
@@ -135,7 +146,7 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
         return Ok(Action::requeue(Duration::ZERO));
     }
     let name = key(&object);
-    let span = tracing::info_span!("reconcile", object = name, generation = object.meta().generation);
+    let span = span(&object);
     let _running = ctx.metrics.runs();
     let started = Instant::now();
     let result = Box::pin(reconcile(object, Arc::clone(&ctx)).instrument(span)).await;
@@ -148,6 +159,17 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
     };
     ctx.metrics.reconciled(outcome, started.elapsed());
     result
+}
+
+/// Every log line of a pass says of which object and generation it speaks.
+fn span(object: &DeserializeGuard<LlmDeployment>) -> tracing::Span {
+    let meta = object.meta();
+    tracing::info_span!(
+        "reconcile",
+        object = meta.name,
+        namespace = meta.namespace,
+        generation = meta.generation
+    )
 }
 
 fn key(object: &DeserializeGuard<LlmDeployment>) -> String {
