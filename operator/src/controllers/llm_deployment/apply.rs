@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt as _};
 
 use super::build::{Built, Children};
 use crate::context::Context;
-use crate::kube_ext::apply::{CallError, apply as apply_object, create};
+use crate::kube_ext::apply::{CallError, apply_service, create};
 use crate::kube_ext::orphans::{Identity, delete};
 
 /// A write that failed.
@@ -77,7 +77,7 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
 
     if let Some(service) = &service {
         let api: Api<Service> = Api::namespaced(ctx.client.clone(), &namespace);
-        apply_object(&api, service)
+        apply_service(&api, service)
             .await
             .map_err(failed("apply", "Service", &service.name_any()))?;
         applied.count(ctx, "apply", "Service");
