@@ -1,4 +1,5 @@
-//! What others do with an `LlmDeployment`: kubectl, the autoscaler, GitOps tools, node maintenance, a newer operator.
+//! What others do with an `LlmDeployment`: kubectl, the autoscaler, tools that sync from git, node maintenance, a newer
+//! operator.
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
@@ -19,7 +20,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A namespace on fake nodes with an operator of its own.
 struct World {

@@ -195,8 +195,8 @@ impl Metrics {
     }
 
     /// Counts one call to the API server.
-    pub fn called(&self, call: ApiCall) {
-        self.calls.get_or_create(&call).inc();
+    pub fn called(&self, call: &ApiCall) {
+        self.calls.get_or_create(call).inc();
     }
 
     /// Counts one question to a runtime.
@@ -237,7 +237,7 @@ pub fn reference() -> Result<String, std::fmt::Error> {
     // Families are shown once they have a member.
     metrics.reconciled("ok", Duration::ZERO);
     metrics.wrote("create", "Pod");
-    metrics.called(ApiCall::new("create", "pods".to_owned()));
+    metrics.called(&ApiCall::new("create", "pods".to_owned()));
     metrics.polled("ok");
     metrics.put_right("Service");
     let page = metrics.render()?;
@@ -353,7 +353,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.reconciled("ok", Duration::from_millis(3));
         metrics.wrote("create", "Pod");
-        metrics.called(ApiCall {
+        metrics.called(&ApiCall {
             code: 409,
             ..ApiCall::new("patch", "llmdeployments/status".to_owned())
         });

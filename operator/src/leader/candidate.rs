@@ -105,7 +105,7 @@ impl Candidate {
             return Step::Lost("the lease could not be renewed in time");
         }
         if now < self.wake {
-            return Step::Sleep(self.wake - now);
+            return Step::Sleep(self.wake.saturating_sub(now));
         }
         let Some(seen) = self.seen.as_ref().filter(|_| self.is_fresh) else {
             return Step::Ask(Call::Read);
