@@ -7,7 +7,7 @@ SHELL := /bin/bash
 CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
-.PHONY: help demo demo-down test check fmt generate generate-operator models clients reference bench-first-token \
+.PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -30,6 +30,7 @@ fmt: ## Format the code
 generate: ## Write the CRD, its reference and the examples again from the Rust types
 	@dev/build.sh -q --bin crdgen && target/debug/crdgen
 
+.PHONY: generate-operator
 generate-operator: ## Write the reference of the operator's options and metrics again
 	@dev/build.sh -q --bin escadre-operator && target/debug/escadre-operator --print-reference > docs/reference/operator.md
 

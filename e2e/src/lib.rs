@@ -4,7 +4,6 @@
 //! was killed.
 
 pub mod chart;
-pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod escadre;
@@ -12,6 +11,7 @@ pub mod external;
 pub mod fixtures;
 pub mod metrics_api;
 pub mod mirror;
+pub mod operator;
 pub mod scenario;
 pub mod testing;
 pub mod wait;

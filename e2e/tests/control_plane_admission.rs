@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
-use escadre_e2e::child::{ChildOperator, account_kubeconfig};
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::fixtures::{self, Deployment};
+use escadre_e2e::operator::{OperatorChild, account_kubeconfig};
 use escadre_e2e::testing::{self, TestNamespace};
 use escadre_e2e::{chart, escadre};
 use k8s_openapi::api::core::v1::Pod;
@@ -126,7 +126,7 @@ async fn operator_makes_its_pods_under_its_own_account_and_nobody_relabels_them(
     let (cluster, namespace) = start().await;
     let kubeconfig = account_kubeconfig(cluster, SYSTEM, "escadre-operator").await.unwrap();
     let watched = format!("--leader-election-namespace={SYSTEM}");
-    let operator = ChildOperator::start(cluster, 18191, Some(&kubeconfig), &["--leader-election", &watched]).unwrap();
+    let operator = OperatorChild::start(cluster, 18191, Some(&kubeconfig), &["--leader-election", &watched]).unwrap();
     let deployment = Deployment::named("chat").into_value();
     let typed: LlmDeployment = serde_json::from_value(deployment).unwrap();
     namespace.api().create(&PostParams::default(), &typed).await.unwrap();

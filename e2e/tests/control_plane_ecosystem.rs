@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
-use escadre_e2e::child::ChildOperator;
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
 use escadre_e2e::metrics_api::MetricsApi;
+use escadre_e2e::operator::OperatorChild;
 use escadre_e2e::testing::{self, TestNamespace};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_mins(1);
 struct World {
     cluster: &'static Cluster,
     namespace: TestNamespace,
-    operator: Option<ChildOperator>,
+    operator: Option<OperatorChild>,
     port: u16,
 }
 
@@ -52,7 +52,7 @@ impl World {
         }
         let image = format!("--runtime-image={image}");
         let watched = format!("--namespace={}", self.namespace.name());
-        let operator = ChildOperator::start(self.cluster, self.port, None, &[&image, &watched]).unwrap();
+        let operator = OperatorChild::start(self.cluster, self.port, None, &[&image, &watched]).unwrap();
         self.operator = Some(operator);
     }
 

@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
-use escadre_e2e::child::ChildOperator;
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
+use escadre_e2e::operator::OperatorChild;
 use escadre_e2e::testing::{self, TestNamespace};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
@@ -20,7 +20,7 @@ use serde_json::json;
 const SOON: Duration = Duration::from_secs(30);
 
 /// An operator that watches one namespace and elects in it, with times that make a test short.
-fn operator(cluster: &Cluster, namespace: &TestNamespace, port: u16) -> ChildOperator {
+fn operator(cluster: &Cluster, namespace: &TestNamespace, port: u16) -> OperatorChild {
     let watched = format!("--namespace={}", namespace.name());
     let elects = format!("--leader-election-namespace={}", namespace.name());
     let arguments = [
@@ -32,7 +32,7 @@ fn operator(cluster: &Cluster, namespace: &TestNamespace, port: u16) -> ChildOpe
         &watched,
         &elects,
     ];
-    ChildOperator::start(cluster, port, None, &arguments).unwrap()
+    OperatorChild::start(cluster, port, None, &arguments).unwrap()
 }
 
 async fn start() -> (&'static Cluster, TestNamespace) {
@@ -53,7 +53,7 @@ async fn await_holder(namespace: &TestNamespace, what: &str, is_right: impl Fn(&
         .unwrap()
 }
 
-async fn await_ready(namespace: &TestNamespace, operator: &ChildOperator) {
+async fn await_ready(namespace: &TestNamespace, operator: &OperatorChild) {
     namespace
         .await_condition("the operator to be ready", SOON, async || {
             Ok(operator.is_ready().then_some(()))

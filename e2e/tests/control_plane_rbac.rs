@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
-use escadre_e2e::child::{ChildOperator, account_kubeconfig};
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::fixtures::Deployment;
+use escadre_e2e::operator::{OperatorChild, account_kubeconfig};
 use escadre_e2e::testing::{OwnCluster, TestNamespace};
 use escadre_e2e::{chart, escadre};
 use k8s_openapi::api::core::v1::Pod;
@@ -185,7 +185,7 @@ async fn judge(cluster: &Cluster, system: &str, roles: &[&[&str]]) {
     assert!(vain.is_empty(), "granted and never used: {vain:?}");
 }
 
-async fn stop(operator: ChildOperator) {
+async fn stop(operator: OperatorChild) {
     let log = operator.log();
     assert!(operator.stop().await.unwrap().success());
     assert!(!log.contains("forbidden"), "{log}");
@@ -203,7 +203,7 @@ async fn cluster_mode_is_never_forbidden_anything_and_uses_all_that_it_has() {
     chart::apply(cluster, SYSTEM, &["rbac.yaml"], &[]).await.unwrap();
     let kubeconfig = account_kubeconfig(cluster, SYSTEM, ACCOUNT).await.unwrap();
     // The lease is in the account's namespace without being told.
-    let operator = ChildOperator::start(
+    let operator = OperatorChild::start(
         cluster,
         18201,
         Some(&kubeconfig),
@@ -246,7 +246,7 @@ async fn namespaced_mode_works_with_rights_in_its_namespace_only() {
         .unwrap();
     let kubeconfig = account_kubeconfig(cluster, SYSTEM, ACCOUNT).await.unwrap();
     let watched = format!("--namespace={}", namespace.name());
-    let operator = ChildOperator::start(cluster, 18202, Some(&kubeconfig), &["--leader-election", &watched]).unwrap();
+    let operator = OperatorChild::start(cluster, 18202, Some(&kubeconfig), &["--leader-election", &watched]).unwrap();
     live(&namespace).await;
     let account = format!("--as=system:serviceaccount:{SYSTEM}:{ACCOUNT}");
     let elsewhere = ["auth", "can-i", "create", "pods", "--namespace", other.name(), &account];

@@ -9,8 +9,9 @@ use kube::{Api, ResourceExt as _};
 
 use super::build::{Built, Children};
 use crate::context::Context;
-use crate::kube_ext::apply::{CallError, apply_service, create};
+use crate::kube_ext::apply::{CallError, create};
 use crate::kube_ext::orphans::{Identity, delete};
+use crate::kube_ext::services::apply_service;
 
 /// A write that failed.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::{reflector::ObjectRef, watcher};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Api, Resource};
 use tracing::Instrument as _;
 
 use crate::admin::Readiness;
@@ -131,7 +131,11 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
 
 /// Counts what is put right although the spec did not change: somebody else changed it.
 fn count_drift(ctx: &Context, valid: &Valid, children: &Children<build::Built>) {
-    let applied = |service: &Service| service.annotations().get(names::ANNOTATION_APPLIED).cloned();
+    let applied = |service: &Service| {
+        kube::ResourceExt::annotations(service)
+            .get(names::ANNOTATION_APPLIED)
+            .cloned()
+    };
     if let (Some(before), Some(wanted)) = (&valid.service_before, &children.service)
         && applied(before) == applied(wanted)
     {

@@ -21,14 +21,14 @@ const END: Duration = Duration::from_secs(40);
 
 /// A running operator; killed when it is dropped.
 #[derive(Debug)]
-pub struct ChildOperator {
+pub struct OperatorChild {
     child: Child,
     port: u16,
     cluster: Cluster,
     log: PathBuf,
 }
 
-impl ChildOperator {
+impl OperatorChild {
     /// Starts one inside the cluster's network, with the rights of `kubeconfig` or, without it, the administrator's.
     /// Its admin server listens on `port` of the loopback device there.
     pub fn start(cluster: &Cluster, port: u16, kubeconfig: Option<&Path>, arguments: &[&str]) -> Result<Self> {
