@@ -31,6 +31,10 @@ fmt: ## Format the code
 generate: ## Write the CRD, its reference and the examples again from the Rust types
 	@dev/build.sh -q --bin crdgen && target/debug/crdgen
 
+.PHONY: generate-operator
+generate-operator: ## Write the reference of the operator's options and metrics again
+	@dev/build.sh -q --bin escadre-operator && target/debug/escadre-operator --print-reference > docs/reference/operator.md
+
 models: ## Download the model that the tests and the demo serve (98 MB)
 	@dev/models.sh
 

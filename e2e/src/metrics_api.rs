@@ -1,5 +1,5 @@
 //! A small aggregated API server for `external.metrics.k8s.io`: every metric has the value that the test sets. With it
-//! the real HorizontalPodAutoscaler works on a real API server.
+//! the real horizontal autoscaler of pods works on a real API server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

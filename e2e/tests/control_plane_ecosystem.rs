@@ -1,4 +1,5 @@
-//! What others do with an `LlmDeployment`: kubectl, the autoscaler, GitOps tools, node maintenance, a newer operator.
+//! What others do with an `LlmDeployment`: kubectl, the autoscaler, tools that sync from git, node maintenance, a newer
+//! operator.
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
@@ -13,13 +14,13 @@ use escadre_e2e::metrics_api::MetricsApi;
 use escadre_e2e::operator::OperatorChild;
 use escadre_e2e::testing::{self, TestNamespace};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A namespace on fake nodes with an operator of its own.
 struct World {
@@ -324,4 +325,37 @@ async fn newer_operator_with_another_default_image_touches_no_pod() {
 
 fn image(pod: &Pod) -> String {
     pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap()
+}
+
+#[tokio::test]
+async fn edited_child_is_put_right_and_counted() {
+    let world = World::start(18217).await;
+    world.create(Deployment::named("edited")).await;
+    world.await_pods("edited", 1).await;
+    let api: Api<Service> = world.namespace.api();
+    let port = async || -> anyhow::Result<i32> {
+        let spec = api.get("edited").await?.spec.unwrap_or_default();
+        Ok(spec.ports.unwrap_or_default().first().map_or(0, |port| port.port))
+    };
+    world
+        .namespace
+        .await_condition("the Service", SOON, async || Ok(api.get_opt("edited").await?.map(drop)))
+        .await
+        .unwrap();
+    let before = port().await.unwrap();
+    let edit = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 8088}]"#;
+    world
+        .kubectl(&["patch", "service", "edited", "--type=json", "--patch", edit])
+        .await
+        .unwrap();
+    world
+        .namespace
+        .await_condition("the port to be put right", SOON, async || {
+            Ok((port().await? == before).then_some(()))
+        })
+        .await
+        .unwrap();
+    let (_, page) = world.operator.as_ref().unwrap().get("/metrics").unwrap();
+    let line = "escadre_operator_drift_put_right_total{kind=\"Service\"} ";
+    assert!(page.contains(line), "{page}");
 }

@@ -39,6 +39,9 @@ pub struct Args {
     /// Which of several operators writes.
     #[command(flatten)]
     pub election: ElectionArgs,
+    /// Print the page of options and metrics for the documentation, and end.
+    #[arg(long, hide = true)]
+    pub print_reference: bool,
 }
 
 /// Which of several operators writes.

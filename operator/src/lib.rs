@@ -10,6 +10,7 @@ pub mod controllers;
 pub mod kube_ext;
 pub mod leader;
 pub mod metrics;
+pub mod reference;
 pub mod retry;
 pub mod runtime_status;
 pub mod telemetry;

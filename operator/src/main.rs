@@ -1,12 +1,18 @@
 //! The operator: parse arguments, start telemetry, run until told to end.
 
+use std::io::Write as _;
+
 use clap::Parser as _;
-use escadre_operator::{app, args::Args, telemetry};
+use escadre_operator::{app, args::Args, reference, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if args.print_reference {
+        std::io::stdout().write_all(reference::page()?.as_bytes())?;
+        return Ok(());
+    }
     telemetry::start(args.log_format);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -39,6 +39,13 @@ pub struct Write {
     pub kind: &'static str,
 }
 
+/// What was put right.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Drift {
+    /// The kind of object.
+    pub kind: &'static str,
+}
+
 /// One call to the API server.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ApiCall {
@@ -72,6 +79,7 @@ pub struct Metrics {
     durations: Family<Outcome, Histogram, fn() -> Histogram>,
     running: Gauge<i64, AtomicI64>,
     writes: Family<Write, Counter<u64, AtomicU64>>,
+    drift: Family<Drift, Counter<u64, AtomicU64>>,
     calls: Family<ApiCall, Counter<u64, AtomicU64>>,
     polls: Family<Outcome, Counter<u64, AtomicU64>>,
     leader: Gauge<i64, AtomicI64>,
@@ -119,6 +127,12 @@ impl Default for Metrics {
             "Writes that changed something, by verb and kind",
             writes.clone(),
         );
+        let drift = Family::default();
+        own.register(
+            "drift_put_right",
+            "Children that somebody else had changed and that were put right, by kind",
+            drift.clone(),
+        );
         let calls = Family::default();
         own.register(
             "api_requests",
@@ -137,6 +151,7 @@ impl Default for Metrics {
             durations,
             running,
             writes,
+            drift,
             calls,
             polls,
             leader,
@@ -174,9 +189,14 @@ impl Metrics {
         self.writes.get_or_create(&Write { verb, kind }).inc();
     }
 
+    /// Counts a child that somebody else had changed and that is put right.
+    pub fn put_right(&self, kind: &'static str) {
+        self.drift.get_or_create(&Drift { kind }).inc();
+    }
+
     /// Counts one call to the API server.
-    pub fn called(&self, call: ApiCall) {
-        self.calls.get_or_create(&call).inc();
+    pub fn called(&self, call: &ApiCall) {
+        self.calls.get_or_create(call).inc();
     }
 
     /// Counts one question to a runtime.
@@ -213,7 +233,14 @@ impl Metrics {
 /// # Errors
 /// As [`Metrics::render`].
 pub fn reference() -> Result<String, std::fmt::Error> {
-    let page = Metrics::default().render()?;
+    let metrics = Metrics::default();
+    // Families are shown once they have a member.
+    metrics.reconciled("ok", Duration::ZERO);
+    metrics.wrote("create", "Pod");
+    metrics.called(&ApiCall::new("create", "pods".to_owned()));
+    metrics.polled("ok");
+    metrics.put_right("Service");
+    let page = metrics.render()?;
     let mut text = String::from("| Metric | Type | Meaning |\n|---|---|---|\n");
     let kinds: std::collections::BTreeMap<&str, &str> = page
         .lines()
@@ -326,7 +353,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.reconciled("ok", Duration::from_millis(3));
         metrics.wrote("create", "Pod");
-        metrics.called(ApiCall {
+        metrics.called(&ApiCall {
             code: 409,
             ..ApiCall::new("patch", "llmdeployments/status".to_owned())
         });

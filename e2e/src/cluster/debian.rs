@@ -69,6 +69,36 @@ pub(super) async fn packages(cache: &Cache, programs: &[&Path]) -> Result<Vec<Pa
     Ok(files)
 }
 
+/// A small program that a scenario needs: the machine's own, or that of a Debian package, unpacked into the cache
+/// without being installed. `path` is where the package has it.
+pub async fn packaged_program(cache: &Cache, package: &str, path: &str) -> Result<PathBuf> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    if let Some(found) = find_program(name) {
+        return Ok(found);
+    }
+    let _lock = cache.lock("debian").await?;
+    let folder = cache.folder("debian")?;
+    let unpacked = folder.join(package);
+    let program = unpacked.join(path);
+    if program.is_file() {
+        return Ok(program);
+    }
+    if find(&folder, package).is_none() {
+        download(&folder, package).await?;
+    }
+    let file = find(&folder, package).with_context(|| format!("apt-get did not leave a file for {package}"))?;
+    let status = Command::new("dpkg-deb")
+        .arg("-x")
+        .args([&file, &unpacked])
+        .status()
+        .await
+        .context("could not run dpkg-deb")?;
+    if !status.success() || !program.is_file() {
+        bail!("{} has no {path}; install {package}", file.display());
+    }
+    Ok(program)
+}
+
 /// Writes the packages' files as a layer.
 pub(super) fn write_layer(packages: &[PathBuf], target: impl Write) -> Result<()> {
     let mut layer = tar::Builder::new(target);
@@ -198,7 +228,7 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 }
 
 async fn download(folder: &Path, name: &str) -> Result<()> {
-    eprintln!("downloading the Debian package {name} for the images");
+    eprintln!("downloading the Debian package {name}");
     if apt_get(folder, &["download", name]).await? {
         return Ok(());
     }

@@ -34,6 +34,7 @@ pub use build::{Programs, ensure as ensure_programs};
 pub use certs::NODE_NAME;
 pub use client::Inside;
 pub use components::{Component, KUBERNETES_VERSION};
+pub use debian::packaged_program;
 pub use forward::{API_FORWARD, Forward, Target, serve as serve_forward};
 pub use images::{Image, ImageFile};
 pub use kwok::{FAKE_NODE_ANNOTATION, fake_node};

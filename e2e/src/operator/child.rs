@@ -1,5 +1,5 @@
-//! An operator as a child of a test: with its own arguments and its own rights, to be signalled and asked, and with an
-//! exit status.
+//! An operator as a child of a test: with its own arguments and its own rights, to be signalled and asked, and whose
+//! exit status counts.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -32,7 +32,7 @@ impl OperatorChild {
     /// Starts one inside the cluster's network, with the rights of `kubeconfig` or, without it, the administrator's.
     /// Its admin server listens on `port` of the loopback device there.
     pub fn start(cluster: &Cluster, port: u16, kubeconfig: Option<&Path>, arguments: &[&str]) -> Result<Self> {
-        let log = cluster.processes().log(&format!("operator-{port}"));
+        let log = cluster.processes().log(&format!("child-operator-{port}"));
         let output = fs::File::options()
             .create(true)
             .append(true)

@@ -51,7 +51,7 @@ impl Service<Request<Body>> for Gated {
                 Ok(response) => response.status().as_u16(),
                 Err(_) => 0,
             };
-            metrics.called(call);
+            metrics.called(&call);
             result
         })
     }

@@ -3,3 +3,4 @@
 pub mod apply;
 pub mod gated;
 pub mod orphans;
+pub mod services;

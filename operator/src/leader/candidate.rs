@@ -12,7 +12,7 @@ use super::decide::{Decision, Seen, Timing, decide};
 
 /// What to ask the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Call {
+pub(super) enum Call {
     /// Read the lease.
     Read,
     /// Create it, held by us.
@@ -28,7 +28,7 @@ pub enum Call {
 
 /// What the API server answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(super) enum Answer {
     /// The lease: the answer to a read.
     Found(Lease),
     /// There is none: the answer to a read.
@@ -41,18 +41,18 @@ pub enum Answer {
 
 /// What matters of a lease object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub(super) struct Lease {
     /// Who holds it.
-    pub holder: Option<String>,
+    pub(super) holder: Option<String>,
     /// Its resource version.
-    pub version: String,
+    pub(super) version: String,
     /// How long it holds. `None`: it does not say.
-    pub length: Option<Duration>,
+    pub(super) length: Option<Duration>,
 }
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// Ask the API server.
     Ask(Call),
     /// Wait.
@@ -63,7 +63,7 @@ pub enum Step {
 
 /// One candidate.
 #[derive(Debug)]
-pub struct Candidate {
+pub(super) struct Candidate {
     me: String,
     timing: Timing,
     seen: Option<Seen>,
@@ -76,7 +76,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// One that knows nothing yet. `me` must be unique among all processes that ever ran.
-    pub fn new(me: String, timing: Timing) -> Self {
+    pub(super) fn new(me: String, timing: Timing) -> Self {
         Self {
             me,
             timing,
@@ -88,30 +88,24 @@ impl Candidate {
     }
 
     /// Until when this process may write. `None`: not now.
-    pub fn allowed_until(&self) -> Option<Duration> {
+    pub(super) fn allowed_until(&self) -> Option<Duration> {
         self.renewed.map(|sent| sent + self.timing.allowed())
     }
 
     /// Who holds the lease, as far as we know.
-    pub fn holder(&self) -> Option<&str> {
+    pub(super) fn holder(&self) -> Option<&str> {
         self.seen.as_ref()?.holder.as_deref()
     }
 
-    /// The resource version under which we hold the lease. `None`: we do not, or cannot be sure.
-    pub fn held_version(&self) -> Option<&str> {
-        self.renewed?;
-        self.seen.as_ref()?.version.as_deref()
-    }
-
     /// What to do now.
-    pub fn next(&mut self, now: Duration) -> Step {
+    pub(super) fn next(&mut self, now: Duration) -> Step {
         if let Some(sent) = self.renewed
             && now >= sent + self.timing.renew_deadline
         {
             return Step::Lost("the lease could not be renewed in time");
         }
         if now < self.wake {
-            return Step::Sleep(self.wake - now);
+            return Step::Sleep(self.wake.saturating_sub(now));
         }
         let Some(seen) = self.seen.as_ref().filter(|_| self.is_fresh) else {
             return Step::Ask(Call::Read);
@@ -140,7 +134,7 @@ impl Candidate {
     }
 
     /// Takes the answer to a call that was sent at `sent` and came back at `now`.
-    pub fn answered(&mut self, answer: Answer, sent: Duration, now: Duration) {
+    pub(super) fn answered(&mut self, answer: Answer, sent: Duration, now: Duration) {
         match answer {
             Answer::Found(lease) => self.saw(lease, now),
             Answer::Missing => self.saw_nothing(now),

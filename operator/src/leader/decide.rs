@@ -31,7 +31,7 @@ impl Timing {
     /// How long after a renewal was *sent* the leader may still write. A fifth of the lease is kept back: clocks of two
     /// machines may run at rates that differ, and a write needs time to arrive.
     pub fn allowed(&self) -> Duration {
-        self.lease - self.lease / 5
+        self.lease * 4 / 5
     }
 
     /// The longest wait for one answer: at least two tries fit in before the leader gives up.

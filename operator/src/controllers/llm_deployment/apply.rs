@@ -14,8 +14,9 @@ use super::build::{Built, Children};
 use super::observe::is_owned;
 use super::surroundings;
 use crate::context::Context;
-use crate::kube_ext::apply::{CallError, apply as apply_object, create, relabel, within};
+use crate::kube_ext::apply::{CallError, create, relabel, within};
 use crate::kube_ext::orphans::{Identity, delete};
+use crate::kube_ext::services::apply_service;
 use crate::world::trim::{trim, trim_pod};
 
 /// A write that failed.
@@ -85,9 +86,10 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
 
     if let Some(service) = &service {
         let api: Api<Service> = Api::namespaced(ctx.client.clone(), &namespace);
-        let mut written = apply_object(&api, service)
-            .await
-            .map_err(failed("apply", "Service", &service.name_any()))?;
+        let mut written =
+            apply_service(&api, service)
+                .await
+                .map_err(failed("apply", "Service", &service.name_any()))?;
         trim(&mut written);
         ctx.world.services.created(written);
         applied.count(ctx, "apply", "Service");

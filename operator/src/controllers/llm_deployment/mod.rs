@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use escadre_crds::{LlmDeployment, names};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef};
@@ -124,6 +124,7 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
                 .await
                 .map_err(Error::Observe)?;
             let children = build::build(&valid, &plan);
+            count_drift(&ctx, &valid, &children);
             let valid = Box::new(valid);
             match apply::apply(&ctx, children).await {
                 Ok(children) => Outcome::Applied {
@@ -148,6 +149,23 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
     outcome.into_action(next_look)
 }
 
+/// Counts what is put right although the spec did not change: somebody else changed it.
+fn count_drift(ctx: &Context, valid: &Valid, children: &Children<build::Built>) {
+    let applied = |service: &Service| {
+        kube::ResourceExt::annotations(service)
+            .get(names::ANNOTATION_APPLIED)
+            .cloned()
+    };
+    if let (Some(before), Some(wanted)) = (&valid.service_before, &children.service)
+        && applied(before) == applied(wanted)
+    {
+        ctx.metrics.put_right("Service");
+    }
+    for _ in &children.relabel_pods {
+        ctx.metrics.put_right("Pod");
+    }
+}
+
 /// One pass, with its numbers and its log line.
 async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
     if ctx.gate.opened().await {
@@ -155,7 +173,7 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
         return Ok(Action::requeue(Duration::ZERO));
     }
     let name = key(&object);
-    let span = tracing::info_span!("reconcile", object = name, generation = object.meta().generation);
+    let span = span(&object);
     let _running = ctx.metrics.runs();
     let started = Instant::now();
     let result = Box::pin(reconcile(object, Arc::clone(&ctx)).instrument(span)).await;
@@ -168,6 +186,17 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
     };
     ctx.metrics.reconciled(outcome, started.elapsed());
     result
+}
+
+/// Every log line of a pass says of which object and generation it speaks.
+fn span(object: &DeserializeGuard<LlmDeployment>) -> tracing::Span {
+    let meta = object.meta();
+    tracing::info_span!(
+        "reconcile",
+        object = meta.name,
+        namespace = meta.namespace,
+        generation = meta.generation
+    )
 }
 
 fn key(object: &DeserializeGuard<LlmDeployment>) -> String {
