@@ -79,7 +79,7 @@ pub struct Valid {
     pub wants_pod_monitor: bool,
     /// What was found of that, and of what the spec names.
     pub dependencies: Dependencies,
-    /// Whether the pods that are there may be moved by the cluster autoscaler.
+    /// Our living pods, and what each tells the cluster autoscaler.
     pub evictable: Vec<(Identity, Option<String>)>,
     /// The template of a new revision.
     pub template: PodTemplateSpec,

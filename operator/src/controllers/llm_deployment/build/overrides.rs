@@ -251,6 +251,9 @@ fn check_own_container(container: &Value, path: &str) -> Result<(), String> {
                 "it would change the program that verifies the model; remove it",
             ));
         }
+        if name_of(container) == names::CONTAINER_FETCH && ["HTTPS_PROXY", "NO_PROXY"].contains(&upper.as_str()) {
+            return Err(refuse(&path, "use spec.network"));
+        }
         let is_secret = ["TOKEN", "SECRET", "PASSWORD", "KEY"]
             .iter()
             .any(|end| upper.ends_with(end));

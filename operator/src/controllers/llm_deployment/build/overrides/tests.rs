@@ -234,6 +234,10 @@ fn what_verifies_the_model_is_out_of_reach() {
             "initContainers[fetch].image",
         ),
         (
+            json!({"spec": {"initContainers": [{"name": "fetch", "env": [{"name": "https_proxy", "value": "http://p"}]}]}}),
+            "initContainers[fetch].env[https_proxy]",
+        ),
+        (
             json!({"spec": {"containers": [{"name": "x", "image": "i", "volumeMounts": [{"name": "models", "mountPath": "/m"}]}]}}),
             "containers[x].volumeMounts[/m]",
         ),
