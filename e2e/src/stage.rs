@@ -19,7 +19,7 @@ use crate::world::World;
 use crate::{escadre, status_pages};
 
 /// Many operators and a control plane share two cores.
-const SETTLED: Duration = Duration::from_secs(120);
+const SETTLED: Duration = Duration::from_mins(2);
 
 /// A stage.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Status pages for pods that have no process: one server answers `/status` on the addresses of all fake nodes' pods.
 //!
 //! It tells pods apart by the address that was asked, and knows them from the API server: their UID, and from their
-//! arguments the digest and the revision that they should serve. By default it says just that. A ConfigMap with the label
+//! arguments the digest and the revision that they should serve. By default it says just that. A config map with the label
 //! [`LABEL`] makes pods of its namespace answer otherwise: a key is a pod's name, a deployment's name or `all` (the first
 //! of these that is there counts), a value an [`Answer`].
 
@@ -34,7 +34,7 @@ use tokio::net::TcpListener;
 use crate::cluster::{Cluster, own_program};
 use crate::fixtures::SOME_DIGEST;
 
-/// The label of ConfigMaps that say how pods answer.
+/// The label of config maps that say how pods answer.
 pub const LABEL: &str = "testbed.escadre.dev/status-pages";
 /// The key for all pods of a namespace.
 pub const ALL: &str = "all";

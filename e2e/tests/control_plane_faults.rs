@@ -16,7 +16,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 const SEED: u64 = 20_261_124;
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 /// Longer than several looks of the operator at its pods.
 const WHILE: Duration = Duration::from_secs(10);
 
@@ -123,7 +123,7 @@ async fn idle_world_is_written_to_by_nobody() {
     }
     let before = versions(&stage.settle_quietly(WHILE).await.unwrap());
     stage.proxy.forget();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     let written: Vec<String> = stage.proxy.written().iter().map(|one| one.call.to_string()).collect();
     assert_eq!(written, Vec::<String>::new());
     assert_eq!(versions(&stage.look().await.unwrap()), before);

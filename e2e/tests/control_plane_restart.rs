@@ -20,7 +20,7 @@ use kube::{Api, CustomResourceExt as _};
 use serde_json::json;
 
 const SEED: u64 = 20_261_124;
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 const QUIET: Duration = Duration::from_secs(5);
 /// Objects over whose heads the operator restarts.
 const OBJECTS: usize = 200;

@@ -35,7 +35,7 @@ async fn client(proxy: &std::path::Path, token: Option<String>) -> Result<Client
     Ok(Client::try_from(config)?)
 }
 
-/// Runs `work` with the ConfigMaps of the namespace as a client of the proxy sees them.
+/// Runs `work` with the config maps of the namespace as a client of the proxy sees them.
 async fn through<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
     (proxy, namespace): &(FaultProxy, TestNamespace),
     work: impl FnOnce(Api<ConfigMap>) -> F + Send + 'static,

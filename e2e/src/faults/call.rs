@@ -154,18 +154,18 @@ fn place(path: &str) -> Place {
 mod tests {
     use super::*;
 
-    fn read(method: Method, path: &str, query: Option<&str>) -> String {
-        Call::read(&method, path, query).to_string()
+    fn read(method: &Method, path: &str, query: Option<&str>) -> String {
+        Call::read(method, path, query).to_string()
     }
 
     #[test]
     fn requests_are_told_apart_as_rbac_does() {
-        assert_eq!(read(Method::GET, "/api/v1/pods", Some("limit=5")), "list pods");
+        assert_eq!(read(&Method::GET, "/api/v1/pods", Some("limit=5")), "list pods");
         assert_eq!(
-            read(Method::GET, "/api/v1/namespaces/a/pods", Some("watch=true&x=1")),
+            read(&Method::GET, "/api/v1/namespaces/a/pods", Some("watch=true&x=1")),
             "watch pods in a"
         );
-        assert_eq!(read(Method::GET, "/api/v1/namespaces/a", None), "get namespaces a");
+        assert_eq!(read(&Method::GET, "/api/v1/namespaces/a", None), "get namespaces a");
         assert_eq!(
             read(
                 Method::PATCH,
@@ -175,16 +175,20 @@ mod tests {
             "patch llmdeployments.escadre.dev/status in a b"
         );
         assert_eq!(
-            read(Method::DELETE, "/apis/apps/v1/namespaces/a/controllerrevisions/c", None),
+            read(
+                &Method::DELETE,
+                "/apis/apps/v1/namespaces/a/controllerrevisions/c",
+                None
+            ),
             "delete controllerrevisions.apps in a c"
         );
         assert_eq!(
-            read(Method::DELETE, "/api/v1/namespaces/a/pods", None),
+            read(&Method::DELETE, "/api/v1/namespaces/a/pods", None),
             "deletecollection pods in a"
         );
-        assert_eq!(read(Method::GET, "/readyz", None), "get /readyz");
+        assert_eq!(read(&Method::GET, "/readyz", None), "get /readyz");
         assert_eq!(
-            read(Method::GET, "/apis/escadre.dev/v1alpha1", None),
+            read(&Method::GET, "/apis/escadre.dev/v1alpha1", None),
             "get /apis/escadre.dev/v1alpha1"
         );
     }

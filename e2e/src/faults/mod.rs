@@ -1,7 +1,7 @@
 //! The fault proxy: stands between a client and a cluster's API server, counts what passes, and breaks it on purpose.
 //!
 //! It listens on loopback inside the cluster's network, without TLS; a client gets there with [`FaultProxy::kubeconfig`].
-//! Requests with an `Authorization` header keep it, so that the rights of a ServiceAccount stay real; others go on with
+//! Requests with an `Authorization` header keep it, so that the rights of a service account stay real; others go on with
 //! the administrator's certificate. What happens to a request is decided by [`Rule`]s with a fixed seed, and by hand:
 //! freezing everything, dropping or holding watches, stopping at the nth write.
 

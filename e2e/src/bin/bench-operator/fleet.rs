@@ -21,12 +21,15 @@ use crate::{Settings, load};
 
 const NAMESPACE: &str = "fleet";
 /// Twice the bar: later it is a miss in any case.
-const ALL_READY: Duration = Duration::from_secs(480);
+const ALL_READY: Duration = Duration::from_mins(8);
 /// Nothing was written for this long: the world is at rest.
 const QUIET: Duration = Duration::from_secs(10);
-const COMES_TO_REST: Duration = Duration::from_secs(180);
+const COMES_TO_REST: Duration = Duration::from_mins(3);
 /// An edit without a pod write after this long counts as having taken it.
 const EDIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// For edits during a rollout: later ones would meet a world at rest, or say nothing new.
+const LONG_ENOUGH: Duration = Duration::from_secs(90);
 
 struct Fleet {
     settings: Settings,
@@ -187,8 +190,12 @@ impl Fleet {
             let mut delays = Vec::new();
             // Once the rollout has begun.
             tokio::time::sleep(Duration::from_millis(500)).await;
+            let begun = Instant::now();
             for number in 0..edits {
                 delays.push(self.edit(number, "edited-in-a-rollout").await?);
+                if begun.elapsed() > LONG_ENOUGH {
+                    break;
+                }
             }
             anyhow::Ok(delays)
         };

@@ -69,7 +69,7 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
-    match run(Settings::parse()) {
+    match run(&Settings::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: Settings) -> Result<()> {
+fn run(settings: &Settings) -> Result<()> {
     anyhow::ensure!(
         settings.operator.is_file(),
         "{} is not there; build it with `cargo build --release --bin escadre-operator`, or name another with --operator",
@@ -90,11 +90,11 @@ fn run(settings: Settings) -> Result<()> {
         .build()
         .context("could not start the async runtime")?;
     runtime.block_on(async {
-        let mut report = Report::new(&settings);
+        let mut report = Report::new(settings);
         if settings.yardstick_seconds > 0 {
-            yardstick::measure(&settings, &mut report).await?;
+            yardstick::measure(settings, &mut report).await?;
         }
-        fleet::measure(&settings, &mut report).await?;
-        report.finish(&settings)
+        fleet::measure(settings, &mut report).await?;
+        report.finish(settings)
     })
 }

@@ -70,7 +70,8 @@ pub(crate) struct Report {
 /// One bar.
 #[derive(Debug, Clone, Serialize)]
 struct Bar {
-    bar: String,
+    #[serde(rename = "bar")]
+    name: String,
     wanted: String,
     measured: String,
     met: bool,
@@ -78,10 +79,10 @@ struct Bar {
 
 impl Bar {
     /// At most `limit`; nothing measured is a miss.
-    fn at_most(bar: String, limit: f64, unit: &str, measured: Option<f64>) -> Self {
+    fn at_most(name: String, limit: f64, unit: &str, measured: Option<f64>) -> Self {
         let digits = if limit < 10.0 { 2 } else { 1 };
         Self {
-            bar,
+            name,
             wanted: format!("≤ {limit} {unit}").trim_end().to_owned(),
             measured: measured.map_or_else(
                 || "not reached".to_owned(),
@@ -213,11 +214,11 @@ impl Report {
                     |time| format!("{time:.1}"),
                 )
             };
-            table.push_str(&format!(
+            table.extend([format!(
                 "| {name} | {} | {} |\n",
                 cell(times.created, times.pods_at_deadline),
                 cell(times.ready, times.ready_at_deadline)
-            ));
+            )]);
         }
         table
     }
@@ -287,7 +288,7 @@ impl Report {
         text.push_str(&numbers.join("; "));
         text.push_str(".\n");
         for note in &self.notes {
-            text.push_str(&format!("\n{note}\n"));
+            text.extend(["\n", note, "\n"]);
         }
         text
     }
@@ -308,10 +309,10 @@ fn bar_table(bars: &[Bar]) -> String {
     let mut table = String::from("| Bar | Wanted | Measured | |\n|---|---|---|---|\n");
     for bar in bars {
         let met = if bar.met { "met" } else { "missed" };
-        table.push_str(&format!(
+        table.extend([format!(
             "| {} | {} | {} | {met} |\n",
-            bar.bar, bar.wanted, bar.measured
-        ));
+            bar.name, bar.wanted, bar.measured
+        )]);
     }
     table
 }
