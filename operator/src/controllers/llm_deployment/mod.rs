@@ -126,7 +126,7 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
             let children = build::build(&valid, &plan);
             count_drift(&ctx, &valid, &children);
             let valid = Box::new(valid);
-            match apply::apply(&ctx, children).await {
+            match Box::pin(apply::apply(&ctx, children)).await {
                 Ok(children) => Outcome::Applied {
                     valid,
                     plan,

@@ -1,7 +1,7 @@
 //! Builds every child object of one pass. Pure: one file for each kind. Builders see the valid spec and the plan,
 //! never the raw spec.
 
-pub mod disruption;
+mod disruption;
 mod drift;
 mod files;
 mod monitor;
@@ -17,6 +17,8 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::DynamicObject;
+
+pub use disruption::min_available;
 
 use super::dependencies::Found;
 use super::plan::Plan;

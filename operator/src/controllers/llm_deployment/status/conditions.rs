@@ -191,7 +191,7 @@ fn available(scene: &Scene<'_>) -> Finding {
         return finding(type_, False, Reason::ScaledToZero, message);
     }
     let serving = scene.serving();
-    if serving > 0 {
+    if serving >= scene.least_available() {
         return finding(
             type_,
             True,

@@ -12,7 +12,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
 
-use escadre_crds::condition::{self, ConditionType};
+use escadre_crds::condition::{self, ConditionType, Reason};
 use escadre_crds::v1alpha1::{Display, DownloadStatus, LastFailure, LlmDeploymentStatus, Timings, VerificationStatus};
 use escadre_crds::{LlmDeployment, names};
 use k8s_openapi::api::core::v1::Pod;
@@ -238,6 +238,8 @@ fn next_look(scene: &Scene<'_>, object: &LlmDeployment, now: Timestamp) -> Optio
     let planned = match scene.outcome {
         // A Service in the way can go without an event that we see.
         Outcome::Rejected(_) if !scene.has_service => Some(BLOCKED),
+        // Not everything that can be missing is watched.
+        Outcome::Rejected(rejected) if rejected.reason == Reason::DependencyMissing => Some(BLOCKED),
         // The error policy decides.
         Outcome::Failed { .. } => return None,
         Outcome::Applied { .. } if scene.refused().is_some() => Some(BLOCKED),

@@ -11,6 +11,7 @@ use kube::ResourceExt as _;
 
 use super::super::Outcome;
 use super::super::apply::Refusal;
+use super::super::build::min_available;
 use super::super::diagnose::{Diagnosis, Problem, Progress, diagnose};
 use super::super::observe::{ForeignPod, Observed, ObservedPod, Report};
 use super::super::plan::{Plan, PodFacts};
@@ -156,6 +157,15 @@ impl<'a> Scene<'a> {
 
     pub(super) fn serving(&self) -> usize {
         self.mine().filter(|pod| pod.is_serving()).count()
+    }
+
+    /// How many pods must serve for `Available`: what evictions must leave, or one.
+    pub(super) fn least_available(&self) -> usize {
+        let size = u32::try_from(self.wanted).unwrap_or(u32::MAX);
+        let least = min_available(&self.object.spec.disruption, size).unwrap_or(1);
+        usize::try_from(least)
+            .unwrap_or(usize::MAX)
+            .clamp(1, self.wanted.max(1))
     }
 
     /// The first problem that makes a condition false, in the order of the pods.

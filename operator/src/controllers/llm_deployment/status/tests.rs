@@ -693,6 +693,26 @@ fn pod_that_hangs_on_a_lost_node_does_not_count() {
 }
 
 #[test]
+fn available_means_as_many_as_evictions_must_leave() {
+    let object = reached(&json!({"replicas": 3, "disruption": {"minAvailable": 2}}), 3);
+    let pods = |serving: u32| {
+        let pods = (0..3).map(|slot| {
+            let pod = PodFixture::new(&object, slot);
+            if slot < serving {
+                pod.serving().done()
+            } else {
+                pod.scheduled().done()
+            }
+        });
+        status_of(&object, pods.collect())
+    };
+    assert_eq!(one(&pods(2), ConditionType::Available).0, "True");
+    let status = pods(1);
+    assert_eq!(one(&status, ConditionType::Available).0, "False");
+    assert_eq!(status.available_replicas, 1);
+}
+
+#[test]
 fn foreign_pod_behind_the_service_is_reported() {
     let object = reached(&json!({"replicas": 1}), 1);
     let mut observed = world(vec![PodFixture::new(&object, 0).serving().done()]);
