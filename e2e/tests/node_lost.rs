@@ -1,8 +1,6 @@
 //! The node stays there and does not answer: its kubelet was killed. Always on the test bed, and in a binary of its own:
 //! nobody else needs the node meanwhile, and nobody else's kubelet is killed.
 
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
-
 use std::path::Path;
 use std::time::Duration;
 
