@@ -151,13 +151,9 @@ async fn reconcile(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Contex
 
 /// Counts what is put right although the spec did not change: somebody else changed it.
 fn count_drift(ctx: &Context, valid: &Valid, children: &Children<build::Built>) {
-    let applied = |service: &Service| {
-        kube::ResourceExt::annotations(service)
-            .get(names::ANNOTATION_APPLIED)
-            .cloned()
-    };
+    use kube::ResourceExt as _;
     if let (Some(before), Some(wanted)) = (&valid.service_before, &children.service)
-        && applied(before) == applied(wanted)
+        && before.annotations().get(names::ANNOTATION_APPLIED) == wanted.annotations().get(names::ANNOTATION_APPLIED)
     {
         ctx.metrics.put_right("Service");
     }
