@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(read(&Method::GET, "/api/v1/namespaces/a", None), "get namespaces a");
         assert_eq!(
             read(
-                Method::PATCH,
+                &Method::PATCH,
                 "/apis/escadre.dev/v1alpha1/namespaces/a/llmdeployments/b/status",
                 None
             ),

@@ -123,12 +123,13 @@ impl Tally {
                 times.1 = now;
             }
             if said.elapsed() > Duration::from_secs(10) {
-                eprintln!(
-                    "  {:>4.0} s: {} of {pods} pods, {} of {ready} ready",
-                    start.elapsed().as_secs_f64(),
-                    self.pods(),
-                    self.ready()
-                );
+                let made = if pods > 0 {
+                    format!("{} of {pods} pods, ", self.pods())
+                } else {
+                    String::new()
+                };
+                let passed = start.elapsed().as_secs();
+                eprintln!("  {passed:>4} s: {made}{} of {ready} ready", self.ready());
                 said = Instant::now();
             }
             tokio::time::sleep(LOOK).await;
