@@ -65,14 +65,18 @@ impl<K> Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone,
 {
-    /// Takes one event of the watch. Returns the deployments that lost a child without an event of its own, because the
-    /// watch was interrupted meanwhile.
+    /// Takes one event of the watch. Returns the deployments that lost a child without an event that names them: its
+    /// label was edited, or the watch was interrupted meanwhile.
     pub fn handle(&self, event: &Event<K>) -> Vec<Key> {
         let mut inner = self.write();
         match event {
             Event::Apply(object) => {
+                let place = place(object);
+                let before = inner.places.get(&place).cloned();
                 inner.tell(object);
-                Vec::new()
+                let after = inner.places.get(&place);
+                let bereft = before.filter(|before| Some(before) != after);
+                bereft.map(|deployment| (place.0, deployment)).into_iter().collect()
             }
             Event::Delete(object) => {
                 inner.remove(object);
@@ -351,7 +355,7 @@ mod tests {
         moved
             .labels_mut()
             .insert(names::LABEL_DEPLOYMENT.to_owned(), "other".to_owned());
-        cache.handle(&Event::Apply(moved));
+        assert_eq!(cache.handle(&Event::Apply(moved)), [("n".to_owned(), "m".to_owned())]);
         assert!(cache.of("n", "m").is_empty());
         assert_eq!(cache.of("n", "other").len(), 1);
     }

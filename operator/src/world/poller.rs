@@ -244,10 +244,11 @@ impl Inner {
         };
         let owner = (pod.namespace().unwrap_or_default(), deployment.clone());
         let is_new = match self.pods.get_mut(&uid) {
-            Some(watched) if watched.target == target => false,
             Some(watched) => {
+                watched.owner = owner;
+                let is_new = watched.target != target;
                 watched.target = target;
-                true
+                is_new
             }
             None => {
                 let watched = Watched {
