@@ -13,28 +13,26 @@ pub mod revision;
 pub mod status;
 mod surroundings;
 pub mod validate;
+mod watches;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use escadre_crds::{LlmDeployment, names};
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
-use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
+use futures::StreamExt as _;
+use kube::Resource;
+use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::runtime::watcher;
 use tracing::Instrument as _;
 
 use crate::admin::Readiness;
 use crate::context::Context;
-use crate::world::cache::{Cache, Key};
-use crate::world::trim::{trim, trim_pod};
-use crate::world::{DeploymentRef, Wake, World};
 use build::Children;
 use plan::Plan;
 use validate::{Rejected, Valid};
+use watches::{children, deployment_of};
 
 /// Changes that come together are worked on together.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -228,11 +226,7 @@ pub async fn run(
 ) {
     let (wake, woken) = tokio::sync::mpsc::unbounded_channel();
     let (reader, writer) = reflector::store();
-    let deployments = watcher(scoped(&ctx, namespace), watcher::Config::default())
-        .default_backoff()
-        .modify(|object: &mut DeserializeGuard<LlmDeployment>| trim(object))
-        .reflect(writer)
-        .touched_objects();
+    let deployments = watches::deployments(&ctx, namespace, writer);
     ctx.metrics.show(reader.clone());
     let seen = async {
         if reader.wait_until_ready().await.is_ok() {
@@ -245,7 +239,7 @@ pub async fn run(
     let woken = futures::stream::unfold(woken, async |mut woken| Some((woken.recv().await?, woken)));
     let known = reader.clone();
     let work = Controller::for_stream(deployments, reader.clone())
-        .watches_stream(pods(&ctx, namespace, wake.clone()), |pod| deployment_of(&pod))
+        .watches_stream(watches::pods(&ctx, namespace, &wake), |pod| deployment_of(&pod))
         .watches_stream(children(&ctx, namespace, &wake, |world| &world.services), |child| {
             deployment_of(&child)
         })
@@ -258,11 +252,9 @@ pub async fn run(
         .watches_stream(children(&ctx, namespace, &wake, |world| &world.snapshots), |child| {
             deployment_of(&child)
         })
-        .watches(
-            scoped::<PartialObjectMeta<ConfigMap>>(&ctx, namespace),
-            watcher::Config::default(),
-            move |config_map| dependencies::users_of_config_map(&known, &config_map),
-        )
+        .watches_stream(watches::config_maps(&ctx, namespace), move |config_map| {
+            dependencies::users_of_config_map(&known, &config_map)
+        })
         .reconcile_on(woken)
         .with_config(Config::default().concurrency(concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
@@ -271,74 +263,6 @@ pub async fn run(
     tokio::select! {
         () = seen => {}
         () = async { tokio::join!(poll, work); } => {}
-    }
-}
-
-/// The watch of pods. It feeds the cache and the poller.
-fn pods(ctx: &Arc<Context>, namespace: Option<&str>, wake: Wake) -> impl Stream<Item = Watched<Pod>> + use<> {
-    let world = Arc::clone(ctx);
-    watcher(scoped(ctx, namespace), labelled())
-        .default_backoff()
-        .modify(trim_pod)
-        .inspect_ok(move |event| {
-            world.world.poller.handle(event);
-            wake_all(&wake, world.world.pods.handle(event));
-        })
-        .touched_objects()
-}
-
-/// The watch of another kind of children. It feeds its cache.
-fn children<K>(
-    ctx: &Arc<Context>,
-    namespace: Option<&str>,
-    wake: &Wake,
-    cache: fn(&World) -> &Cache<K>,
-) -> impl Stream<Item = Watched<K>> + use<K>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let (ctx, wake, api) = (Arc::clone(ctx), wake.clone(), scoped(ctx, namespace));
-    watcher(api, labelled())
-        .default_backoff()
-        .modify(trim)
-        .inspect_ok(move |event| wake_all(&wake, cache(&ctx.world).handle(event)))
-        .touched_objects()
-}
-
-type Watched<K> = Result<K, watcher::Error>;
-
-/// Objects with our label, whoever made them: a foreign pod that carries it must be seen.
-fn labelled() -> watcher::Config {
-    watcher::Config::default().labels(names::LABEL_DEPLOYMENT)
-}
-
-/// The deployment that an object's label names.
-fn deployment_of<K: Resource>(object: &K) -> Option<DeploymentRef> {
-    let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
-    Some(ObjectRef::new(name).within(&object.namespace()?))
-}
-
-fn wake_all(wake: &Wake, deployments: Vec<Key>) {
-    for (namespace, name) in deployments {
-        // Without a controller there is nobody to wake: the process ends.
-        let _controller_ended = wake.send(ObjectRef::new(&name).within(&namespace));
-    }
-}
-
-fn scoped<K>(ctx: &Context, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
-    K::DynamicType: Default,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
-        None => Api::all(ctx.client.clone()),
     }
 }
 
