@@ -1,7 +1,5 @@
 //! What goes wrong with containers on a real node, and how status says it.
 
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
-
 use escadre_e2e::cluster::Image;
 use escadre_e2e::escadre;
 use escadre_e2e::scenario::Scenario;

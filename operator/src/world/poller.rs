@@ -243,24 +243,21 @@ impl Inner {
             return;
         };
         let owner = (pod.namespace().unwrap_or_default(), deployment.clone());
-        let is_new = match self.pods.get_mut(&uid) {
-            Some(watched) => {
-                watched.owner = owner;
-                let is_new = watched.target != target;
-                watched.target = target;
-                is_new
-            }
-            None => {
-                let watched = Watched {
-                    target,
-                    owner,
-                    report: Report::Waiting,
-                    failing_since: None,
-                    ticket: 0,
-                };
-                self.pods.insert(uid.clone(), watched);
-                true
-            }
+        let is_new = if let Some(watched) = self.pods.get_mut(&uid) {
+            watched.owner = owner;
+            let is_new = watched.target != target;
+            watched.target = target;
+            is_new
+        } else {
+            let watched = Watched {
+                target,
+                owner,
+                report: Report::Waiting,
+                failing_since: None,
+                ticket: 0,
+            };
+            self.pods.insert(uid.clone(), watched);
+            true
         };
         if is_new {
             self.schedule(uid, now);

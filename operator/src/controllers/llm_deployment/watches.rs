@@ -132,7 +132,7 @@ fn without_failures<K>(told: impl Stream<Item = Told<K>>) -> impl Stream<Item = 
 }
 
 /// The pauses of one watch: each failure in a row doubles the next one, up to a limit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Pause(Duration);
 
 impl Default for Pause {
