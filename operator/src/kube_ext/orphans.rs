@@ -17,11 +17,11 @@ pub struct Identity {
     pub uid: String,
 }
 
-/// Deletes an object. It is a success when the object, or the name's owner with that UID, is gone already.
-/// Returns whether the API server took the delete.
+/// Deletes an object. It is a success when the name is free already. Returns whether the API server took the delete.
 ///
 /// # Errors
-/// When the call fails otherwise.
+/// When the call fails otherwise. A conflict may mean that another object has the name now, or nothing at all: the next
+/// pass looks again.
 pub async fn delete<K>(api: &Api<K>, object: &Identity) -> Result<bool, CallError>
 where
     K: Clone + Debug + DeserializeOwned,
@@ -35,13 +35,7 @@ where
     };
     match within(api.delete(&object.name, &parameters)).await {
         Ok(_) => Ok(true),
-        Err(error)
-            if error
-                .status()
-                .is_some_and(|status| status.is_not_found() || status.is_conflict()) =>
-        {
-            Ok(false)
-        }
+        Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => Ok(false),
         Err(error) => Err(error),
     }
 }
