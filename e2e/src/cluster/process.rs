@@ -37,7 +37,9 @@ impl ProcessId {
         // The program's name is in parentheses and may itself hold any character.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let state = *fields.first()?;
-        if matches!(state, "Z" | "X") {
+        // The first thread can be gone while others still end and hold the process's ports.
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        if state == "X" || (state == "Z" && threads <= 1) {
             return None;
         }
         Some(Self {
