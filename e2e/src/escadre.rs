@@ -13,10 +13,11 @@ use kube::{Api, CustomResourceExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::OnceCell;
 
 use crate::cluster::{Cache, Cluster, Image, NODE_ADDRESS, Target, hex, own_program};
 use crate::operator::{Operator, Start};
-use crate::testing::TestCluster;
+use crate::testing::{self, TestCluster, TestNamespace};
 use crate::wait::await_condition;
 
 /// File name of the small real model, in the cache and in the mirror.
@@ -86,6 +87,19 @@ pub async fn install_resource(cluster: &Cluster) -> Result<()> {
         },
     )
     .await
+}
+
+/// A namespace on the shared control plane without nodes, with the resource installed and one operator beside it.
+pub async fn operated_namespace() -> Result<TestNamespace> {
+    static OPERATOR: OnceCell<()> = OnceCell::const_new();
+    let shared = testing::control_plane().await?;
+    OPERATOR
+        .get_or_try_init(async || {
+            install_resource(shared.own()?).await?;
+            start_operator(shared.own()?)
+        })
+        .await?;
+    shared.namespace().await
 }
 
 /// Starts the operator as a process inside the cluster's network, with the administrator's rights, for as long as the

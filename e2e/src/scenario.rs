@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use escadre_crds::examples::{SMOLLM2_COMMIT, SMOLLM2_SOURCE};
 use escadre_crds::{LlmDeployment, LlmDeploymentStatus, names};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -104,28 +104,17 @@ impl Scenario {
 
     /// Creates a deployment.
     pub async fn create(&self, deployment: Deployment) -> Result<()> {
-        let typed: LlmDeployment = serde_json::from_value(deployment.into_value())?;
-        let created = self.namespace.api().create(&PostParams::default(), &typed).await;
-        created.map(drop).context("could not create the deployment")
+        self.namespace.create_deployment(deployment).await.map(drop)
     }
 
     /// Edits fields of a deployment's spec.
     pub async fn patch(&self, name: &str, spec: Value) -> Result<()> {
-        let api: Api<LlmDeployment> = self.namespace.api();
-        let patched = api
-            .patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
-            .await;
-        patched.map(drop).context("could not edit the deployment")
+        self.namespace.edit_deployment(name, spec).await
     }
 
     /// Deletes a deployment.
     pub async fn delete(&self, name: &str) -> Result<()> {
-        let deleted = self
-            .namespace
-            .api::<LlmDeployment>()
-            .delete(name, &DeleteParams::default())
-            .await;
-        deleted.map(drop).context("could not delete the deployment")
+        self.namespace.delete_deployment(name).await
     }
 
     /// Deletes a pod as `kubectl delete pod` does.

@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use escadre_crds::LlmDeployment;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
@@ -79,22 +78,17 @@ impl Stage {
 
     /// Creates a deployment, past the proxy.
     pub async fn create(&self, deployment: Deployment) -> Result<()> {
-        let typed: LlmDeployment = serde_json::from_value(deployment.into_value())?;
-        let created = self.deployments().create(&PostParams::default(), &typed).await;
-        created.map(drop).context("could not create the deployment")
+        self.namespace.create_deployment(deployment).await.map(drop)
     }
 
     /// Edits fields of a deployment's spec, past the proxy.
     pub async fn edit(&self, name: &str, spec: Value) -> Result<()> {
-        let patch = Patch::Merge(json!({"spec": spec}));
-        let patched = self.deployments().patch(name, &PatchParams::default(), &patch).await;
-        patched.map(drop).context("could not edit the deployment")
+        self.namespace.edit_deployment(name, spec).await
     }
 
     /// Deletes a deployment, past the proxy.
     pub async fn delete(&self, name: &str) -> Result<()> {
-        let deleted = self.deployments().delete(name, &DeleteParams::default()).await;
-        deleted.map(drop).context("could not delete the deployment")
+        self.namespace.delete_deployment(name).await
     }
 
     /// How pods answer; see [`status_pages`].

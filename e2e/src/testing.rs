@@ -14,14 +14,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use escadre_crds::LlmDeployment;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::cluster::{Cache, Cluster, config_from, own_program};
+use crate::fixtures::Deployment;
 use crate::wait::await_condition;
 
 /// Names the kubeconfig context of a cluster on which the tests shall run.
@@ -268,6 +270,28 @@ impl TestNamespace {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Creates a deployment.
+    pub async fn create_deployment(&self, deployment: Deployment) -> Result<LlmDeployment> {
+        let typed: LlmDeployment = serde_json::from_value(deployment.into_value())?;
+        let created = self.api().create(&PostParams::default(), &typed).await;
+        created.context("could not create the deployment")
+    }
+
+    /// Edits fields of a deployment's spec.
+    pub async fn edit_deployment(&self, name: &str, spec: Value) -> Result<()> {
+        let api: Api<LlmDeployment> = self.api();
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let patched = api.patch(name, &PatchParams::default(), &patch).await;
+        patched.map(drop).context("could not edit the deployment")
+    }
+
+    /// Deletes a deployment.
+    pub async fn delete_deployment(&self, name: &str) -> Result<()> {
+        let api: Api<LlmDeployment> = self.api();
+        let deleted = api.delete(name, &DeleteParams::default()).await;
+        deleted.map(drop).context("could not delete the deployment")
     }
 
     /// [`await_condition`] whose dump is of this namespace.

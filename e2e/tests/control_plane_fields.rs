@@ -8,7 +8,7 @@ use std::time::Duration;
 use escadre_crds::{LlmDeployment, names};
 use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
-use escadre_e2e::testing::{self, TestNamespace};
+use escadre_e2e::testing::TestNamespace;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -17,35 +17,10 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, Pat
 use kube::core::GroupVersionKind;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
 
 const SOON: Duration = Duration::from_mins(1);
 /// Longer than the operator's memory of which kinds the cluster has, and one of its looks at what is not settled.
 const LATER: Duration = Duration::from_mins(3);
-
-async fn namespace() -> TestNamespace {
-    static OPERATOR: OnceCell<()> = OnceCell::const_new();
-    let cluster = testing::control_plane().await.unwrap();
-    OPERATOR
-        .get_or_init(async || {
-            escadre::install_resource(cluster.own().unwrap()).await.unwrap();
-            escadre::start_operator(cluster.own().unwrap()).unwrap();
-        })
-        .await;
-    cluster.namespace().await.unwrap()
-}
-
-async fn create(namespace: &TestNamespace, deployment: Deployment) -> LlmDeployment {
-    let typed = serde_json::from_value(deployment.into_value()).unwrap();
-    namespace.api().create(&PostParams::default(), &typed).await.unwrap()
-}
-
-async fn patch(namespace: &TestNamespace, name: &str, spec: Value) {
-    let api: Api<LlmDeployment> = namespace.api();
-    api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
-        .await
-        .unwrap();
-}
 
 /// The only pod of a deployment, as soon as it satisfies `check`.
 async fn await_pod(namespace: &TestNamespace, name: &str, what: &str, check: impl Fn(&Pod) -> bool) -> Pod {
@@ -113,7 +88,7 @@ fn has_argument(container: &Container, argument: &str) -> bool {
 
 #[tokio::test]
 async fn runtime_fields_reach_the_container_that_serves() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let deployment = Deployment::named("run").set(
         "/spec/runtime",
         json!({
@@ -126,7 +101,7 @@ async fn runtime_fields_reach_the_container_that_serves() {
             ],
         }),
     );
-    create(&namespace, deployment).await;
+    namespace.create_deployment(deployment).await.unwrap();
     let pod = await_pod(&namespace, "run", "the pod", |_| true).await;
     assert_eq!(runtime(&pod).image_pull_policy.as_deref(), Some("Never"));
     assert_eq!(spec(&pod).image_pull_secrets.as_ref().unwrap()[0].name, "registry");
@@ -145,11 +120,11 @@ async fn runtime_fields_reach_the_container_that_serves() {
 
 #[tokio::test]
 async fn credentials_and_format_reach_the_container_that_fetches() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let deployment = Deployment::named("hub")
         .set("/spec/model/secretRef", json!({"name": "hub-token"}))
         .set("/spec/model/format", json!("GGUF"));
-    create(&namespace, deployment).await;
+    namespace.create_deployment(deployment).await.unwrap();
     let pod = await_pod(&namespace, "hub", "the pod", |_| true).await;
     let source = &fetch(&pod).env_from.as_ref().unwrap()[0];
     let secret = source.secret_ref.as_ref().unwrap();
@@ -166,7 +141,7 @@ async fn credentials_and_format_reach_the_container_that_fetches() {
 
 #[tokio::test]
 async fn overlay_files_are_a_snapshot_that_follows_its_config_map() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let deployment = Deployment::named("lay").set(
         "/spec/files",
         json!([
@@ -174,7 +149,7 @@ async fn overlay_files_are_a_snapshot_that_follows_its_config_map() {
             {"path": "generation_config.json", "inline": "{}"},
         ]),
     );
-    create(&namespace, deployment).await;
+    namespace.create_deployment(deployment).await.unwrap();
     let message = await_accepted(&namespace, "lay", "DependencyMissing", SOON).await;
     assert!(
         message.contains("spec.files[chat_template.jinja].configMapRef") && message.contains("create it"),
@@ -257,13 +232,12 @@ fn snapshot_of(pod: &Pod) -> String {
 
 #[tokio::test]
 async fn claims_reach_the_pod_and_the_container_that_serves() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let claims = json!([{"name": "device", "resourceClaimTemplateName": "one-gpu"}]);
-    create(
-        &namespace,
-        Deployment::named("dra").set("/spec/resources/claims", claims),
-    )
-    .await;
+    namespace
+        .create_deployment(Deployment::named("dra").set("/spec/resources/claims", claims))
+        .await
+        .unwrap();
     let pod = await_pod(&namespace, "dra", "the pod", |_| true).await;
     let claim = &spec(&pod).resource_claims.as_ref().unwrap()[0];
     assert_eq!(
@@ -281,11 +255,11 @@ async fn claims_reach_the_pod_and_the_container_that_serves() {
 
 #[tokio::test]
 async fn budget_counts_whole_pods_and_follows_the_spec_without_new_pods() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let deployment = Deployment::named("pdb")
         .replicas(1)
         .set("/spec/disruption/minAvailable", json!("34%"));
-    create(&namespace, deployment).await;
+    namespace.create_deployment(deployment).await.unwrap();
     let budgets: Api<PodDisruptionBudget> = namespace.api();
     let await_budget = async |pods: i32| {
         namespace
@@ -312,16 +286,22 @@ async fn budget_counts_whole_pods_and_follows_the_spec_without_new_pods() {
     budgets.patch("pdb", &PatchParams::default(), &drift).await.unwrap();
     await_budget(1).await;
 
-    patch(&namespace, "pdb", json!({"disruption": {"safeToEvict": false}})).await;
+    namespace
+        .edit_deployment("pdb", json!({"disruption": {"safeToEvict": false}}))
+        .await
+        .unwrap();
     let same = await_pod(&namespace, "pdb", "the annotation to change", |pod| {
         pod.annotations()[names::ANNOTATION_SAFE_TO_EVICT] == "false"
     })
     .await;
     assert_eq!(same.uid(), pod.uid(), "the pod was replaced");
 
-    patch(&namespace, "pdb", json!({"replicas": 4})).await;
+    namespace.edit_deployment("pdb", json!({"replicas": 4})).await.unwrap();
     await_budget(2).await;
-    patch(&namespace, "pdb", json!({"disruption": {"minAvailable": null}})).await;
+    namespace
+        .edit_deployment("pdb", json!({"disruption": {"minAvailable": null}}))
+        .await
+        .unwrap();
     namespace
         .await_condition("the budget to go", SOON, async || {
             Ok(budgets.get_opt("pdb").await?.is_none().then_some(()))
@@ -332,7 +312,7 @@ async fn budget_counts_whole_pods_and_follows_the_spec_without_new_pods() {
 
 #[tokio::test]
 async fn foreign_budget_is_left_alone_and_named() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let budgets: Api<PodDisruptionBudget> = namespace.api();
     let foreign =
         json!({"metadata": {"name": "taken"}, "spec": {"minAvailable": 7, "selector": {"matchLabels": {"a": "b"}}}});
@@ -340,11 +320,10 @@ async fn foreign_budget_is_left_alone_and_named() {
         .create(&PostParams::default(), &serde_json::from_value(foreign).unwrap())
         .await
         .unwrap();
-    create(
-        &namespace,
-        Deployment::named("taken").set("/spec/disruption/minAvailable", json!(1)),
-    )
-    .await;
+    namespace
+        .create_deployment(Deployment::named("taken").set("/spec/disruption/minAvailable", json!(1)))
+        .await
+        .unwrap();
     let message = await_accepted(&namespace, "taken", "InvalidSpec", SOON).await;
     assert!(
         message.contains("a PodDisruptionBudget named taken exists already"),
@@ -357,11 +336,11 @@ async fn foreign_budget_is_left_alone_and_named() {
 
 #[tokio::test]
 async fn monitor_is_made_only_where_the_cluster_has_the_kind() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("auto")).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace.create_deployment(Deployment::named("auto")).await.unwrap();
     await_pod(&namespace, "auto", "the pod without the kind", |_| true).await;
     let enabled = Deployment::named("enabled").set("/spec/observability/podMonitor", json!("Enabled"));
-    create(&namespace, enabled).await;
+    namespace.create_deployment(enabled).await.unwrap();
     let message = await_accepted(&namespace, "enabled", "DependencyMissing", SOON).await;
     assert!(
         message.contains("spec.observability.podMonitor") && message.contains("or set Auto"),
@@ -386,12 +365,10 @@ async fn monitor_is_made_only_where_the_cluster_has_the_kind() {
         monitor.data["spec"]["selector"]["matchLabels"][names::LABEL_DEPLOYMENT],
         "enabled"
     );
-    patch(
-        &namespace,
-        "enabled",
-        json!({"observability": {"podMonitor": "Disabled"}}),
-    )
-    .await;
+    namespace
+        .edit_deployment("enabled", json!({"observability": {"podMonitor": "Disabled"}}))
+        .await
+        .unwrap();
     namespace
         .await_condition("the monitor to go", SOON, async || {
             Ok(monitors.get_opt("enabled").await?.is_none().then_some(()))
@@ -425,7 +402,7 @@ async fn install_pod_monitors(namespace: &TestNamespace) {
 
 #[tokio::test]
 async fn account_labels_and_annotations_reach_the_pod() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let accounts: Api<ServiceAccount> = namespace.api();
     let account = serde_json::from_value(json!({"metadata": {"name": "models"}})).unwrap();
     accounts.create(&PostParams::default(), &account).await.unwrap();
@@ -433,7 +410,7 @@ async fn account_labels_and_annotations_reach_the_pod() {
         .set("/spec/serviceAccountName", json!("models"))
         .set("/spec/podLabels", json!({"team": "search"}))
         .set("/spec/podAnnotations", json!({"example.com/x": "y"}));
-    create(&namespace, deployment).await;
+    namespace.create_deployment(deployment).await.unwrap();
     let pod = await_pod(&namespace, "meta", "the pod", |_| true).await;
     assert_eq!(spec(&pod).service_account_name.as_deref(), Some("models"));
     assert_eq!(spec(&pod).automount_service_account_token, Some(false));
@@ -443,12 +420,12 @@ async fn account_labels_and_annotations_reach_the_pod() {
 
 #[tokio::test]
 async fn proxy_and_certificates_reach_the_container_that_fetches() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let deployment = Deployment::named("net").set(
         "/spec/network",
         json!({"httpsProxy": "http://proxy:3128", "noProxy": ".svc", "caBundleRef": {"name": "corporate"}}),
     );
-    create(&namespace, deployment).await;
+    namespace.create_deployment(deployment).await.unwrap();
     let message = await_accepted(&namespace, "net", "DependencyMissing", SOON).await;
     assert!(
         message.contains("spec.network.caBundleRef") && message.contains("corporate"),
@@ -469,7 +446,7 @@ async fn proxy_and_certificates_reach_the_container_that_fetches() {
 
 #[tokio::test]
 async fn overrides_change_the_pod_and_what_they_may_not_is_named() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let overrides = json!({
         "metadata": {"annotations": {"example.com/o": "p"}},
         "spec": {
@@ -481,11 +458,10 @@ async fn overrides_change_the_pod_and_what_they_may_not_is_named() {
             ],
         },
     });
-    create(
-        &namespace,
-        Deployment::named("over").set("/spec/podOverrides", overrides),
-    )
-    .await;
+    namespace
+        .create_deployment(Deployment::named("over").set("/spec/podOverrides", overrides))
+        .await
+        .unwrap();
     let pod = await_pod(&namespace, "over", "the pod", |_| true).await;
     assert_eq!(pod.annotations()["example.com/o"], "p");
     assert_eq!(spec(&pod).containers.len(), 2);
@@ -506,7 +482,10 @@ async fn overrides_change_the_pod_and_what_they_may_not_is_named() {
             "spec.podOverrides.spec.dnsPolice is not a field of a pod",
         ),
     ] {
-        patch(&namespace, "over", json!({"podOverrides": refused})).await;
+        namespace
+            .edit_deployment("over", json!({"podOverrides": refused}))
+            .await
+            .unwrap();
         let message = await_accepted(&namespace, "over", "InvalidSpec", SOON).await;
         assert!(message.contains(words), "{message}");
         let still = await_pod(&namespace, "over", "the old pod", |_| true).await;

@@ -10,35 +10,16 @@ use anyhow::Result;
 use escadre_crds::{LlmDeployment, names};
 use escadre_e2e::escadre;
 use escadre_e2e::fixtures::Deployment;
-use escadre_e2e::testing::{self, TestNamespace};
+use escadre_e2e::testing::TestNamespace;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
-use tokio::sync::OnceCell;
 
 const SOON: Duration = Duration::from_secs(30);
 /// Longer than two of the operator's looks at pods that are not settled: a needless write would show.
 const QUIET: Duration = Duration::from_secs(5);
-
-/// The shared control plane with the operator beside it, and a namespace.
-async fn namespace() -> TestNamespace {
-    static OPERATOR: OnceCell<()> = OnceCell::const_new();
-    let cluster = testing::control_plane().await.unwrap();
-    OPERATOR
-        .get_or_init(async || {
-            escadre::install_resource(cluster.own().unwrap()).await.unwrap();
-            escadre::start_operator(cluster.own().unwrap()).unwrap();
-        })
-        .await;
-    cluster.namespace().await.unwrap()
-}
-
-async fn create(namespace: &TestNamespace, deployment: Deployment) -> LlmDeployment {
-    let typed = serde_json::from_value(deployment.into_value()).unwrap();
-    namespace.api().create(&PostParams::default(), &typed).await.unwrap()
-}
 
 /// Pods of a deployment that are not being deleted, by name.
 async fn pods(namespace: &TestNamespace, name: &str) -> Result<BTreeMap<String, Pod>> {
@@ -61,13 +42,6 @@ async fn await_pods(namespace: &TestNamespace, name: &str, count: usize) -> BTre
         .unwrap()
 }
 
-async fn patch(namespace: &TestNamespace, name: &str, spec: serde_json::Value) {
-    let api: Api<LlmDeployment> = namespace.api();
-    api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
-        .await
-        .unwrap();
-}
-
 async fn await_reason(namespace: &TestNamespace, name: &str, condition: &str, reason: &str) -> String {
     let api: Api<LlmDeployment> = namespace.api();
     namespace
@@ -88,8 +62,11 @@ async fn await_reason(namespace: &TestNamespace, name: &str, condition: &str, re
 
 #[tokio::test]
 async fn resource_becomes_pods_service_and_revision_that_it_owns() {
-    let namespace = namespace().await;
-    let deployment = create(&namespace, Deployment::named("chat").replicas(2)).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    let deployment = namespace
+        .create_deployment(Deployment::named("chat").replicas(2))
+        .await
+        .unwrap();
     let pods = await_pods(&namespace, "chat", 2).await;
 
     let revisions: Api<ControllerRevision> = namespace.api();
@@ -134,8 +111,11 @@ async fn resource_becomes_pods_service_and_revision_that_it_owns() {
 
 #[tokio::test]
 async fn deleted_pod_comes_back_and_replicas_are_followed_both_ways() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("fleet").replicas(1)).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace
+        .create_deployment(Deployment::named("fleet").replicas(1))
+        .await
+        .unwrap();
     let first = await_pods(&namespace, "fleet", 1).await;
     let (name, pod) = first.first_key_value().unwrap();
 
@@ -161,21 +141,33 @@ async fn deleted_pod_comes_back_and_replicas_are_followed_both_ways() {
         .await
         .unwrap();
 
-    patch(&namespace, "fleet", json!({"replicas": 3})).await;
+    namespace
+        .edit_deployment("fleet", json!({"replicas": 3}))
+        .await
+        .unwrap();
     await_pods(&namespace, "fleet", 3).await;
-    patch(&namespace, "fleet", json!({"replicas": 1})).await;
+    namespace
+        .edit_deployment("fleet", json!({"replicas": 1}))
+        .await
+        .unwrap();
     await_pods(&namespace, "fleet", 1).await;
-    patch(&namespace, "fleet", json!({"replicas": 0})).await;
+    namespace
+        .edit_deployment("fleet", json!({"replicas": 0}))
+        .await
+        .unwrap();
     await_pods(&namespace, "fleet", 0).await;
     await_reason(&namespace, "fleet", "Available", "ScaledToZero").await;
 }
 
 #[tokio::test]
 async fn suspended_resource_has_no_pods_and_keeps_its_service() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("paused")).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace.create_deployment(Deployment::named("paused")).await.unwrap();
     await_pods(&namespace, "paused", 1).await;
-    patch(&namespace, "paused", json!({"suspend": true})).await;
+    namespace
+        .edit_deployment("paused", json!({"suspend": true}))
+        .await
+        .unwrap();
     await_pods(&namespace, "paused", 0).await;
     await_reason(&namespace, "paused", "Ready", "Suspended").await;
     let services: Api<Service> = namespace.api();
@@ -184,10 +176,13 @@ async fn suspended_resource_has_no_pods_and_keeps_its_service() {
 
 #[tokio::test]
 async fn edited_model_is_a_new_revision_and_the_old_pods_go() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("edited")).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace.create_deployment(Deployment::named("edited")).await.unwrap();
     let old = await_pods(&namespace, "edited", 1).await;
-    patch(&namespace, "edited", json!({"model": {"servedName": "second-name"}})).await;
+    namespace
+        .edit_deployment("edited", json!({"model": {"servedName": "second-name"}}))
+        .await
+        .unwrap();
     let new = namespace
         .await_condition("a pod of the new revision alone", SOON, async || {
             let pods = pods(&namespace, "edited").await?;
@@ -216,8 +211,11 @@ async fn edited_model_is_a_new_revision_and_the_old_pods_go() {
 
 #[tokio::test]
 async fn spare_gpu_is_asked_for_and_missing_one_is_named_with_the_schedulers_words() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("gpu").gpus(1)).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace
+        .create_deployment(Deployment::named("gpu").gpus(1))
+        .await
+        .unwrap();
     let pods = await_pods(&namespace, "gpu", 1).await;
     let container = &pods.values().next().unwrap().spec.as_ref().unwrap().containers[0];
     let limits = container.resources.as_ref().unwrap().limits.as_ref().unwrap();
@@ -230,8 +228,11 @@ async fn spare_gpu_is_asked_for_and_missing_one_is_named_with_the_schedulers_wor
 
 #[tokio::test]
 async fn settled_world_is_left_alone() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("idle").replicas(2)).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace
+        .create_deployment(Deployment::named("idle").replicas(2))
+        .await
+        .unwrap();
     await_pods(&namespace, "idle", 2).await;
     await_reason(&namespace, "idle", "CapacityAvailable", "Unschedulable").await;
     let before = versions(&namespace).await;
@@ -290,8 +291,11 @@ async fn versions(namespace: &TestNamespace) -> BTreeMap<String, String> {
 
 #[tokio::test]
 async fn deleted_resource_leaves_nothing() {
-    let namespace = namespace().await;
-    create(&namespace, Deployment::named("gone").replicas(2)).await;
+    let namespace = escadre::operated_namespace().await.unwrap();
+    namespace
+        .create_deployment(Deployment::named("gone").replicas(2))
+        .await
+        .unwrap();
     await_pods(&namespace, "gone", 2).await;
     let api: Api<LlmDeployment> = namespace.api();
     api.delete("gone", &DeleteParams::default()).await.unwrap();
@@ -305,7 +309,7 @@ async fn deleted_resource_leaves_nothing() {
 
 #[tokio::test]
 async fn pod_that_the_quota_refuses_is_said_in_the_servers_words() {
-    let namespace = namespace().await;
+    let namespace = escadre::operated_namespace().await.unwrap();
     let quota = serde_json::from_value(json!({
         "metadata": {"name": "none"},
         "spec": {"hard": {"pods": "0"}}
@@ -316,7 +320,7 @@ async fn pod_that_the_quota_refuses_is_said_in_the_servers_words() {
         .create(&PostParams::default(), &quota)
         .await
         .unwrap();
-    create(&namespace, Deployment::named("refused")).await;
+    namespace.create_deployment(Deployment::named("refused")).await.unwrap();
     let message = await_reason(&namespace, "refused", "Available", "PodRefused").await;
     assert!(message.contains("quota"), "{message}");
 }
