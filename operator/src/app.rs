@@ -18,6 +18,7 @@ use crate::leader::{Election, Gate, LeaseName, Timing};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::runtime_status::StatusClient;
+use crate::turns::Turns;
 use crate::world::World;
 use crate::world::poller::Poller;
 
@@ -114,6 +115,7 @@ fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) ->
             pull_policy: args.runtime_image_pull_policy,
         },
         world: World::new(Poller::new(StatusClient::new()?, Arc::clone(metrics))),
+        turns: Turns::new(args.concurrency),
         backoff: Backoff::default(),
         pod_monitor_kind: PodMonitorKind::default(),
     }))
@@ -148,7 +150,7 @@ fn elect(
 /// Runs the controller. A leader that is told to end finishes what it has begun; a follower has begun nothing.
 async fn control(context: Arc<Context>, args: &Args, gate: Gate, readiness: Readiness, shutdown: Shutdown) {
     let namespace = args.namespace.as_deref();
-    let controller = llm_deployment::run(context, namespace, args.concurrency, readiness, shutdown.clone());
+    let controller = llm_deployment::run(context, namespace, readiness, shutdown.clone());
     let waits = async {
         shutdown.await;
         if gate.is_open() {

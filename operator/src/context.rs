@@ -12,6 +12,7 @@ use crate::controllers::llm_deployment::dependencies::PodMonitorKind;
 use crate::leader::Gate;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
+use crate::turns::Turns;
 use crate::world::World;
 
 /// How long any one call to the API server may take. The client retries overload by itself within it.
@@ -33,6 +34,8 @@ pub struct Context {
     pub defaults: Defaults,
     /// What is known without asking.
     pub world: World,
+    /// Who is worked on next.
+    pub turns: Arc<Turns>,
     /// Failures in a row, by object.
     pub backoff: Backoff,
     /// Whether the cluster has the kind `PodMonitor`.

@@ -5,6 +5,8 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+#[cfg(test)]
+mod chance;
 pub mod context;
 pub mod controllers;
 pub mod kube_ext;
@@ -14,4 +16,5 @@ pub mod reference;
 pub mod retry;
 pub mod runtime_status;
 pub mod telemetry;
+pub mod turns;
 pub mod world;

@@ -78,6 +78,7 @@ pub struct Metrics {
     reconciles: Family<Outcome, Counter<u64, AtomicU64>>,
     durations: Family<Outcome, Histogram, fn() -> Histogram>,
     running: Gauge<i64, AtomicI64>,
+    waiting: Gauge<i64, AtomicI64>,
     writes: Family<Write, Counter<u64, AtomicU64>>,
     drift: Family<Drift, Counter<u64, AtomicU64>>,
     calls: Family<ApiCall, Counter<u64, AtomicU64>>,
@@ -121,6 +122,12 @@ impl Default for Metrics {
         );
         let running = Gauge::default();
         own.register("reconciles_running", "Objects that are worked on now", running.clone());
+        let waiting = Gauge::default();
+        own.register(
+            "queue_depth",
+            "Objects that wait for a pass, because as many as may be are worked on",
+            waiting.clone(),
+        );
         let writes = Family::default();
         own.register(
             "writes",
@@ -150,6 +157,7 @@ impl Default for Metrics {
             reconciles,
             durations,
             running,
+            waiting,
             writes,
             drift,
             calls,
@@ -160,11 +168,18 @@ impl Default for Metrics {
     }
 }
 
-/// Counts one running pass for as long as it lives.
+/// Counts one in a gauge for as long as it lives.
 #[derive(Debug)]
-pub struct Running(Gauge<i64, AtomicI64>);
+pub struct Counted(Gauge<i64, AtomicI64>);
 
-impl Drop for Running {
+impl Counted {
+    fn by(gauge: &Gauge<i64, AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -172,9 +187,13 @@ impl Drop for Running {
 
 impl Metrics {
     /// Counts a pass that runs, until the value is dropped.
-    pub fn runs(&self) -> Running {
-        self.running.inc();
-        Running(self.running.clone())
+    pub fn runs(&self) -> Counted {
+        Counted::by(&self.running)
+    }
+
+    /// Counts a pass that waits for its turn, until the value is dropped.
+    pub fn waits(&self) -> Counted {
+        Counted::by(&self.waiting)
     }
 
     /// Counts one pass.

@@ -6,26 +6,7 @@ use std::time::Duration;
 
 use super::candidate::{Answer, Call, Candidate, Lease, Step};
 use super::decide::Timing;
-
-/// A small generator with a fixed sequence for each seed (xorshift).
-struct Chance(u64);
-
-impl Chance {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
+use crate::chance::Chance;
 
 /// One step of true time, in milliseconds.
 const TICK: u64 = 50;

@@ -142,7 +142,7 @@ impl Report {
                 milliseconds(self.edit_at_rest),
             ),
             Bar::at_most(
-                "the same during a mass rollout, p99".to_owned(),
+                format!("the same while the {many} roll, p99"),
                 2000.0,
                 "ms",
                 milliseconds(self.edit_in_rollout),
@@ -178,10 +178,12 @@ impl Report {
     /// Prints the tables, keeps them unless this was a trial, and ends with the count of bars.
     pub(crate) fn finish(&self, settings: &Settings) -> Result<()> {
         let bars = self.bars();
-        let mut text = format!("\n{}\n{}", self.yardstick_table(), bar_table(&bars));
-        for note in &self.notes {
-            writeln!(text, "\n{note}")?;
-        }
+        let mut text = format!(
+            "\n{}\n{}\n{}\n",
+            self.yardstick_table(),
+            bar_table(&bars),
+            self.details()
+        );
         if settings.is_trial() {
             text.push_str("\na trial with a smaller workload: nothing is kept\n");
         } else {

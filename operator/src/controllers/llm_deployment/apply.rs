@@ -1,10 +1,11 @@
-//! The only writes of a pass, in a written order: Service, record, overlay files, labels, deletions, creations,
-//! surroundings, records that nothing needs. What was written is told to the caches, so that the next pass does not look
-//! at a past without it.
+//! The only writes of a pass, in a written order: record, overlay files, labels, deletions, creations, surroundings,
+//! records that nothing needs; and beside them the Service, which no pod waits for. What was written is told to the
+//! caches, so that the next pass does not look at a past without it.
 //!
 //! The record comes before the first pod, so that every pod can be rebuilt. Old pods go before new ones are made,
 //! since they may hold the device that the new ones need. What is not deleted yet is seen again in the next pass.
 
+use futures::future::join_all;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::core::{PartialObjectMetaExt as _, Status};
@@ -49,9 +50,7 @@ impl Error {
 /// Written.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
-    /// How many writes there were.
-    pub writes: usize,
-    /// A pod that the API server refused; the rest was not tried, since it is made from the same template.
+    /// A pod that the API server refused; not all others were tried, since they are made from the same template.
     pub refused: Option<Refusal>,
 }
 
@@ -69,32 +68,31 @@ pub struct Refusal {
 /// # Errors
 /// With the first write that failed; those before it are done. A refused pod is not an error.
 pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<Applied>, Error> {
-    let Children {
-        namespace,
-        service,
-        record,
-        pods,
-        relabel_pods,
-        delete_pods,
-        delete_records,
-        surroundings,
-        stage: Built,
-    } = children;
-    let pod_api: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
-    let record_api: Api<ControllerRevision> = Api::namespaced(ctx.client.clone(), &namespace);
-    let mut applied = Applied::default();
+    // Both to their ends: of a write that is dropped half-way nobody knows whether it was carried out.
+    let (service, others) = tokio::join!(write_service(ctx, &children), write_others(ctx, &children));
+    service?;
+    let refused = others?;
+    Ok(children.into_stage(Applied { refused }))
+}
 
-    if let Some(service) = &service {
-        let api: Api<Service> = Api::namespaced(ctx.client.clone(), &namespace);
-        let mut written =
-            apply_service(&api, service)
-                .await
-                .map_err(failed("apply", "Service", &service.name_any()))?;
-        trim(&mut written);
-        ctx.world.services.created(written);
-        applied.count(ctx, "apply", "Service");
-    }
-    if let Some(record) = &record {
+async fn write_service(ctx: &Context, children: &Children<Built>) -> Result<(), Error> {
+    let Some(service) = &children.service else {
+        return Ok(());
+    };
+    let api: Api<Service> = Api::namespaced(ctx.client.clone(), &children.namespace);
+    let mut written = apply_service(&api, service)
+        .await
+        .map_err(failed("apply", "Service", &service.name_any()))?;
+    trim(&mut written);
+    ctx.world.services.created(written);
+    ctx.metrics.wrote("apply", "Service");
+    Ok(())
+}
+
+async fn write_others(ctx: &Context, children: &Children<Built>) -> Result<Option<Refusal>, Error> {
+    let pod_api: Api<Pod> = Api::namespaced(ctx.client.clone(), &children.namespace);
+    let record_api: Api<ControllerRevision> = Api::namespaced(ctx.client.clone(), &children.namespace);
+    if let Some(record) = &children.record {
         let written =
             create(&record_api, record)
                 .await
@@ -102,70 +100,68 @@ pub async fn apply(ctx: &Context, children: Children<Built>) -> Result<Children<
         let mut written = written.metadata.into_response_partial();
         trim(&mut written);
         ctx.world.revisions.created(written);
-        applied.count(ctx, "create", "ControllerRevision");
+        ctx.metrics.wrote("create", "ControllerRevision");
     }
-    surroundings::before_pods(ctx, &namespace, &surroundings, &mut applied).await?;
-    for (pod, labels) in &relabel_pods {
+    surroundings::before_pods(ctx, &children.namespace, &children.surroundings).await?;
+    for (pod, labels) in &children.relabel_pods {
         relabel(&pod_api, pod, labels)
             .await
             .map_err(failed("relabel", "Pod", &pod.name))?;
-        applied.count(ctx, "patch", "Pod");
+        ctx.metrics.wrote("patch", "Pod");
     }
-    for pod in &delete_pods {
-        remove(ctx, &pod_api, "Pod", pod, &mut applied).await?;
+    let deletions = children.delete_pods.iter().map(async |pod| {
+        remove(ctx, &pod_api, "Pod", pod).await?;
         ctx.world.pods.deleted(&pod.uid);
-    }
-    create_pods(ctx, &pod_api, &pods, &mut applied).await?;
-    surroundings::after_pods(ctx, &namespace, &surroundings, &mut applied).await?;
-    for record in &delete_records {
-        remove(ctx, &record_api, "ControllerRevision", record, &mut applied).await?;
+        Ok(())
+    });
+    join_all(deletions).await.into_iter().collect::<Result<(), Error>>()?;
+    let refused = create_pods(ctx, &pod_api, &children.pods).await?;
+    surroundings::after_pods(ctx, &children.namespace, &children.surroundings).await?;
+    for record in &children.delete_records {
+        remove(ctx, &record_api, "ControllerRevision", record).await?;
         ctx.world.revisions.deleted(&record.uid);
     }
-    Ok(Children {
-        namespace,
-        service,
-        record,
-        pods,
-        relabel_pods,
-        delete_pods,
-        delete_records,
-        surroundings,
-        stage: applied,
-    })
+    Ok(refused)
 }
 
-async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod], applied: &mut Applied) -> Result<(), Error> {
-    for pod in pods {
-        let name = pod.name_any();
-        match create(api, pod).await {
-            Ok(mut created) => {
-                applied.count(ctx, "create", "Pod");
-                trim_pod(&mut created);
-                ctx.world.pods.created(created);
-                tracing::info!(pod = %name, namespace = pod.namespace().unwrap_or_default(), "pod created");
-            }
-            Err(error) if error.status().is_some_and(Status::is_already_exists) => {
-                if let Some(refusal) = recover(ctx, api, pod, applied).await? {
-                    applied.refused = Some(refusal);
-                    return Ok(());
-                }
-            }
-            Err(error) if is_refusal(&error) => {
-                applied.refused = Some(Refusal {
-                    pod: name,
-                    message: error.words(),
-                });
-                return Ok(());
-            }
-            Err(error) => return Err(failed("create", "Pod", &name)(error)),
+/// Creates pods: one, then two, four and so on at once, so that a template that the API server refuses costs few calls.
+async fn create_pods(ctx: &Context, api: &Api<Pod>, pods: &[Pod]) -> Result<Option<Refusal>, Error> {
+    let (mut rest, mut at_once) = (pods, 1);
+    while !rest.is_empty() {
+        let (batch, others) = rest.split_at(at_once.min(rest.len()));
+        let created = join_all(batch.iter().map(|pod| create_pod(ctx, api, pod))).await;
+        let refusals = created.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if let Some(refusal) = refusals.into_iter().flatten().next() {
+            return Ok(Some(refusal));
         }
+        (rest, at_once) = (others, at_once * 2);
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Creates one pod. Returns why not, when the API server refused it.
+async fn create_pod(ctx: &Context, api: &Api<Pod>, pod: &Pod) -> Result<Option<Refusal>, Error> {
+    let name = pod.name_any();
+    match create(api, pod).await {
+        Ok(mut created) => {
+            ctx.metrics.wrote("create", "Pod");
+            trim_pod(&mut created);
+            ctx.world.pods.created(created);
+            tracing::info!(pod = %name, namespace = pod.namespace().unwrap_or_default(), "pod created");
+            Ok(None)
+        }
+        Err(error) if error.status().is_some_and(Status::is_already_exists) => recover(ctx, api, pod).await,
+        Err(error) if is_refusal(&error) => Ok(Some(Refusal {
+            pod: name,
+            message: error.words(),
+        })),
+        Err(error) => Err(failed("create", "Pod", &name)(error)),
+    }
 }
 
 /// A pod of that name is there, though no watch tells of it: its labels were taken off. When it is ours they are put
 /// back; a foreign one is left alone and named.
-async fn recover(ctx: &Context, api: &Api<Pod>, wanted: &Pod, applied: &mut Applied) -> Result<Option<Refusal>, Error> {
+async fn recover(ctx: &Context, api: &Api<Pod>, wanted: &Pod) -> Result<Option<Refusal>, Error> {
     let name = wanted.name_any();
     let there = within(api.get_opt(&name)).await.map_err(failed("get", "Pod", &name))?;
     let Some(mut there) = there else {
@@ -185,7 +181,7 @@ async fn recover(ctx: &Context, api: &Api<Pod>, wanted: &Pod, applied: &mut Appl
     relabel(api, &identity, wanted.labels())
         .await
         .map_err(failed("relabel", "Pod", &name))?;
-    applied.count(ctx, "patch", "Pod");
+    ctx.metrics.wrote("patch", "Pod");
     there.labels_mut().extend(wanted.labels().clone());
     trim_pod(&mut there);
     ctx.world.pods.created(there);
@@ -199,13 +195,7 @@ fn is_refusal(error: &CallError) -> bool {
     })
 }
 
-pub(super) async fn remove<K>(
-    ctx: &Context,
-    api: &Api<K>,
-    kind: &'static str,
-    object: &Identity,
-    applied: &mut Applied,
-) -> Result<(), Error>
+pub(super) async fn remove<K>(ctx: &Context, api: &Api<K>, kind: &'static str, object: &Identity) -> Result<(), Error>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
@@ -213,7 +203,7 @@ where
         .await
         .map_err(failed("delete", kind, &object.name))?
     {
-        applied.count(ctx, "delete", kind);
+        ctx.metrics.wrote("delete", kind);
         tracing::info!(kind, name = object.name, "deleted");
     }
     Ok(())
@@ -226,12 +216,5 @@ pub(super) fn failed(verb: &'static str, kind: &'static str, name: &str) -> impl
         kind,
         name,
         source,
-    }
-}
-
-impl Applied {
-    pub(super) fn count(&mut self, ctx: &Context, verb: &'static str, kind: &'static str) {
-        self.writes += 1;
-        ctx.metrics.wrote(verb, kind);
     }
 }

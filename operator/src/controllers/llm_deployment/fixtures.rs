@@ -87,18 +87,7 @@ pub(super) fn pass(object: &LlmDeployment, observed: &Observed, now: Timestamp) 
 
 /// The outcome with a refused pod.
 pub(super) fn applied(valid: Valid, plan: Plan, refused: Option<apply::Refusal>) -> Outcome {
-    let built = build::build(&valid, &plan);
-    let children = build::Children {
-        namespace: built.namespace,
-        service: built.service,
-        record: built.record,
-        pods: built.pods,
-        relabel_pods: built.relabel_pods,
-        delete_pods: built.delete_pods,
-        delete_records: built.delete_records,
-        surroundings: built.surroundings,
-        stage: apply::Applied { writes: 0, refused },
-    };
+    let children = build::build(&valid, &plan).into_stage(apply::Applied { refused });
     Outcome::Applied {
         valid: Box::new(valid),
         plan,

@@ -29,13 +29,16 @@ use tracing::Instrument as _;
 
 use crate::admin::Readiness;
 use crate::context::Context;
+use crate::turns::Purpose;
 use build::Children;
 use plan::Plan;
 use validate::{Rejected, Valid};
 use watches::{children, deployment_of};
 
 /// Changes that come together are worked on together.
-const DEBOUNCE: Duration = Duration::from_millis(50);
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// The controller starts a pass for every object that asks for one; how many work is decided by the turns.
+const UNLIMITED: u16 = 0;
 /// When a pod that was not asked yet should have been asked.
 const ASKED: Duration = Duration::from_secs(5);
 /// After a conflict: the watch brings the newer object in the meantime.
@@ -160,12 +163,23 @@ fn count_drift(ctx: &Context, valid: &Valid, children: &Children<build::Built>) 
     }
 }
 
-/// One pass, with its numbers and its log line.
-async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context>) -> Result<Action, Error> {
+/// One pass when its turn has come, with its numbers and its log line.
+async fn measured(
+    object: Arc<DeserializeGuard<LlmDeployment>>,
+    ctx: Arc<Context>,
+    known: Deployments,
+) -> Result<Action, Error> {
     if ctx.gate.opened().await {
         // What we were handed is as old as the wait was long.
         return Ok(Action::requeue(Duration::ZERO));
     }
+    let waits = ctx.metrics.waits();
+    let turn = ctx.turns.take(watches::key(&*object), purpose(&object, &ctx)).await;
+    drop(waits);
+    // Both are looked at again, or by the next process, when there is something to do.
+    let (Some(_turn), Some(object)) = (turn, known.get(&ObjectRef::from_obj(&*object))) else {
+        return Ok(Action::await_change());
+    };
     let name = key(&object);
     let span = span(&object);
     let _running = ctx.metrics.runs();
@@ -180,6 +194,24 @@ async fn measured(object: Arc<DeserializeGuard<LlmDeployment>>, ctx: Arc<Context
     };
     ctx.metrics.reconciled(outcome, started.elapsed());
     result
+}
+
+/// An edit is a spec of which status says nothing yet.
+fn purpose(object: &DeserializeGuard<LlmDeployment>, ctx: &Context) -> Purpose {
+    let Ok(object) = &object.0 else {
+        return Purpose::Progress;
+    };
+    let newest = ctx.world.statuses.newest(object);
+    if is_edit(newest.as_ref().unwrap_or(object)) {
+        Purpose::Edit
+    } else {
+        Purpose::Progress
+    }
+}
+
+fn is_edit(object: &LlmDeployment) -> bool {
+    let observed = object.status.as_ref().and_then(|status| status.observed_generation);
+    observed != object.metadata.generation
 }
 
 /// Every log line of a pass says of which object and generation it speaks.
@@ -220,7 +252,6 @@ fn error_policy(object: Arc<DeserializeGuard<LlmDeployment>>, error: &Error, ctx
 pub async fn run(
     ctx: Arc<Context>,
     namespace: Option<&str>,
-    concurrency: u16,
     readiness: Readiness,
     shutdown: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) {
@@ -237,7 +268,14 @@ pub async fn run(
     };
     let poll = Arc::clone(&ctx.world.poller).run(wake.clone(), shutdown.clone());
     let woken = futures::stream::unfold(woken, async |mut woken| Some((woken.recv().await?, woken)));
-    let known = reader.clone();
+    let close = {
+        let (ctx, shutdown) = (Arc::clone(&ctx), shutdown.clone());
+        async move {
+            shutdown.await;
+            ctx.turns.close();
+        }
+    };
+    let (known, handed) = (reader.clone(), reader.clone());
     let work = Controller::for_stream(deployments, reader.clone())
         .watches_stream(watches::pods(&ctx, namespace, &wake), |pod| deployment_of(&pod))
         .watches_stream(children(&ctx, namespace, &wake, |world| &world.services), |child| {
@@ -256,16 +294,22 @@ pub async fn run(
             dependencies::users_of_config_map(&known, &config_map)
         })
         .reconcile_on(woken)
-        .with_config(Config::default().concurrency(concurrency).debounce(DEBOUNCE))
+        .with_config(Config::default().concurrency(UNLIMITED).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
-        .run(measured, error_policy, Arc::clone(&ctx))
+        .run(
+            move |object, ctx| measured(object, ctx, handed.clone()),
+            error_policy,
+            Arc::clone(&ctx),
+        )
         .for_each(async |result| log(&result));
     tokio::select! {
         () = seen => {}
-        () = async { tokio::join!(poll, work); } => {}
+        () = async { tokio::join!(poll, work, close); } => {}
     }
 }
 
+/// The deployments that the watch has told.
+type Deployments = reflector::Store<DeserializeGuard<LlmDeployment>>;
 type Passed = (ObjectRef<DeserializeGuard<LlmDeployment>>, Action);
 type NotPassed = kube::runtime::controller::Error<Error, watcher::Error>;
 

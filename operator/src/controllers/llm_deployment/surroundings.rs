@@ -8,7 +8,7 @@ use kube::api::DynamicObject;
 use kube::core::PartialObjectMetaExt as _;
 use kube::{Api, ResourceExt as _};
 
-use super::apply::{Applied, Error, failed, remove};
+use super::apply::{Error, failed, remove};
 use super::build::{Annotation, Surroundings};
 use super::dependencies::pod_monitor_kind;
 use super::observe::is_owned;
@@ -20,12 +20,7 @@ use crate::world::trim::trim;
 ///
 /// # Errors
 /// With the first write that failed.
-pub(super) async fn before_pods(
-    ctx: &Context,
-    namespace: &str,
-    surroundings: &Surroundings,
-    applied: &mut Applied,
-) -> Result<(), Error> {
+pub(super) async fn before_pods(ctx: &Context, namespace: &str, surroundings: &Surroundings) -> Result<(), Error> {
     if let Some(files) = &surroundings.files {
         let config_maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), namespace);
         let written =
@@ -35,7 +30,7 @@ pub(super) async fn before_pods(
         let mut written = written.metadata.into_response_partial();
         trim(&mut written);
         ctx.world.snapshots.created(written);
-        applied.count(ctx, "apply", "ConfigMap");
+        ctx.metrics.wrote("apply", "ConfigMap");
     }
     Ok(())
 }
@@ -44,12 +39,7 @@ pub(super) async fn before_pods(
 ///
 /// # Errors
 /// With the first write that failed.
-pub(super) async fn after_pods(
-    ctx: &Context,
-    namespace: &str,
-    surroundings: &Surroundings,
-    applied: &mut Applied,
-) -> Result<(), Error> {
+pub(super) async fn after_pods(ctx: &Context, namespace: &str, surroundings: &Surroundings) -> Result<(), Error> {
     let Surroundings {
         files: _,
         delete_files,
@@ -69,25 +59,25 @@ pub(super) async fn after_pods(
                 .map_err(failed("apply", "PodDisruptionBudget", &budget.name_any()))?;
         trim(&mut written);
         ctx.world.budgets.created(written);
-        applied.count(ctx, "apply", "PodDisruptionBudget");
+        ctx.metrics.wrote("apply", "PodDisruptionBudget");
     }
     if let Some(budget) = delete_budget {
-        remove(ctx, &budgets, "PodDisruptionBudget", budget, applied).await?;
+        remove(ctx, &budgets, "PodDisruptionBudget", budget).await?;
     }
     for files in delete_files {
-        remove(ctx, &config_maps, "ConfigMap", files, applied).await?;
+        remove(ctx, &config_maps, "ConfigMap", files).await?;
     }
-    annotate_pods(ctx, namespace, annotate, applied).await?;
+    annotate_pods(ctx, namespace, annotate).await?;
     if let Some(monitor) = monitor {
         match apply_object(&monitors, monitor).await {
-            Ok(_) => applied.count(ctx, "apply", "PodMonitor"),
+            Ok(_) => ctx.metrics.wrote("apply", "PodMonitor"),
             // The kind went a moment ago: that is no failure, and the next pass knows.
             Err(error) if error.status().is_some_and(|status| status.code == 404) => ctx.pod_monitor_kind.forget(),
             Err(error) => return Err(failed("apply", "PodMonitor", &monitor.name_any())(error)),
         }
     }
     if let Some(monitor) = delete_monitor {
-        remove(ctx, &monitors, "PodMonitor", monitor, applied).await?;
+        remove(ctx, &monitors, "PodMonitor", monitor).await?;
     }
     Ok(())
 }
@@ -105,19 +95,14 @@ async fn apply_files(api: &Api<ConfigMap>, files: &ConfigMap) -> Result<ConfigMa
     apply_object(api, files).await
 }
 
-async fn annotate_pods(
-    ctx: &Context,
-    namespace: &str,
-    annotations: &[Annotation],
-    applied: &mut Applied,
-) -> Result<(), Error> {
+async fn annotate_pods(ctx: &Context, namespace: &str, annotations: &[Annotation]) -> Result<(), Error> {
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
     for Annotation { pod, key, value } in annotations {
         let was_there = annotate(&pods, pod, key, value)
             .await
             .map_err(failed("patch", "Pod", &pod.name))?;
         if was_there {
-            applied.count(ctx, "patch", "Pod");
+            ctx.metrics.wrote("patch", "Pod");
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
+use super::is_edit;
 use crate::context::Context;
 use crate::world::cache::{Cache, Key};
 use crate::world::trim::{trim, trim_pod};
@@ -31,14 +32,23 @@ type Told<K> = Result<K, watcher::Error>;
 
 /// The watch of the deployments. It feeds the store from which the controller takes them.
 pub(super) fn deployments(
-    ctx: &Context,
+    ctx: &Arc<Context>,
     namespace: Option<&str>,
     writer: Writer<DeserializeGuard<LlmDeployment>>,
 ) -> impl Stream<Item = Told<DeserializeGuard<LlmDeployment>>> + use<> {
+    let told = Arc::clone(ctx);
     let events = watcher(scoped(ctx, namespace), watcher::Config::default())
         .backoff(Pause::default())
         .modify(|object: &mut DeserializeGuard<LlmDeployment>| trim(object))
         .reflect(writer)
+        .inspect_ok(move |event| {
+            if let watcher::Event::Apply(guard) = event
+                && let Ok(object) = &guard.0
+                && is_edit(object)
+            {
+                told.turns.edited(&key(object));
+            }
+        })
         .touched_objects();
     without_failures(events)
 }
@@ -92,6 +102,11 @@ pub(super) fn config_maps(
 pub(super) fn deployment_of<K: Resource>(object: &K) -> Option<DeploymentRef> {
     let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
+}
+
+/// Namespace and name.
+pub(super) fn key<K: Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// Objects with our label, whoever made them: a foreign pod that carries it must be seen.

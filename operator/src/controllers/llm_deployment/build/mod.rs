@@ -49,6 +49,23 @@ pub struct Children<S> {
     pub stage: S,
 }
 
+impl<S> Children<S> {
+    /// The same children, one step further.
+    pub fn into_stage<T>(self, stage: T) -> Children<T> {
+        Children {
+            namespace: self.namespace,
+            service: self.service,
+            record: self.record,
+            pods: self.pods,
+            relabel_pods: self.relabel_pods,
+            delete_pods: self.delete_pods,
+            delete_records: self.delete_records,
+            surroundings: self.surroundings,
+            stage,
+        }
+    }
+}
+
 /// Children that few objects have. What is `None` or empty is as it should be.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
