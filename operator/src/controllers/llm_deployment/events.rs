@@ -3,6 +3,7 @@
 
 use escadre_crds::LlmDeployment;
 use escadre_crds::condition::ConditionType;
+use futures::future::join_all;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource as _, ResourceExt as _};
@@ -39,11 +40,13 @@ const STEPS: [&str; 9] = [
 /// Publishes what changed.
 pub async fn publish(ctx: &Context, object: &LlmDeployment, before: &[Condition], after: &[Condition]) {
     let reference = object.object_ref(&());
-    for event in changes(before, after) {
-        if let Err(error) = within(ctx.recorder.publish(&event, &reference)).await {
+    let events = changes(before, after);
+    let published = events.iter().map(async |event| {
+        if let Err(error) = within(ctx.recorder.publish(event, &reference)).await {
             tracing::debug!(object = %object.name_any(), error = &error as &dyn std::error::Error, "event not published");
         }
-    }
+    });
+    join_all(published).await;
 }
 
 /// The events for what changed, each sentence once. Pure.
@@ -56,14 +59,17 @@ fn changes(before: &[Condition], after: &[Condition]) -> Vec<Event> {
         };
         let was = before.iter().find(|one| one.type_ == name);
         let is_news = was.is_none_or(|was| was.status != now.status || was.reason != now.reason);
-        let is_quiet = now.status == "Unknown" || (type_ == ConditionType::Degraded && now.status == "False");
+        let is_bad = (now.status == "False") != (type_ == ConditionType::Degraded);
+        // That something is well is news when it was not so before, and that the model is served always.
+        let is_as_hoped = was.is_none() && !is_bad && type_ != ConditionType::Ready;
+        let is_quiet =
+            now.status == "Unknown" || (type_ == ConditionType::Degraded && now.status == "False") || is_as_hoped;
         let mut note = now.message.clone();
         note.truncate(note.floor_char_boundary(NOTE_LIMIT));
         let is_told = events.iter().any(|event| event.note.as_ref() == Some(&note));
         if !is_news || is_quiet || is_told {
             continue;
         }
-        let is_bad = (now.status == "False") != (type_ == ConditionType::Degraded);
         let is_problem = is_bad && !STEPS.contains(&now.reason.as_str());
         events.push(Event {
             type_: if is_problem {
@@ -121,6 +127,19 @@ mod tests {
         assert!(changes(&[], &[condition("Degraded", "False", "Serving")]).is_empty());
         let events = changes(&[], &[condition("Degraded", "True", "CrashLoop")]);
         assert_eq!(events[0].type_, EventType::Warning);
+    }
+
+    #[test]
+    fn what_is_well_from_the_beginning_is_not_told_but_for_ready() {
+        let after = [
+            condition("Accepted", "True", "Valid"),
+            condition("Ready", "True", "Serving"),
+        ];
+        let events = changes(&[], &after);
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].reason, "Serving");
+        let before = [condition("Accepted", "False", "InvalidSpec"), after[1].clone()];
+        assert_eq!(changes(&before, &after)[0].reason, "Valid", "it was not well before");
     }
 
     #[test]
