@@ -27,6 +27,7 @@ pub struct Start {
     namespace: Option<String>,
     program: Option<PathBuf>,
     admin: Option<String>,
+    runtime_image: Option<String>,
 }
 
 impl Start {
@@ -63,13 +64,18 @@ impl Start {
         self
     }
 
+    /// With this default image of the runtime, as another version of the operator would have.
+    #[must_use]
+    pub fn runtime_image(mut self, image: &str) -> Self {
+        self.runtime_image = Some(image.to_owned());
+        self
+    }
+
     /// The command line.
     fn arguments(&self) -> Vec<String> {
         let admin = self.admin.as_deref().unwrap_or("127.0.0.1:0");
-        let mut arguments = vec![
-            format!("--admin-address={admin}"),
-            "--runtime-image=escadre.dev/runtime:scenario".to_owned(),
-        ];
+        let image = self.runtime_image.as_deref().unwrap_or("escadre.dev/runtime:scenario");
+        let mut arguments = vec![format!("--admin-address={admin}"), format!("--runtime-image={image}")];
         arguments.extend(
             self.namespace
                 .iter()

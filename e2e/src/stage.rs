@@ -70,10 +70,18 @@ impl Stage {
 
     /// Starts an operator for the namespace, through the proxy.
     pub fn operator(&self) -> Result<Operator> {
-        Start::new()
-            .namespace(self.namespace.name())
-            .through(&self.proxy)
+        self.start().start(&self.cluster)
+    }
+
+    /// Starts another version of the operator beside it: its default image is another one.
+    pub fn operator_of_another_version(&self) -> Result<Operator> {
+        self.start()
+            .runtime_image("escadre.dev/runtime:another-version")
             .start(&self.cluster)
+    }
+
+    fn start(&self) -> Start {
+        Start::new().namespace(self.namespace.name()).through(&self.proxy)
     }
 
     /// Creates a deployment, past the proxy.

@@ -57,12 +57,7 @@ impl World {
     }
 
     async fn create(&self, deployment: Deployment) {
-        let typed: LlmDeployment = serde_json::from_value(deployment.into_value()).unwrap();
-        self.namespace
-            .api()
-            .create(&PostParams::default(), &typed)
-            .await
-            .unwrap();
+        self.namespace.create_deployment(deployment).await.unwrap();
     }
 
     async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {

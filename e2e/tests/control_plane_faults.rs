@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use escadre_crds::names;
@@ -129,10 +129,12 @@ async fn idle_world_is_written_to_by_nobody() {
     assert_eq!(versions(&stage.look().await.unwrap()), before);
 }
 
+/// Without an election, as a mistake in an upgrade would have it.
 #[tokio::test]
-async fn two_operators_at_once_make_no_double_pods() {
+async fn two_versions_at_once_make_no_double_pods_and_do_not_fight() {
     let stage = Stage::shared(SEED).await.unwrap();
-    let (_one, _other) = (stage.operator().unwrap(), stage.operator().unwrap());
+    let older = stage.operator().unwrap();
+    let _newer = stage.operator_of_another_version().unwrap();
     for number in 0..6 {
         let name = format!("twice-{number}");
         stage.create(Deployment::named(&name).replicas(3)).await.unwrap();
@@ -160,6 +162,25 @@ async fn two_operators_at_once_make_no_double_pods() {
     }
     stage.settle().await.unwrap();
     assert_eq!(made(&stage), 24);
+    for number in 0..6 {
+        let edit = json!({"model": {"servedName": "edited"}});
+        stage.edit(&format!("twice-{number}"), edit).await.unwrap();
+    }
+    // A fight would never be quiet.
+    let world = stage.settle_quietly(WHILE).await.unwrap();
+    assert_eq!(made(&stage), 36);
+    for number in 0..6 {
+        let pods = world.living(&format!("twice-{number}"));
+        let containers = pods
+            .iter()
+            .flat_map(|pod| pod.spec.iter().flat_map(|spec| &spec.containers));
+        let images: BTreeSet<_> = containers.map(|container| &container.image).collect();
+        assert_eq!(images.len(), 1, "one revision has several images: {images:?}");
+    }
+    let before = versions(&world);
+    older.kill();
+    tokio::time::sleep(WHILE).await;
+    assert_eq!(versions(&stage.look().await.unwrap()), before);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use escadre_e2e::operator::OperatorChild;
 use escadre_e2e::testing::{self, TestNamespace};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use rustix::process::Signal;
 use serde_json::json;
@@ -63,9 +63,8 @@ async fn await_ready(namespace: &TestNamespace, operator: &OperatorChild) {
 }
 
 async fn create(namespace: &TestNamespace, name: &str, replicas: i64) {
-    let deployment = Deployment::named(name).replicas(replicas).into_value();
-    let typed: LlmDeployment = serde_json::from_value(deployment).unwrap();
-    namespace.api().create(&PostParams::default(), &typed).await.unwrap();
+    let deployment = Deployment::named(name).replicas(replicas);
+    namespace.create_deployment(deployment).await.unwrap();
 }
 
 async fn await_pods(namespace: &TestNamespace, name: &str, count: usize) -> Vec<Pod> {

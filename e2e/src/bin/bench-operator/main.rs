@@ -53,7 +53,7 @@ struct Settings {
     #[arg(long, env = "ESCADRE_BENCH_PODS", default_value_t = 20_000)]
     pods: usize,
     /// Seconds after which the yardstick is not waited for any longer; 0 leaves it out.
-    #[arg(long, env = "ESCADRE_BENCH_YARDSTICK_SECONDS", default_value_t = 300)]
+    #[arg(long, env = "ESCADRE_BENCH_YARDSTICK_SECONDS", default_value_t = 240)]
     yardstick_seconds: u64,
 }
 

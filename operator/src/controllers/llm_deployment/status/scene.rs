@@ -34,7 +34,7 @@ impl Judged<'_> {
     }
 
     pub(super) fn is_serving(&self) -> bool {
-        self.is_alive() && self.diagnosis.progress == Progress::Serving
+        self.is_alive() && !self.facts.is_altered && self.diagnosis.progress == Progress::Serving
     }
 
     /// It should have gone long ago: its node is lost, nothing can be served from there.
@@ -103,10 +103,14 @@ impl<'a> Scene<'a> {
             ),
         };
         let name = object.name_any();
-        let images = BTreeMap::new();
+        let no_images = BTreeMap::new();
+        let images = match outcome {
+            Outcome::Rejected(_) => &no_images,
+            Outcome::Applied { valid, .. } | Outcome::Failed { valid, .. } => &valid.images,
+        };
         let pods = observed.pods.iter().map(|one| Judged {
             observed: one,
-            facts: PodFacts::of(&one.pod, &name, &images),
+            facts: PodFacts::of(&one.pod, &name, images),
             diagnosis: diagnose(one, digest.as_deref()),
         });
         let is_there = observed.service.as_ref().is_some_and(|found| found.is_ours);

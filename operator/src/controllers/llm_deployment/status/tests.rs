@@ -4,7 +4,8 @@ use escadre_crds::condition::{self, ConditionType};
 use serde_json::{Value, json};
 
 use super::super::apply::{Error as ApplyError, Refusal};
-use super::super::fixtures::{DIGEST, PodFixture, applied, at, object, pass, valid, world};
+use super::super::build::build;
+use super::super::fixtures::{DIGEST, PodFixture, applied, at, object, pass, valid, watched, world};
 use super::super::observe::{ForeignPod, ObservedPod};
 use super::super::plan::{self, Plan};
 use super::*;
@@ -120,6 +121,26 @@ fn ready_pod_that_serves_something_else_does_not_count() {
         .serving()
         .says(&json!({"podUid": "other", "stage": "Ready", "servedDigest": DIGEST}));
     assert_eq!(status_of(&object, vec![stranger.done()]).ready_replicas, 0);
+}
+
+#[test]
+fn pod_with_an_edited_image_does_not_count_whatever_it_says() {
+    let object = solo();
+    let empty = world(vec![]);
+    let first = plan::next(&valid(&object, &empty), &empty, at(1));
+    let record = build(&valid(&object, &empty), &first).record.unwrap();
+    let image = record.annotations()[names::ANNOTATION_IMAGE].clone();
+    let ready = |image: &str| {
+        let containers = json!([{"name": "runtime", "image": image}]);
+        let pod = PodFixture::new(&object, 0).serving().set("spec.containers", containers);
+        let pod = pod.set("spec.initContainers", json!([]));
+        let mut observed = world(vec![pod.done()]);
+        observed.revisions = vec![watched(&record)];
+        let outcome = pass(&object, &observed, at(100));
+        judge(&object, &observed, &outcome, at(100)).status.ready_replicas
+    };
+    assert_eq!(ready(&image), 1);
+    assert_eq!(ready("somebody.example.com/else:1"), 0);
 }
 
 #[test]
