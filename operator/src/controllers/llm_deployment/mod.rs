@@ -37,8 +37,9 @@ use watches::{children, deployment_of};
 
 /// Changes that come together are worked on together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// The controller starts a pass for every object that asks for one; how many work is decided by the turns.
-const UNLIMITED: u16 = 0;
+/// The controller starts a pass for so many objects that ask for one; how many work is decided by the turns. It looks at
+/// each of them whenever anything happens: more would cost more than their order is worth.
+const CANDIDATES: u16 = 1024;
 /// When a pod that was not asked yet should have been asked.
 const ASKED: Duration = Duration::from_secs(5);
 /// After a conflict: the watch brings the newer object in the meantime.
@@ -294,7 +295,7 @@ pub async fn run(
             dependencies::users_of_config_map(&known, &config_map)
         })
         .reconcile_on(woken)
-        .with_config(Config::default().concurrency(UNLIMITED).debounce(DEBOUNCE))
+        .with_config(Config::default().concurrency(CANDIDATES).debounce(DEBOUNCE))
         .graceful_shutdown_on(shutdown)
         .run(
             move |object, ctx| measured(object, ctx, handed.clone()),
