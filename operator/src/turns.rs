@@ -1,8 +1,8 @@
 //! Who is worked on next: a bounded number of passes at once, and the order of those that wait.
 //!
-//! The controller starts a pass for every object that asks for one, in no order that could be relied on; each pass waits
-//! here for its turn. A new spec comes before news of the world: in a rollout of the whole fleet a single edit must not
-//! wait behind thousands of "another pod is ready".
+//! The controller starts more passes than may work, for objects in no order that could be relied on; each pass waits here
+//! for its turn. Among those that wait here a new spec comes before news of the world: in a rollout of the whole fleet a
+//! single edit must not wait behind thousands of "another pod is ready".
 //!
 //! # Guarantees
 //! - At most as many turns as asked for are out at any time.

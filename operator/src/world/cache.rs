@@ -133,7 +133,8 @@ where
     }
 }
 
-fn place<K: Resource>(object: &K) -> Key {
+/// Where an object is found.
+pub fn place<K: Resource>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 

@@ -30,6 +30,7 @@ use tracing::Instrument as _;
 use crate::admin::Readiness;
 use crate::context::Context;
 use crate::turns::Purpose;
+use crate::world::cache::place;
 use build::Children;
 use plan::Plan;
 use validate::{Rejected, Valid};
@@ -175,7 +176,7 @@ async fn measured(
         return Ok(Action::requeue(Duration::ZERO));
     }
     let waits = ctx.metrics.waits();
-    let turn = ctx.turns.take(watches::key(&*object), purpose(&object, &ctx)).await;
+    let turn = ctx.turns.take(place(&*object), purpose(&object, &ctx)).await;
     drop(waits);
     // Both are looked at again, or by the next process, when there is something to do.
     let (Some(_turn), Some(object)) = (turn, known.get(&ObjectRef::from_obj(&*object))) else {

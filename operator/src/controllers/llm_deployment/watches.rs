@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use super::is_edit;
 use crate::context::Context;
-use crate::world::cache::{Cache, Key};
+use crate::world::cache::{Cache, Key, place};
 use crate::world::trim::{trim, trim_pod};
 use crate::world::{DeploymentRef, Wake, World};
 
@@ -46,7 +46,7 @@ pub(super) fn deployments(
                 && let Ok(object) = &guard.0
                 && is_edit(object)
             {
-                told.turns.edited(&key(object));
+                told.turns.edited(&place(object));
             }
         })
         .touched_objects();
@@ -102,11 +102,6 @@ pub(super) fn config_maps(
 pub(super) fn deployment_of<K: Resource>(object: &K) -> Option<DeploymentRef> {
     let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
-}
-
-/// Namespace and name.
-pub(super) fn key<K: Resource>(object: &K) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// Objects with our label, whoever made them: a foreign pod that carries it must be seen.
