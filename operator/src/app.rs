@@ -16,9 +16,9 @@ use crate::controllers::llm_deployment::{self, dependencies::PodMonitorKind};
 use crate::kube_ext::gated::gated;
 use crate::leader::{Election, Gate, LeaseName, Timing};
 use crate::metrics::Metrics;
+use crate::queue::Queue;
 use crate::retry::Backoff;
 use crate::runtime_status::StatusClient;
-use crate::turns::Turns;
 use crate::world::World;
 use crate::world::poller::Poller;
 
@@ -115,7 +115,7 @@ fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) ->
             pull_policy: args.runtime_image_pull_policy,
         },
         world: World::new(Poller::new(StatusClient::new()?, Arc::clone(metrics))),
-        turns: Turns::new(args.concurrency),
+        queue: Queue::new(metrics.queue_depth()),
         backoff: Backoff::default(),
         pod_monitor_kind: PodMonitorKind::default(),
     }))
@@ -149,8 +149,11 @@ fn elect(
 
 /// Runs the controller. A leader that is told to end finishes what it has begun; a follower has begun nothing.
 async fn control(context: Arc<Context>, args: &Args, gate: Gate, readiness: Readiness, shutdown: Shutdown) {
-    let namespace = args.namespace.as_deref();
-    let controller = llm_deployment::run(context, namespace, readiness, shutdown.clone());
+    let scope = llm_deployment::Scope {
+        namespace: args.namespace.clone(),
+        concurrency: args.concurrency,
+    };
+    let controller = llm_deployment::run(context, &scope, readiness, shutdown.clone());
     let waits = async {
         shutdown.await;
         if gate.is_open() {

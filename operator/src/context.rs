@@ -11,8 +11,8 @@ use crate::args::PullPolicy;
 use crate::controllers::llm_deployment::dependencies::PodMonitorKind;
 use crate::leader::Gate;
 use crate::metrics::Metrics;
+use crate::queue::Queue;
 use crate::retry::Backoff;
-use crate::turns::Turns;
 use crate::world::World;
 
 /// How long any one call to the API server may take. The client retries overload by itself within it.
@@ -35,7 +35,7 @@ pub struct Context {
     /// What is known without asking.
     pub world: World,
     /// Who is worked on next.
-    pub turns: Arc<Turns>,
+    pub queue: Arc<Queue>,
     /// Failures in a row, by object.
     pub backoff: Backoff,
     /// Whether the cluster has the kind `PodMonitor`.

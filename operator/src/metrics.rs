@@ -78,7 +78,7 @@ pub struct Metrics {
     reconciles: Family<Outcome, Counter<u64, AtomicU64>>,
     durations: Family<Outcome, Histogram, fn() -> Histogram>,
     running: Gauge<i64, AtomicI64>,
-    waiting: Gauge<i64, AtomicI64>,
+    depth: Gauge<i64, AtomicI64>,
     writes: Family<Write, Counter<u64, AtomicU64>>,
     drift: Family<Drift, Counter<u64, AtomicU64>>,
     calls: Family<ApiCall, Counter<u64, AtomicU64>>,
@@ -122,11 +122,11 @@ impl Default for Metrics {
         );
         let running = Gauge::default();
         own.register("reconciles_running", "Objects that are worked on now", running.clone());
-        let waiting = Gauge::default();
+        let depth = Gauge::default();
         own.register(
             "queue_depth",
             "Objects that wait for a pass, because as many as may be are worked on",
-            waiting.clone(),
+            depth.clone(),
         );
         let writes = Family::default();
         own.register(
@@ -157,7 +157,7 @@ impl Default for Metrics {
             reconciles,
             durations,
             running,
-            waiting,
+            depth,
             writes,
             drift,
             calls,
@@ -168,18 +168,11 @@ impl Default for Metrics {
     }
 }
 
-/// Counts one in a gauge for as long as it lives.
+/// Counts a pass for as long as it lives.
 #[derive(Debug)]
-pub struct Counted(Gauge<i64, AtomicI64>);
+pub struct Running(Gauge<i64, AtomicI64>);
 
-impl Counted {
-    fn by(gauge: &Gauge<i64, AtomicI64>) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
+impl Drop for Running {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -187,13 +180,14 @@ impl Drop for Counted {
 
 impl Metrics {
     /// Counts a pass that runs, until the value is dropped.
-    pub fn runs(&self) -> Counted {
-        Counted::by(&self.running)
+    pub fn runs(&self) -> Running {
+        self.running.inc();
+        Running(self.running.clone())
     }
 
-    /// Counts a pass that waits for its turn, until the value is dropped.
-    pub fn waits(&self) -> Counted {
-        Counted::by(&self.waiting)
+    /// How many objects wait for a pass, for the queue to keep.
+    pub fn queue_depth(&self) -> Gauge<i64, AtomicI64> {
+        self.depth.clone()
     }
 
     /// Counts one pass.

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::world::cache::Key;
+
 /// The first wait, long enough for a watch to catch up.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait: a person who repairs something should not have to wait longer.
@@ -11,20 +13,20 @@ const LONGEST: Duration = Duration::from_mins(2);
 
 /// How often each object failed in a row.
 #[derive(Debug, Default)]
-pub struct Backoff(Mutex<HashMap<String, u32>>);
+pub struct Backoff(Mutex<HashMap<Key, u32>>);
 
 impl Backoff {
     /// Records a failure and returns how long to wait.
-    pub fn failed(&self, object: &str) -> Duration {
+    pub fn failed(&self, object: &Key) -> Duration {
         let mut failures = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let count = failures.entry(object.to_owned()).or_default();
+        let count = failures.entry(object.clone()).or_default();
         let wait = FIRST.saturating_mul(2u32.saturating_pow(*count)).min(LONGEST);
         *count = count.saturating_add(1);
         wait
     }
 
     /// Forgets the failures of an object.
-    pub fn succeeded(&self, object: &str) {
+    pub fn forget(&self, object: &Key) {
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -39,14 +41,15 @@ mod tests {
     #[test]
     fn wait_doubles_up_to_a_limit_and_starts_again_after_success() {
         let backoff = Backoff::default();
-        assert_eq!(backoff.failed("a/b"), FIRST);
-        assert_eq!(backoff.failed("a/b"), FIRST * 2);
-        assert_eq!(backoff.failed("a/c"), FIRST);
+        let [one, other] = ["b", "c"].map(|name| ("a".to_owned(), name.to_owned()));
+        assert_eq!(backoff.failed(&one), FIRST);
+        assert_eq!(backoff.failed(&one), FIRST * 2);
+        assert_eq!(backoff.failed(&other), FIRST);
         for _ in 0..100 {
-            backoff.failed("a/b");
+            backoff.failed(&one);
         }
-        assert_eq!(backoff.failed("a/b"), LONGEST);
-        backoff.succeeded("a/b");
-        assert_eq!(backoff.failed("a/b"), FIRST);
+        assert_eq!(backoff.failed(&one), LONGEST);
+        backoff.forget(&one);
+        assert_eq!(backoff.failed(&one), FIRST);
     }
 }

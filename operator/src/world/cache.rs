@@ -65,22 +65,21 @@ impl<K> Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone,
 {
-    /// Takes one event of the watch. Returns the deployments that lost a child without an event that names them: its
-    /// label was edited, or the watch was interrupted meanwhile.
+    /// Takes one event of the watch. Returns the deployments that it concerns.
     pub fn handle(&self, event: &Event<K>) -> Vec<Key> {
         let mut inner = self.write();
         match event {
             Event::Apply(object) => {
-                let place = place(object);
-                let before = inner.places.get(&place).cloned();
+                let before = inner.deployment_at(&place(object));
                 inner.tell(object);
-                let after = inner.places.get(&place);
-                let bereft = before.filter(|before| Some(before) != after);
-                bereft.map(|deployment| (place.0, deployment)).into_iter().collect()
+                let after = deployment_of(object);
+                // Its label may have been edited.
+                let bereft = before.filter(|before| Some(before) != after.as_ref());
+                after.into_iter().chain(bereft).collect()
             }
             Event::Delete(object) => {
                 inner.remove(object);
-                Vec::new()
+                deployment_of(object).into_iter().collect()
             }
             Event::Init => {
                 inner.epoch += 1;
@@ -92,10 +91,13 @@ where
                 Vec::new()
             }
             Event::InitDone => {
-                let lost = inner.replace();
+                let mut concerned = inner.replace();
+                concerned.extend(inner.children.keys().cloned());
                 drop(inner);
                 self.known.send_replace(true);
-                lost
+                concerned.sort();
+                concerned.dedup();
+                concerned
             }
         }
     }
@@ -138,6 +140,12 @@ pub fn place<K: Resource>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
+/// The deployment that an object's label names.
+fn deployment_of<K: Resource>(object: &K) -> Option<Key> {
+    let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
+    Some((object.namespace()?, name.clone()))
+}
+
 impl<K> Inner<K>
 where
     K: Resource<DynamicType = ()> + Clone,
@@ -154,6 +162,11 @@ where
         Arc::new(child)
     }
 
+    fn deployment_at(&self, place: &Key) -> Option<Key> {
+        let deployment = self.places.get(place)?;
+        Some((place.0.clone(), deployment.clone()))
+    }
+
     /// What the watch tells of one object.
     fn tell(&mut self, object: &K) {
         if let Some(uid) = &object.meta().uid {
@@ -168,18 +181,15 @@ where
     fn put(&mut self, object: K) {
         let place = place(&object);
         self.take(&place);
-        let Some(deployment) = object.labels().get(names::LABEL_DEPLOYMENT).cloned() else {
-            return;
-        };
-        let key = (place.0.clone(), deployment.clone());
+        let Some(key) = deployment_of(&object) else { return };
         let name = place.1.clone();
-        self.places.insert(place, deployment);
+        self.places.insert(place, key.1.clone());
         self.children.entry(key).or_default().insert(name, Arc::new(object));
     }
 
     fn take(&mut self, place: &Key) -> Option<Arc<K>> {
-        let deployment = self.places.remove(place)?;
-        let key = (place.0.clone(), deployment);
+        let key = self.deployment_at(place)?;
+        self.places.remove(place);
         let siblings = self.children.get_mut(&key)?;
         let taken = siblings.remove(&place.1);
         if siblings.is_empty() {
@@ -202,8 +212,7 @@ where
     }
 
     fn find(&self, place: &Key) -> Option<&Arc<K>> {
-        let deployment = self.places.get(place)?;
-        self.children.get(&(place.0.clone(), deployment.clone()))?.get(&place.1)
+        self.children.get(&self.deployment_at(place)?)?.get(&place.1)
     }
 
     fn bury(&mut self, uid: String) {
@@ -228,7 +237,8 @@ where
         self.put(object);
     }
 
-    /// The list is complete: it replaces everything, but for what we created since it was asked for.
+    /// The list is complete: it replaces everything, but for what we created since it was asked for. Returns the
+    /// deployments that lost a child.
     fn replace(&mut self) -> Vec<Key> {
         let list = self.list.take().unwrap_or_default();
         let before = std::mem::take(&mut self.children);
@@ -253,8 +263,6 @@ where
                 bereft.push(key.clone());
             }
         }
-        bereft.sort();
-        bereft.dedup();
         bereft
     }
 }
@@ -270,6 +278,10 @@ mod tests {
             "name": name, "namespace": "n", "uid": uid, "labels": {names::LABEL_DEPLOYMENT: "m"},
         }}))
         .unwrap()
+    }
+
+    fn key(deployment: &str) -> Key {
+        ("n".to_owned(), deployment.to_owned())
     }
 
     fn names_of(cache: &Cache<Pod>) -> Vec<String> {
@@ -325,16 +337,14 @@ mod tests {
     }
 
     #[test]
-    fn list_replaces_what_is_known_and_tells_who_lost_something() {
+    fn list_replaces_what_is_known_and_tells_whom_it_concerns() {
         let cache = Cache::default();
         list(&cache, vec![pod("a", "1"), pod("b", "2")]);
         cache.created(pod("c", "3"));
-        assert_eq!(
-            list(&cache, vec![pod("a", "1"), pod("c", "3")]),
-            [("n".to_owned(), "m".to_owned())]
-        );
+        assert_eq!(list(&cache, vec![pod("a", "1"), pod("c", "3")]), [key("m")]);
         assert_eq!(names_of(&cache), ["a", "c"]);
-        assert!(list(&cache, vec![pod("a", "1"), pod("c", "3")]).is_empty());
+        assert_eq!(list(&cache, vec![]), [key("m")], "it lost everything");
+        assert!(list(&cache, vec![]).is_empty());
     }
 
     #[test]
@@ -344,7 +354,7 @@ mod tests {
         cache.created(pod("old", "1"));
         cache.handle(&Event::Init);
         cache.created(pod("new", "2"));
-        assert_eq!(cache.handle(&Event::InitDone), [("n".to_owned(), "m".to_owned())]);
+        assert_eq!(cache.handle(&Event::InitDone), [key("m")]);
         assert_eq!(names_of(&cache), ["new"]);
     }
 
@@ -356,7 +366,7 @@ mod tests {
         moved
             .labels_mut()
             .insert(names::LABEL_DEPLOYMENT.to_owned(), "other".to_owned());
-        assert_eq!(cache.handle(&Event::Apply(moved)), [("n".to_owned(), "m".to_owned())]);
+        assert_eq!(cache.handle(&Event::Apply(moved)), [key("other"), key("m")]);
         assert!(cache.of("n", "m").is_empty());
         assert_eq!(cache.of("n", "other").len(), 1);
     }

@@ -8,23 +8,14 @@ pub mod trim;
 
 use std::sync::Arc;
 
-use escadre_crds::LlmDeployment;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
-use kube::runtime::reflector::ObjectRef;
-use tokio::sync::mpsc::UnboundedSender;
+use kube::core::PartialObjectMeta;
 
 use cache::Cache;
 use poller::Poller;
 use statuses::OwnStatuses;
-
-/// The name of a deployment, for the controller's queue.
-pub type DeploymentRef = ObjectRef<DeserializeGuard<LlmDeployment>>;
-
-/// Wakes the controller for one deployment.
-pub type Wake = UnboundedSender<DeploymentRef>;
 
 /// Everything that is known without asking the API server.
 pub struct World {

@@ -14,15 +14,16 @@ use std::time::Duration;
 
 use escadre_crds::names;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
 use kube::{Resource as _, ResourceExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Wake, is_ready};
+use super::cache::Key;
+use super::is_ready;
 use crate::metrics::Metrics;
+use crate::queue::{Purpose, Queue};
 use crate::runtime_status::{Said, Stage, StatusClient};
 
 /// How many pods are asked at once.
@@ -141,23 +142,20 @@ impl Poller {
         watched.map_or(Report::Waiting, |watched| watched.report.clone())
     }
 
-    /// Asks until `shutdown` completes. `wake` hears of deployments with an answer that differs from the one before.
-    pub async fn run(self: Arc<Self>, wake: Wake, shutdown: impl Future<Output = ()>) {
+    /// Asks for ever. `queue` hears of deployments with an answer that differs from the one before.
+    pub async fn run(&self, queue: &Queue) {
         let mut asked = JoinSet::new();
-        tokio::pin!(shutdown);
         loop {
             let next = self.ask_who_is_due(&mut asked);
             tokio::select! {
-                () = &mut shutdown => return,
                 () = self.sooner.notified() => {}
                 () = sleep_until(next), if asked.len() < AT_ONCE => {}
                 Some(answered) = asked.join_next() => {
                     // A question that panicked is a bug of ours; its pod is asked again at the next event.
                     if let Ok(answered) = answered
-                        && let Some((namespace, name)) = self.take_answer(answered)
+                        && let Some(deployment) = self.take_answer(answered)
                     {
-                        // Without a controller there is nobody to wake: the process ends.
-                        let _controller_ended = wake.send(ObjectRef::new(&name).within(&namespace));
+                        queue.add(deployment, Purpose::Progress);
                     }
                 }
             }
@@ -190,7 +188,7 @@ impl Poller {
     }
 
     /// Keeps an answer. Returns whose pod it is, when the answer differs.
-    fn take_answer(&self, answered: Answered) -> Option<(String, String)> {
+    fn take_answer(&self, answered: Answered) -> Option<Key> {
         let now = Instant::now();
         let Answered { uid, ticket, result } = answered;
         let outcome: Result<Said, (&'static str, String)> = result.and_then(|said| {

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use escadre_crds::{LlmDeployment, LlmDeploymentStatus};
 use kube::{Resource as _, ResourceExt as _};
 
+use super::cache::{Key, place};
+
 /// A status that only tells of progress is written at most this often.
 const PACE: Duration = Duration::from_secs(1);
 
-/// What this process wrote last, by the UID of the object.
+/// What this process wrote last of each deployment.
 #[derive(Debug, Default)]
-pub struct OwnStatuses(Mutex<HashMap<String, Written>>);
+pub struct OwnStatuses(Mutex<HashMap<Key, Written>>);
 
 #[derive(Debug)]
 struct Written {
@@ -27,8 +29,8 @@ impl OwnStatuses {
     /// The object with the status that we wrote, when the watch does not show it yet.
     pub fn newest(&self, object: &LlmDeployment) -> Option<LlmDeployment> {
         let mut written = self.lock();
-        let uid = object.uid()?;
-        let mine = written.get_mut(&uid)?;
+        let key = place(object);
+        let mine = written.get_mut(&key)?;
         let is_older = object
             .resource_version()
             .is_some_and(|version| mine.older.contains(&version));
@@ -36,7 +38,7 @@ impl OwnStatuses {
             mine.older.clear();
             mine.newest = None;
             if mine.when.elapsed() > PACE {
-                written.remove(&uid);
+                written.remove(&key);
             }
             return None;
         }
@@ -49,11 +51,9 @@ impl OwnStatuses {
 
     /// We wrote `after`, over the version that `before` shows.
     pub fn wrote(&self, before: &LlmDeployment, after: &LlmDeployment) {
-        let (Some(uid), Some(older)) = (before.uid(), before.resource_version()) else {
-            return;
-        };
+        let Some(older) = before.resource_version() else { return };
         let mut written = self.lock();
-        let mine = written.entry(uid).or_insert_with(|| Written {
+        let mine = written.entry(place(before)).or_insert_with(|| Written {
             when: Instant::now(),
             older: Vec::new(),
             newest: None,
@@ -67,16 +67,16 @@ impl OwnStatuses {
     /// How long a status that only tells of progress should wait.
     pub fn wait(&self, object: &LlmDeployment) -> Option<Duration> {
         let written = self.lock();
-        let since = written.get(&object.uid()?)?.when.elapsed();
+        let since = written.get(&place(object))?.when.elapsed();
         PACE.checked_sub(since).filter(|wait| !wait.is_zero())
     }
 
     /// The object is gone.
-    pub fn forget(&self, uid: &str) {
-        self.lock().remove(uid);
+    pub fn forget(&self, deployment: &Key) {
+        self.lock().remove(deployment);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Written>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Written>> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(statuses.wait(&object("1", 0)), None);
         statuses.wrote(&object("1", 0), &object("2", 1));
         assert!(statuses.wait(&object("2", 1)).is_some());
-        statuses.forget("u");
+        statuses.forget(&place(&object("2", 1)));
         assert_eq!(statuses.wait(&object("2", 1)), None);
     }
 }

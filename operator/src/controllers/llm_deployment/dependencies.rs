@@ -13,13 +13,14 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use kube::core::{ApiResource, DeserializeGuard, GroupVersionKind, PartialObjectMeta};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::Store;
 use kube::{Api, ResourceExt as _};
 
 use super::validate::Rejected;
 use crate::context::Context;
 use crate::kube_ext::apply::{CallError, within};
 use crate::kube_ext::orphans::Identity;
+use crate::world::cache::{Key, place};
 
 /// The most bytes of overlay files: the record of a revision holds them, and an object has at most about a megabyte.
 const FILES_LIMIT: usize = 256 << 10;
@@ -160,13 +161,13 @@ pub fn named_config_maps(spec: &LlmDeploymentSpec) -> BTreeSet<&str> {
 pub fn users_of_config_map(
     store: &Store<DeserializeGuard<LlmDeployment>>,
     config_map: &impl kube::ResourceExt,
-) -> Vec<ObjectRef<DeserializeGuard<LlmDeployment>>> {
+) -> Vec<Key> {
     let (namespace, name) = (config_map.namespace(), config_map.name_any());
     let users = store.state().into_iter().filter(|object| match &object.0 {
         Ok(object) => object.namespace() == namespace && named_config_maps(&object.spec).contains(name.as_str()),
         Err(_) => false,
     });
-    users.map(|object| ObjectRef::from_obj(object.as_ref())).collect()
+    users.map(|object| place(object.as_ref())).collect()
 }
 
 fn missing(message: String) -> Rejected {

@@ -1,107 +1,135 @@
-//! Every watch of the controller. Each feeds its cache as it goes, starts again by itself after a short pause, and never
-//! ends: an API server that was away is heard again within seconds.
+//! Every watch of the controller. Each feeds its cache and the queue as it goes, starts again by itself after a short
+//! pause, and never ends: an API server that was away is heard again within seconds.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use escadre_crds::{LlmDeployment, names};
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::Store;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 
-use super::is_edit;
+use super::dependencies;
 use crate::context::Context;
+use crate::queue::Purpose;
+use crate::world::World;
 use crate::world::cache::{Cache, Key, place};
 use crate::world::trim::{trim, trim_pod};
-use crate::world::{DeploymentRef, Wake, World};
 
 /// The pause after the first failure of a watch in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause: how long the operator may stay blind after the API server came back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// An object that a watch tells of.
-type Told<K> = Result<K, watcher::Error>;
+/// The deployments that the watch has told.
+pub(super) type Deployments = Store<DeserializeGuard<LlmDeployment>>;
 
-/// The watch of the deployments. It feeds the store from which the controller takes them.
-pub(super) fn deployments(
+/// Starts every watch. They run until the set is dropped.
+pub(super) fn start(
     ctx: &Arc<Context>,
     namespace: Option<&str>,
     writer: Writer<DeserializeGuard<LlmDeployment>>,
-) -> impl Stream<Item = Told<DeserializeGuard<LlmDeployment>>> + use<> {
-    let told = Arc::clone(ctx);
-    let events = watcher(scoped(ctx, namespace), watcher::Config::default())
+) -> JoinSet<()> {
+    let known = writer.as_reader();
+    let mut watches = JoinSet::new();
+    watches.spawn(deployments(Arc::clone(ctx), scoped(ctx, namespace), writer));
+    watches.spawn(pods(Arc::clone(ctx), scoped(ctx, namespace)));
+    watches.spawn(children(Arc::clone(ctx), scoped(ctx, namespace), |world| {
+        &world.services
+    }));
+    watches.spawn(children(Arc::clone(ctx), scoped(ctx, namespace), |world| {
+        &world.revisions
+    }));
+    watches.spawn(children(Arc::clone(ctx), scoped(ctx, namespace), |world| {
+        &world.budgets
+    }));
+    watches.spawn(children(Arc::clone(ctx), scoped(ctx, namespace), |world| {
+        &world.snapshots
+    }));
+    watches.spawn(config_maps(Arc::clone(ctx), scoped(ctx, namespace), known));
+    watches
+}
+
+/// The watch of the deployments. It feeds the store from which passes take them.
+async fn deployments(
+    ctx: Arc<Context>,
+    api: Api<DeserializeGuard<LlmDeployment>>,
+    writer: Writer<DeserializeGuard<LlmDeployment>>,
+) {
+    let known = writer.as_reader();
+    let mut before = Vec::new();
+    let events = watcher(api, watcher::Config::default())
         .backoff(Pause::default())
         .modify(|object: &mut DeserializeGuard<LlmDeployment>| trim(object))
-        .reflect(writer)
-        .inspect_ok(move |event| {
-            if let watcher::Event::Apply(guard) = event
-                && let Ok(object) = &guard.0
-                && is_edit(object)
-            {
-                told.turns.edited(&place(object));
+        .reflect(writer);
+    follow(events, |event| match event {
+        Event::Apply(object) => hear(&ctx, &object),
+        Event::Delete(object) => ctx.queue.add(place(&object), Purpose::Progress),
+        Event::Init => before = known.state().iter().map(|object| place(&**object)).collect(),
+        Event::InitApply(_) => {}
+        // Only now does the store show what was listed.
+        Event::InitDone => {
+            wake(&ctx, std::mem::take(&mut before));
+            for object in known.state() {
+                hear(&ctx, &object);
             }
-        })
-        .touched_objects();
-    without_failures(events)
+        }
+    })
+    .await;
+}
+
+fn hear(ctx: &Context, object: &DeserializeGuard<LlmDeployment>) {
+    let purpose = match &object.0 {
+        Ok(object) if is_edit(object) => Purpose::Edit,
+        Ok(_) | Err(_) => Purpose::Progress,
+    };
+    ctx.queue.add(place(object), purpose);
+}
+
+/// An edit is a spec of which status says nothing yet.
+fn is_edit(object: &LlmDeployment) -> bool {
+    let observed = object.status.as_ref().and_then(|status| status.observed_generation);
+    observed != object.metadata.generation
 }
 
 /// The watch of pods. It feeds the cache and the poller.
-pub(super) fn pods(ctx: &Arc<Context>, namespace: Option<&str>, wake: &Wake) -> impl Stream<Item = Told<Pod>> + use<> {
-    let (api, ctx, wake) = (scoped(ctx, namespace), Arc::clone(ctx), wake.clone());
-    let events = watcher(api, labelled())
-        .backoff(Pause::default())
-        .modify(trim_pod)
-        .inspect_ok(move |event| {
-            ctx.world.poller.handle(event);
-            wake_all(&wake, ctx.world.pods.handle(event));
-        })
-        .touched_objects();
-    without_failures(events)
+async fn pods(ctx: Arc<Context>, api: Api<Pod>) {
+    let events = watcher(api, labelled()).backoff(Pause::default()).modify(trim_pod);
+    follow(events, |event| {
+        ctx.world.poller.handle(&event);
+        wake(&ctx, ctx.world.pods.handle(&event));
+    })
+    .await;
 }
 
 /// The watch of another kind of children. It feeds its cache.
-pub(super) fn children<K>(
-    ctx: &Arc<Context>,
-    namespace: Option<&str>,
-    wake: &Wake,
-    cache: fn(&World) -> &Cache<K>,
-) -> impl Stream<Item = Told<K>> + use<K>
+async fn children<K>(ctx: Arc<Context>, api: Api<K>, cache: fn(&World) -> &Cache<K>)
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    K: Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
-    let (api, ctx, wake) = (scoped(ctx, namespace), Arc::clone(ctx), wake.clone());
-    let events = watcher(api, labelled())
-        .backoff(Pause::default())
-        .modify(trim)
-        .inspect_ok(move |event| wake_all(&wake, cache(&ctx.world).handle(event)))
-        .touched_objects();
-    without_failures(events)
+    let events = watcher(api, labelled()).backoff(Pause::default()).modify(trim);
+    follow(events, |event| wake(&ctx, cache(&ctx.world).handle(&event))).await;
 }
 
 /// The watch of every ConfigMap, without contents and without a cache: it wakes those that name one.
-pub(super) fn config_maps(
-    ctx: &Context,
-    namespace: Option<&str>,
-) -> impl Stream<Item = Told<PartialObjectMeta<ConfigMap>>> + use<> {
-    let events = watcher(scoped(ctx, namespace), watcher::Config::default())
+async fn config_maps(ctx: Arc<Context>, api: Api<PartialObjectMeta<ConfigMap>>, known: Deployments) {
+    let events = watcher(api, watcher::Config::default())
         .backoff(Pause::default())
         .touched_objects();
-    without_failures(events)
-}
-
-/// The deployment that an object's label names.
-pub(super) fn deployment_of<K: Resource>(object: &K) -> Option<DeploymentRef> {
-    let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
-    Some(ObjectRef::new(name).within(&object.namespace()?))
+    follow(events, |config_map| {
+        wake(&ctx, dependencies::users_of_config_map(&known, &config_map));
+    })
+    .await;
 }
 
 /// Objects with our label, whoever made them: a foreign pod that carries it must be seen.
@@ -120,25 +148,26 @@ where
     }
 }
 
-fn wake_all(wake: &Wake, deployments: Vec<Key>) {
-    for (namespace, name) in deployments {
-        // Without a controller there is nobody to wake: the process ends.
-        let _controller_ended = wake.send(ObjectRef::new(&name).within(&namespace));
+fn wake(ctx: &Context, deployments: Vec<Key>) {
+    for deployment in deployments {
+        ctx.queue.add(deployment, Purpose::Progress);
     }
 }
 
-/// Failures are logged here and go no further: the controller would hold up every watch for the failure of one.
-fn without_failures<K>(told: impl Stream<Item = Told<K>>) -> impl Stream<Item = Told<K>> {
-    told.filter_map(async |told| match told {
-        Ok(object) => Some(Ok(object)),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "watch failed, it starts again"
-            );
-            None
+/// Hands on what a watch tells; its failures are logged.
+async fn follow<T>(told: impl Stream<Item = Result<T, watcher::Error>>, mut handle: impl FnMut(T)) {
+    let mut told = std::pin::pin!(told);
+    while let Some(told) = told.next().await {
+        match told {
+            Ok(told) => handle(told),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "watch failed, it starts again"
+                );
+            }
         }
-    })
+    }
 }
 
 /// The pauses of one watch: each failure in a row doubles the next one, up to a limit.
