@@ -20,7 +20,7 @@ use crate::measure::{Tally, median, memory, p99, processor_seconds};
 use crate::report::{Report, Times};
 use crate::{Settings, load};
 
-const NAMESPACE: &str = "fleet";
+const FLEET: &str = "fleet";
 /// Twice the bar: later it is a miss in any case.
 const ALL_READY: Duration = Duration::from_mins(8);
 /// Nothing was written for this long: the world is at rest.
@@ -66,7 +66,7 @@ pub(crate) async fn measure(settings: &Settings, report: &mut Report) -> Result<
 impl Fleet {
     async fn new(cluster: &Cluster, settings: Settings, proxy: FaultProxy, operator: Operator) -> Result<Self> {
         let client = cluster.inner_client().await?;
-        load::namespace(&client, NAMESPACE).await?;
+        load::namespaces(&client, FLEET).await?;
         let ours = "app.kubernetes.io/component=runtime";
         let tally = Tally::start(&client, ours, &llm_deployments(), is_ready);
         let fleet = Self {
@@ -97,6 +97,10 @@ impl Fleet {
         self.operator.pid()
     }
 
+    fn api(&self, number: usize) -> Api<LlmDeployment> {
+        Api::namespaced(self.client.clone(), &load::namespace_of(FLEET, number))
+    }
+
     /// Writes but for leases and events.
     fn writes(&self) -> usize {
         self.proxy.written().iter().filter(|one| !one.call.is_event()).count()
@@ -113,7 +117,7 @@ impl Fleet {
         self.proxy.forget();
         let start = Instant::now();
         let (applied, (created, ready)) = tokio::join!(
-            load::fleet(&self.client, NAMESPACE, 0..count, 2),
+            load::llm_deployments(&self.client, FLEET, 0..count, 2),
             self.tally.until(start, (count * 2, count), ALL_READY)
         );
         applied?;
@@ -143,7 +147,7 @@ impl Fleet {
     /// Seconds from an edit until the first write on a pod of that deployment.
     async fn edit(&self, number: usize, served: &str) -> Result<f64> {
         let name = load::name(number);
-        let api: Api<LlmDeployment> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let api = self.api(number);
         let patch = Patch::Merge(json!({"spec": {"model": {"servedName": served}}}));
         let start = Instant::now();
         api.patch(&name, &PatchParams::default(), &patch)
@@ -177,10 +181,9 @@ impl Fleet {
         let edits = self.settings.edits.min(count / 2);
         eprintln!("{edits} single edits while {} deployments roll", count - edits);
         self.rest().await.ok();
-        let api: Api<LlmDeployment> = Api::namespaced(self.client.clone(), NAMESPACE);
         let roll = futures::stream::iter(edits..count)
             .map(|number| {
-                let api = api.clone();
+                let api = self.api(number);
                 Ok::<_, anyhow::Error>(async move {
                     let patch = Patch::Merge(json!({"spec": {"model": {"servedName": "rolled"}}}));
                     api.patch(&load::name(number), &PatchParams::default(), &patch).await?;
@@ -244,7 +247,7 @@ impl Fleet {
         eprintln!("{} more deployments of one pod, so that {all} idle", all - first);
         let start = Instant::now();
         let (applied, (_, ready)) = tokio::join!(
-            load::fleet(&self.client, NAMESPACE, first..all, 1),
+            load::llm_deployments(&self.client, FLEET, first..all, 1),
             self.tally.until(start, (0, all), ALL_READY)
         );
         applied?;

@@ -18,6 +18,22 @@ use serde_json::{Value, json};
 /// Requests that wait at once; what `kubectl apply` of one large file does not reach.
 const AT_ONCE: usize = 32;
 
+/// A fleet and the yardstick are spread over so many namespaces: the controller manager looks at every Service of a
+/// namespace for each of its pods.
+const NAMESPACES: usize = 50;
+
+/// The namespace of one deployment of a fleet.
+pub(crate) fn namespace_of(fleet: &str, number: usize) -> String {
+    format!("{fleet}-{:02}", number % NAMESPACES)
+}
+
+/// Makes the namespaces of a fleet.
+pub(crate) async fn namespaces(client: &Client, fleet: &str) -> Result<()> {
+    let names: Vec<String> = (0..NAMESPACES).map(|number| namespace_of(fleet, number)).collect();
+    let made = names.iter().map(|name| namespace(client, name));
+    futures::future::try_join_all(made).await.map(drop)
+}
+
 /// The name of one deployment; none is the beginning of another.
 pub(crate) fn name(number: usize) -> String {
     format!("d-{number:05}")
@@ -40,15 +56,15 @@ pub(crate) async fn namespace(client: &Client, name: &str) -> Result<()> {
     anyhow::bail!("the namespace {name} got no account within a minute")
 }
 
-async fn create<K>(client: &Client, namespace: &str, objects: impl Iterator<Item = Value>) -> Result<()>
+/// Creates objects, each in its namespace.
+async fn create<K>(client: &Client, objects: impl Iterator<Item = (String, Value)>) -> Result<()>
 where
     K: Resource<Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
     K::DynamicType: Default,
 {
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let api = &api;
-    let creations = objects.map(|object| {
+    let creations = objects.map(|(namespace, object)| {
         Ok::<_, anyhow::Error>(async move {
+            let api: Api<K> = Api::namespaced(client.clone(), &namespace);
             let object: K = serde_json::from_value(object)?;
             api.create(&PostParams::default(), &object)
                 .await
@@ -63,21 +79,24 @@ where
 }
 
 /// `LlmDeployment`s with these numbers.
-pub(crate) async fn fleet(
+pub(crate) async fn llm_deployments(
     client: &Client,
-    namespace: &str,
+    fleet: &str,
     numbers: impl Iterator<Item = usize>,
     replicas: i64,
 ) -> Result<()> {
-    let objects = numbers.map(|number| Deployment::named(&name(number)).replicas(replicas).into_value());
-    create::<LlmDeployment>(client, namespace, objects).await
+    let objects = numbers.map(|number| {
+        let deployment = Deployment::named(&name(number)).replicas(replicas);
+        (namespace_of(fleet, number), deployment.into_value())
+    });
+    create::<LlmDeployment>(client, objects).await
 }
 
 /// Plain Deployments of two pods each.
-pub(crate) async fn plain(client: &Client, namespace: &str, count: usize) -> Result<()> {
+pub(crate) async fn plain(client: &Client, fleet: &str, count: usize) -> Result<()> {
     let objects = (0..count).map(|number| {
         let labels = json!({"app": name(number), "bench": "plain"});
-        json!({
+        let deployment = json!({
             "metadata": {"name": name(number)},
             "spec": {
                 "replicas": 2,
@@ -87,9 +106,10 @@ pub(crate) async fn plain(client: &Client, namespace: &str, count: usize) -> Res
                     "spec": {"containers": [{"name": "main", "image": "escadre.dev/pause:1"}]},
                 },
             },
-        })
+        });
+        (namespace_of(fleet, number), deployment)
     });
-    create::<PlainDeployment>(client, namespace, objects).await
+    create::<PlainDeployment>(client, objects).await
 }
 
 /// Secrets and pods that are none of our business. The pods are never scheduled.
@@ -100,7 +120,7 @@ pub(crate) async fn unrelated(client: &Client, namespace: &str, secrets: usize, 
             "stringData": {"key": "x".repeat(1024)},
         })
     };
-    create::<Secret>(client, namespace, (0..secrets).map(secret)).await?;
+    create::<Secret>(client, (0..secrets).map(|one| (namespace.to_owned(), secret(one)))).await?;
     let pod = |number: usize| {
         json!({
             "metadata": {"name": format!("pod-{number}"), "labels": {"app": "other"}},
@@ -110,5 +130,5 @@ pub(crate) async fn unrelated(client: &Client, namespace: &str, secrets: usize, 
             },
         })
     };
-    create::<Pod>(client, namespace, (0..pods).map(pod)).await
+    create::<Pod>(client, (0..pods).map(|one| (namespace.to_owned(), pod(one)))).await
 }

@@ -39,7 +39,7 @@ async fn one(settings: &Settings, label: &str, flags: &[&str]) -> Result<Times> 
 
 async fn apply(cluster: &Cluster, settings: &Settings) -> Result<Times> {
     let client = cluster.inner_client().await?;
-    load::namespace(&client, "plain").await?;
+    load::namespaces(&client, "plain").await?;
     let deployments = ApiResource {
         group: "apps".to_owned(),
         version: "v1".to_owned(),
