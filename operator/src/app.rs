@@ -18,7 +18,6 @@ use crate::leader::{Election, Gate, LeaseName, Timing};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::retry::Backoff;
-use crate::runtime_status::StatusClient;
 use crate::world::World;
 use crate::world::poller::Poller;
 
@@ -58,7 +57,7 @@ pub async fn run_with(
     } else {
         Gate::open()
     };
-    let context = context(&client, &args, &gate, &metrics)?;
+    let context = context(&client, &args, &gate, &metrics);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         runtime_image = args.runtime_image,
@@ -98,13 +97,13 @@ pub async fn run_with(
     Ok(())
 }
 
-fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Context>> {
+fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) -> Arc<Context> {
     let client = gated(client.clone(), gate.clone(), Arc::clone(metrics));
     let reporter = Reporter {
         controller: "escadre.dev/operator".to_owned(),
         instance: None,
     };
-    Ok(Arc::new(Context {
+    Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
         gate: gate.clone(),
@@ -114,11 +113,11 @@ fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) ->
             runtime_image: args.runtime_image.clone(),
             pull_policy: args.runtime_image_pull_policy,
         },
-        world: World::new(Poller::new(StatusClient::new()?, Arc::clone(metrics))),
+        world: World::new(Poller::new(Arc::clone(metrics))),
         queue: Queue::new(metrics.queue_depth()),
         backoff: Backoff::default(),
         pod_monitor_kind: PodMonitorKind::default(),
-    }))
+    })
 }
 
 /// Takes part in the election until `done`. Its error ends everything at once.

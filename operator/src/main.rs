@@ -6,6 +6,9 @@ use clap::Parser as _;
 use escadre_operator::{app, args::Args, reference, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
+#[global_allocator]
+static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();

@@ -1,13 +1,23 @@
 //! Asks a runtime for its status page, and reads the answer with patience: a section that is absent or strange is
 //! left out, the rest still counts. Addresses come from the API server, answers from pods: both are bounded.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::time::Duration;
 
 use escadre_crds::names;
 use escadre_crds::v1alpha1::{DownloadStatus, ModelStatus, PerformanceStatus, VerificationStatus};
+use futures::future::{Either, select};
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// How long a pod may take to answer. Its admin port shares the processor with a model that computes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -19,37 +29,49 @@ const PAGE_LIMIT: usize = 64 * 1024;
 /// Why a pod could not be asked.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
 pub enum Error {
-    /// The client could not be made.
-    #[error("could not make the client for status pages")]
-    Client(#[source] reqwest::Error),
-    /// No connection, no answer in time, or a cut one.
-    #[error("no answer from {address}")]
-    Request {
-        /// The page.
-        address: String,
+    /// No connection.
+    #[error("no connection to {address}")]
+    Connection {
+        /// The address.
+        address: SocketAddr,
         /// Why.
         #[source]
-        source: reqwest::Error,
+        source: io::Error,
+    },
+    /// Nothing in time.
+    #[error("no answer from {address} within {} s", ANSWER_TIMEOUT.as_secs())]
+    Late {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Something that is no answer, or a part of one.
+    #[error("no whole answer from {address}")]
+    Answer {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Another status than 200.
     #[error("{address} answered {status}")]
     Refused {
-        /// The page.
-        address: String,
+        /// The address.
+        address: SocketAddr,
         /// The HTTP status.
         status: u16,
     },
     /// More than a status page ever has.
     #[error("{address} answered with more than {PAGE_LIMIT} bytes")]
     TooLong {
-        /// The page.
-        address: String,
+        /// The address.
+        address: SocketAddr,
     },
     /// Not JSON.
     #[error("{address} did not answer with JSON")]
     NotJson {
-        /// The page.
-        address: String,
+        /// The address.
+        address: SocketAddr,
         /// Why.
         #[source]
         source: serde_json::Error,
@@ -158,57 +180,61 @@ fn rounded(object: &Value) -> Value {
     Value::Object(fields.collect())
 }
 
-/// Asks pods.
-#[derive(Clone, Debug)]
-pub struct StatusClient(reqwest::Client);
+/// Asks the pod at `ip`. A connection of its own for each question: thousands that wait for the next one would cost more
+/// memory than they save time. No redirect is followed and no proxy is used: the pod itself must answer.
+///
+/// # Errors
+/// When there is no answer in time, or it is not a status page.
+pub async fn ask(ip: IpAddr) -> Result<Said, Error> {
+    let address = SocketAddr::new(ip, names::PORT_ADMIN_NUMBER);
+    let page = timeout(ANSWER_TIMEOUT, page(address))
+        .await
+        .map_err(|_elapsed| Error::Late { address })??;
+    let page: Value = serde_json::from_slice(&page).map_err(|source| Error::NotJson { address, source })?;
+    Ok(Said::read(&page))
+}
 
-impl StatusClient {
-    /// A client that follows no redirect and uses no proxy: the pod itself must answer.
-    ///
-    /// # Errors
-    /// When the HTTP client cannot be made.
-    pub fn new() -> Result<Self, Error> {
-        reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
-            .pool_max_idle_per_host(1)
-            .build()
-            .map(Self)
-            .map_err(Error::Client)
-    }
-
-    /// Asks the pod at `ip`.
-    ///
-    /// # Errors
-    /// When there is no answer in time, or it is not a status page.
-    pub async fn ask(&self, ip: IpAddr) -> Result<Said, Error> {
-        let host = match ip {
-            IpAddr::V4(ip) => ip.to_string(),
-            IpAddr::V6(ip) => format!("[{ip}]"),
-        };
-        let address = format!("http://{host}:{}/status", names::PORT_ADMIN_NUMBER);
-        let failed = |source| Error::Request {
-            address: address.clone(),
-            source,
-        };
-        let mut response = self.0.get(&address).send().await.map_err(failed)?;
-        if response.status() != reqwest::StatusCode::OK {
+async fn page(address: SocketAddr) -> Result<Bytes, Error> {
+    let connection = timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
+    let stream = connection
+        .await
+        .map_err(io::Error::from)
+        .flatten()
+        .map_err(|source| Error::Connection { address, source })?;
+    let failed = |source: hyper::Error| Error::Answer {
+        address,
+        source: source.into(),
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let request = Request::get("/status")
+        .header(header::HOST, address.to_string())
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|source| Error::Answer {
+            address,
+            source: source.into(),
+        })?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(failed)?;
+        if response.status() != StatusCode::OK {
             return Err(Error::Refused {
                 address,
                 status: response.status().as_u16(),
             });
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > PAGE_LIMIT {
-                return Err(Error::TooLong { address });
+        let body = Limited::new(response.into_body(), PAGE_LIMIT).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(|source| {
+            if source.is::<LengthLimitError>() {
+                Error::TooLong { address }
+            } else {
+                Error::Answer { address, source }
             }
-            body.extend_from_slice(&chunk);
-        }
-        let page: Value = serde_json::from_slice(&body).map_err(|source| Error::NotJson { address, source })?;
-        Ok(Said::read(&page))
+        })
+    };
+    // The connection is carried on by whoever waits for the answer.
+    match select(pin!(answer), connection).await {
+        Either::Left((page, _)) => page,
+        Either::Right((_, answer)) => answer.await,
     }
 }
 
@@ -230,6 +256,40 @@ mod tests {
         assert_eq!(said.model, None);
         assert_eq!(said.verification.unwrap().duration_seconds, Some(1.5));
         assert_eq!(said.download.unwrap().bytes_per_second, Some(3));
+    }
+
+    /// What is made of a pod that answers with these bytes and then closes.
+    async fn asked(answer: &[u8]) -> Result<Bytes, Error> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pod = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _question = stream.read(&mut [0; 1024]).await.unwrap();
+            // The reader may have had enough.
+            let _written = stream.write_all(answer).await;
+        };
+        tokio::join!(page(address), pod).0
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_none() {
+        let page = asked(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+        assert_eq!(page.unwrap(), "{}");
+        let page = asked(b"HTTP/1.1 200 OK\r\n\r\n{}").await;
+        assert_eq!(page.unwrap(), "{}", "until the connection closes");
+        let refused = asked(b"HTTP/1.1 307 See There\r\nlocation: http://127.0.0.1/\r\n\r\n").await;
+        assert!(
+            matches!(refused, Err(Error::Refused { status: 307, .. })),
+            "{refused:?}"
+        );
+        let cut = asked(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{").await;
+        assert!(matches!(cut, Err(Error::Answer { .. })), "{cut:?}");
+        let foreign = asked(b"SSH-2.0-other\r\n").await;
+        assert!(matches!(foreign, Err(Error::Answer { .. })), "{foreign:?}");
+        let long = [b"HTTP/1.1 200 OK\r\n\r\n", b" ".repeat(PAGE_LIMIT + 1).as_slice()].concat();
+        let long = asked(&long).await;
+        assert!(matches!(long, Err(Error::TooLong { .. })), "{long:?}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::cache::Key;
 use super::is_ready;
 use crate::metrics::Metrics;
 use crate::queue::{Purpose, Queue};
-use crate::runtime_status::{Said, Stage, StatusClient};
+use crate::runtime_status::{Said, Stage, ask};
 
 /// How many pods are asked at once.
 const AT_ONCE: usize = 64;
@@ -62,7 +62,6 @@ pub enum Report {
 /// Asks pods.
 #[derive(Debug)]
 pub struct Poller {
-    client: StatusClient,
     metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
     /// Something is due earlier than before.
@@ -100,9 +99,8 @@ struct Target {
 
 impl Poller {
     /// A poller that asks nobody yet.
-    pub fn new(client: StatusClient, metrics: Arc<Metrics>) -> Self {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
-            client,
             metrics,
             inner: Mutex::default(),
             sooner: Notify::new(),
@@ -175,12 +173,9 @@ impl Poller {
             let Some(watched) = inner.pods.get(&uid).filter(|watched| watched.ticket == ticket) else {
                 continue;
             };
-            let (client, ip) = (self.client.clone(), watched.target.ip);
+            let ip = watched.target.ip;
             asked.spawn(async move {
-                let result = client
-                    .ask(ip)
-                    .await
-                    .map_err(|error| ((&error).into(), error.to_string()));
+                let result = ask(ip).await.map_err(|error| ((&error).into(), error.to_string()));
                 Answered { uid, ticket, result }
             });
         }

@@ -59,9 +59,14 @@ fn changes(before: &[Condition], after: &[Condition]) -> Vec<Event> {
         };
         let was = before.iter().find(|one| one.type_ == name);
         let is_news = was.is_none_or(|was| was.status != now.status || was.reason != now.reason);
-        let is_bad = (now.status == "False") != (type_ == ConditionType::Degraded);
-        // That something is well is news when it was not so before, and that the model is served always.
-        let is_as_hoped = was.is_none() && !is_bad && type_ != ConditionType::Ready;
+        let bad = if type_ == ConditionType::Degraded {
+            "True"
+        } else {
+            "False"
+        };
+        let is_bad = now.status == bad;
+        // That something is well is news when it was not before, and that the model is served always.
+        let is_as_hoped = !is_bad && type_ != ConditionType::Ready && was.is_none_or(|was| was.status != bad);
         let is_quiet =
             now.status == "Unknown" || (type_ == ConditionType::Degraded && now.status == "False") || is_as_hoped;
         let mut note = now.message.clone();
@@ -138,6 +143,8 @@ mod tests {
         let events = changes(&[], &after);
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].reason, "Serving");
+        let unknown = [condition("Accepted", "Unknown", "Pending"), after[1].clone()];
+        assert!(changes(&unknown, &after).is_empty(), "it was only not known before");
         let before = [condition("Accepted", "False", "InvalidSpec"), after[1].clone()];
         assert_eq!(changes(&before, &after)[0].reason, "Valid", "it was not well before");
     }
