@@ -14,6 +14,7 @@ failed=0
 failures=()
 logs=$(mktemp -d)
 background=()
+declare -A running started
 trap 'for pid in "${background[@]}"; do kill "$pid" 2>/dev/null; done; rm -rf "$logs"' EXIT
 
 # step NAME COMMAND…: one check that passes or fails as a whole.
@@ -33,13 +34,36 @@ step() {
 
 # tests NAME COMMAND…: a run of cargo test, whose single tests are counted.
 tests() {
-  local name=$1 log=$logs/tests start=$SECONDS status
+  local name=$1 log=$logs/tests start=$SECONDS
   shift
   printf '== %s\n' "$name"
   "$@" 2>&1 | tee "$log"
-  status=${PIPESTATUS[0]}
-  local counts
-  counts=$(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
+  count "$name" "$log" "${PIPESTATUS[0]}" "$start"
+}
+
+# beside NAME COMMAND…: the same while others run; `join NAME` waits for it, shows and counts it.
+beside() {
+  local name=$1
+  shift
+  printf '== %s, beside what follows\n' "$name"
+  "$@" >"$logs/$name" 2>&1 &
+  running[$name]=$!
+  started[$name]=$SECONDS
+  background+=("$!")
+}
+
+join() {
+  local name=$1 status=0
+  wait "${running[$name]}" || status=$?
+  printf '== %s\n' "$name"
+  cat "$logs/$name"
+  count "$name" "$logs/$name" "$status" "${started[$name]}"
+}
+
+# count NAME LOG STATUS START: what a run of cargo test came to.
+count() {
+  local name=$1 status=$3 counts
+  counts=$(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$2")
   passed=$((passed + ${counts% *}))
   failed=$((failed + ${counts#* }))
   if [ "$status" != 0 ]; then
@@ -47,7 +71,7 @@ tests() {
     # A run that broke before its tests could count has failed as a whole.
     [ "${counts#* }" != 0 ] || failed=$((failed + 1))
   fi
-  printf '   %s: %d s\n' "$name" $((SECONDS - start))
+  printf '   %s: %d s\n' "$name" $((SECONDS - $4))
 }
 
 finish() {
@@ -95,8 +119,10 @@ if ! wait "$components"; then
   failures+=("programs of the test bed")
   finish
 fi
+# The control plane waits more than it computes: the rest fits beside it.
+beside "control plane" cargo test -q --no-fail-fast --workspace --test 'control_plane_*'
 tests "chart" cargo test -q --no-fail-fast --workspace --test 'chart_*'
 tests "test bed" cargo test -q --no-fail-fast --workspace --test 'testbed_*'
-tests "control plane" cargo test -q --no-fail-fast --workspace --test 'control_plane_*'
 tests "node" cargo test -q --no-fail-fast --workspace --test 'node_*'
+join "control plane"
 finish
