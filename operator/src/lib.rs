@@ -9,6 +9,7 @@ pub mod args;
 mod chance;
 pub mod context;
 pub mod controllers;
+pub mod due;
 pub mod kube_ext;
 pub mod leader;
 pub mod metrics;

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
+use crate::due::due;
 use crate::world::cache::Key;
 
 /// One in so many passes goes to progress while edits wait.
@@ -141,14 +142,8 @@ impl Queue {
         loop {
             let mut next = None;
             self.change(|inner| next = inner.make_ready(Instant::now()));
-            let due = async {
-                match next {
-                    Some(next) => sleep_until(next).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = due => {}
+                () = due(next) => {}
                 () = self.sooner.notified() => {}
             }
         }

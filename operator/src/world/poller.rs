@@ -13,21 +13,26 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use escadre_crds::names;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::Event;
 use kube::{Resource as _, ResourceExt as _};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::cache::Key;
 use super::is_ready;
+use crate::due::due;
 use crate::metrics::Metrics;
 use crate::queue::{Purpose, Queue};
 use crate::runtime_status::{Said, Stage, ask};
 
 /// How many pods are asked at once.
 const AT_ONCE: usize = 64;
+/// Those who are due within so long are asked together: the processor is woken less often.
+const TOGETHER: Duration = Duration::from_millis(100);
 /// While something is on its way: progress should look alive to a person who watches.
 const SOON: Duration = Duration::from_secs(2);
 /// While a long download runs: status is written at most this often.
@@ -142,17 +147,15 @@ impl Poller {
 
     /// Asks for ever. `queue` hears of deployments with an answer that differs from the one before.
     pub async fn run(&self, queue: &Queue) {
-        let mut asked = JoinSet::new();
+        // In this task rather than in tasks of their own: a question costs less than waking another thread for it.
+        let mut asked = FuturesUnordered::new();
         loop {
             let next = self.ask_who_is_due(&mut asked);
             tokio::select! {
                 () = self.sooner.notified() => {}
-                () = sleep_until(next), if asked.len() < AT_ONCE => {}
-                Some(answered) = asked.join_next() => {
-                    // A question that panicked is a bug of ours; its pod is asked again at the next event.
-                    if let Ok(answered) = answered
-                        && let Some(deployment) = self.take_answer(answered)
-                    {
+                () = due(next.map(|next| next + TOGETHER)), if asked.len() < AT_ONCE => {}
+                Some(answered) = asked.next() => {
+                    if let Some(deployment) = self.take_answer(answered) {
                         queue.add(deployment, Purpose::Progress);
                     }
                 }
@@ -161,7 +164,7 @@ impl Poller {
     }
 
     /// Starts the questions that are due. Returns when the next one is.
-    fn ask_who_is_due(&self, asked: &mut JoinSet<Answered>) -> Option<Instant> {
+    fn ask_who_is_due(&self, asked: &mut FuturesUnordered<BoxFuture<'static, Answered>>) -> Option<Instant> {
         let now = Instant::now();
         let mut inner = self.lock();
         while asked.len() < AT_ONCE {
@@ -174,10 +177,11 @@ impl Poller {
                 continue;
             };
             let ip = watched.target.ip;
-            asked.spawn(async move {
+            let question = async move {
                 let result = ask(ip).await.map_err(|error| ((&error).into(), error.to_string()));
                 Answered { uid, ticket, result }
-            });
+            };
+            asked.push(question.boxed());
         }
         None
     }
@@ -218,13 +222,6 @@ struct Answered {
     uid: String,
     ticket: u64,
     result: Result<Said, (&'static str, String)>,
-}
-
-async fn sleep_until(when: Option<Instant>) {
-    match when {
-        Some(when) => tokio::time::sleep_until(when).await,
-        None => std::future::pending().await,
-    }
 }
 
 impl Inner {
