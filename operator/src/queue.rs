@@ -141,7 +141,10 @@ impl Queue {
     pub async fn keep_time(&self) {
         loop {
             let mut next = None;
-            self.change(|inner| next = inner.make_ready(Instant::now()));
+            self.change(|inner| {
+                inner.make_ready(Instant::now());
+                next = inner.due();
+            });
             tokio::select! {
                 () = due(next) => {}
                 () = self.sooner.notified() => {}
@@ -241,12 +244,11 @@ impl Inner {
         self.states.insert(key, State::Later(purpose, place));
     }
 
-    /// Makes ready what is due. Returns when the next is.
-    fn make_ready(&mut self, now: Instant) -> Option<Instant> {
+    /// Makes ready what is due.
+    fn make_ready(&mut self, now: Instant) {
         while let Some(first) = self.later.first_entry() {
-            let (when, _) = *first.key();
-            if when > now {
-                return Some(when);
+            if first.key().0 > now {
+                return;
             }
             let key = first.remove();
             let purpose = match self.states.get(&key) {
@@ -255,7 +257,6 @@ impl Inner {
             };
             self.put_ready(key, purpose);
         }
-        None
     }
 
     fn next(&mut self) -> Option<(Key, Purpose)> {
@@ -313,13 +314,19 @@ mod tests {
         tokio::task::yield_now().await;
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn edits_come_before_progress_which_is_not_forgotten() {
+    /// Three deployments wait for progress.
+    async fn queue_of_progress() -> Arc<Queue> {
         let queue = queue();
         for number in 1..=3 {
             queue.add(key(number), Purpose::Progress);
         }
         pause(SOON).await;
+        queue
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn edits_come_before_progress_which_is_not_forgotten() {
+        let queue = queue_of_progress().await;
         for number in 11..=16 {
             queue.add(key(number), Purpose::Edit);
         }
@@ -335,11 +342,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn edit_brings_forward_what_waits() {
-        let queue = queue();
-        for number in 1..=3 {
-            queue.add(key(number), Purpose::Progress);
-        }
-        pause(SOON).await;
+        let queue = queue_of_progress().await;
         queue.add(key(3), Purpose::Edit);
         queue.add(key(3), Purpose::Progress);
         assert_eq!(order(&queue), ["m-003", "m-001", "m-002"]);
