@@ -141,7 +141,7 @@ pub fn place<K: Resource>(object: &K) -> Key {
 }
 
 /// The deployment that an object's label names.
-fn deployment_of<K: Resource>(object: &K) -> Option<Key> {
+pub(super) fn deployment_of<K: Resource>(object: &K) -> Option<Key> {
     let name = object.labels().get(names::LABEL_DEPLOYMENT)?;
     Some((object.namespace()?, name.clone()))
 }

@@ -12,7 +12,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use escadre_crds::names;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
@@ -22,7 +21,7 @@ use kube::{Resource as _, ResourceExt as _};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::cache::Key;
+use super::cache::{Key, deployment_of};
 use super::is_ready;
 use crate::due::due;
 use crate::metrics::Metrics;
@@ -86,7 +85,7 @@ struct Inner {
 #[derive(Debug)]
 struct Watched {
     target: Target,
-    owner: (String, String),
+    owner: Key,
     report: Report,
     failing_since: Option<Instant>,
     ticket: u64,
@@ -227,12 +226,10 @@ struct Answered {
 impl Inner {
     fn watch(&mut self, pod: &Pod, now: Instant) {
         let uid = pod.uid().unwrap_or_default();
-        let deployment = pod.labels().get(names::LABEL_DEPLOYMENT);
-        let (Some(target), Some(deployment)) = (target(pod), deployment) else {
+        let (Some(target), Some(owner)) = (target(pod), deployment_of(pod)) else {
             self.pods.remove(&uid);
             return;
         };
-        let owner = (pod.namespace().unwrap_or_default(), deployment.clone());
         let is_new = if let Some(watched) = self.pods.get_mut(&uid) {
             watched.owner = owner;
             let is_new = watched.target != target;
@@ -356,6 +353,7 @@ fn target(pod: &Pod) -> Option<Target> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use escadre_crds::names;
     use serde_json::json;
 
     fn pod(uid: &str, ready: bool) -> Pod {
