@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::pod::any_object;
 use super::{
     Disruption, DrainSpec, LlmDeploymentStatus, ModelSpec, Network, Observability, OverlayFile, Placement, Resources,
-    RuntimeSpec, ServiceSpec,
+    Rollout, RuntimeSpec, ServiceSpec,
 };
 
 /// What the user asks for.
@@ -77,6 +77,14 @@ pub struct LlmDeploymentSpec {
     /// service configures the Service, which has the object's name and a port named `http`. Works live.
     #[serde(default)]
     pub service: ServiceSpec,
+    /// rollout says how a new revision takes the place of the one that serves. Works live.
+    #[serde(default)]
+    pub rollout: Rollout,
+    /// restartToken is any text: another one replaces the pods by a normal rollout, also those of a revision that failed.
+    /// Absent: none. An edit rolls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub restart_token: Option<String>,
     /// drain says how a pod ends. Waits for the next revision.
     #[serde(default)]
     pub drain: DrainSpec,

@@ -5,8 +5,10 @@ pub mod model;
 pub mod placement;
 pub mod pod;
 pub mod resources;
+pub mod rollout;
 pub mod runtime;
 pub mod serving;
+pub mod span;
 pub mod status;
 
 #[cfg(test)]
@@ -17,6 +19,8 @@ pub use model::*;
 pub use placement::*;
 pub use pod::*;
 pub use resources::*;
+pub use rollout::*;
 pub use runtime::*;
 pub use serving::*;
+pub use span::*;
 pub use status::*;

@@ -5,6 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Strategy;
+
 /// What the operator saw last.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -47,6 +49,17 @@ pub struct LlmDeploymentStatus {
     /// targetRevision is the revision that the spec asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_revision: Option<String>,
+    /// failedRevision is the revision that the spec asks for and that failed: it is not tried again until the spec is
+    /// edited. Absent: none failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_revision: Option<String>,
+    /// rollout tells how a new revision takes the place of another. Absent: none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// revisions are those that run and those that are kept, the last used first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub revisions: Vec<RevisionStatus>,
     /// endpoint is the address of the OpenAI API inside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
@@ -71,6 +84,86 @@ pub struct LlmDeploymentStatus {
     /// display holds values made for the printer columns, which cannot compute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<Display>,
+}
+
+/// How a new revision takes the place of another.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// revision is the one that comes.
+    pub revision: String,
+    /// strategyChosen is how pods are replaced now: `Surge`, `InPlace`, `Recreate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy_chosen: Option<Strategy>,
+    /// why is the reason for it, and what is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// step is the step of the canary, from 1. Absent: it goes by no steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<i32>,
+    /// stepReadyAt is when the pods of the step, or the first new pod, were ready for as long as was asked for: from then
+    /// on its pause and its gates count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_ready_at: Option<Time>,
+    /// gatesPassed says that the gates of the step have been passed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gates_passed: bool,
+    /// startedAt is when the first pod of the new revision was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// lastProgress is when a new pod last came further; written a few times within the deadline at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_progress: Option<Time>,
+    /// updatedPercent is the share of the serving pods that are of the new revision, in whole per cent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_percent: Option<i32>,
+    /// draining names the pods that finish their answers before they go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<String>,
+}
+
+/// One revision that runs or is kept.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionStatus {
+    /// name of the revision; pods carry it as the label `escadre.dev/revision`.
+    pub name: String,
+    /// generation of the object when the spec last asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// digest of its model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// replicas counts its pods that are not terminating.
+    #[serde(default)]
+    pub replicas: i32,
+    /// ready counts its pods that serve its digest, by their own word.
+    #[serde(default)]
+    pub ready: i32,
+    /// outcome is what became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RevisionOutcome>,
+    /// reason is why it failed, for machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// message is why it failed, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What became of a revision.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevisionOutcome {
+    /// It is on its way.
+    Progressing,
+    /// It reached its size and is what serves.
+    Complete,
+    /// It served and was replaced.
+    Replaced,
+    /// It was given up before it was complete, for another.
+    Abandoned,
+    /// It failed.
+    Failed,
 }
 
 /// What the model is, read from its own files.

@@ -419,3 +419,52 @@ fn golden_object_with_every_field_still_parses() {
     parsed.validate_cel().unwrap();
     assert_eq!(serde_json::to_value(&parsed).unwrap(), golden);
 }
+
+#[test]
+fn rollouts_that_work() {
+    for rollout in [
+        json!({}),
+        json!({"strategy": "Surge", "maxSurge": "25%", "maxUnavailable": 0}),
+        json!({"strategy": "Surge", "maxSurge": 0, "maxUnavailable": 1}),
+        json!({"strategy": "InPlace", "maxSurge": 0, "maxUnavailable": 0}),
+        json!({"maxSurge": 0, "maxUnavailable": "0%"}),
+        json!({"strategy": "Recreate"}),
+        json!({"strategy": "Canary", "canary": {"steps": [{"replicas": 1, "pause": "1h30m"}, {"replicas": 2}]}}),
+        json!({"strategy": "Canary", "canary": {"steps": [{"weight": 5}, {"weight": 50}, {"weight": 100}]}}),
+        json!({"gates": {"maxErrorRate": 0.01, "maxTimeToFirstToken": "1500ms", "window": "2m"}}),
+        json!({"gates": {"probePrompt": {"prompt": "2+2?", "expectContains": "4"}}}),
+        json!({"progressDeadline": "90s", "paused": true, "autoRollback": false, "revisionHistoryLimit": 0}),
+    ] {
+        let shown = rollout.to_string();
+        judge("spec.rollout", rollout).unwrap_or_else(|error| panic!("{shown}: {error}"));
+    }
+}
+
+#[test]
+fn rollouts_that_cannot_work() {
+    let canary = |steps: Value| json!({"strategy": "Canary", "canary": {"steps": steps}});
+    for (rollout, words) in [
+        (json!({"strategy": "Surge", "maxSurge": 0}), "must not both be 0"),
+        (
+            json!({"strategy": "Surge", "maxSurge": "0%", "maxUnavailable": "00%"}),
+            "maxUnavailable must be a number",
+        ),
+        (json!({"strategy": "Recreate", "maxSurge": 1}), "no effect with strategy Recreate"),
+        (json!({"strategy": "Canary"}), "Canary needs it"),
+        (
+            json!({"strategy": "Surge", "canary": {"steps": [{"replicas": 1}]}}),
+            "belongs to strategy Canary",
+        ),
+        (canary(json!([{"replicas": 1}, {"weight": 50}])), "use one of them for all steps"),
+        (canary(json!([{"replicas": 2}, {"replicas": 2}])), "must rise strictly"),
+        (canary(json!([{"weight": 50}, {"weight": 20}])), "must rise strictly"),
+        (canary(json!([{"pause": "1m"}])), "replicas or weight"),
+        (canary(json!([{"replicas": 1, "weight": 1}])), "replicas or weight"),
+        (json!({"maxSurge": "1.5"}), "maxSurge must be a number of pods"),
+        (json!({"maxUnavailable": "101%"}), "maxUnavailable must be a number of pods"),
+        (json!({"progressDeadline": "30"}), "a length of time like"),
+        (json!({"gates": {"window": "1d"}}), "a length of time like"),
+    ] {
+        refused("spec.rollout", rollout, words);
+    }
+}
