@@ -3,9 +3,10 @@
     traffic.py BASE_URL MODEL RECORDS [WORKERS]
 
 The official client, unmodified and without retries, so that nothing that goes wrong is hidden. WORKERS (20) share one
-client and its connections: most stream short answers, some long ones, some take their answers whole. Two more have
-clients of their own: one keeps its connection idle between two requests, one asks for the list of models several times
-a second, each time on a new connection.
+client: they stream short answers or long ones, or take their answers whole, on connections that are kept alive; every
+third streams a few words on a new connection each time, so that new pods are asked too. Two more have clients of their
+own: one keeps its connection idle between two requests, one asks for the list of models several times a second, each
+time on a new connection.
 
 Prints `flowing` when the first answer has come. At SIGTERM open requests are finished, then a summary is printed as one
 line of JSON. RECORDS gets a line of JSON for each request: its kind, when it started and ended (seconds of the
@@ -29,6 +30,10 @@ WORKERS = int(sys.argv[4]) if len(sys.argv) > 4 else 20
 PAUSES = {"idle": 3.5, "knock": 0.25}
 # Longer than any answer takes on a busy machine of two cores.
 TIMEOUT = openai.Timeout(120, connect=10)
+# What the workers do, in turn.
+KINDS = ["fresh", "long", "stream", "whole", "stream", "fresh"]
+LONGEST = {"fresh": 4, "long": 64}
+NEW_CONNECTION = {"Connection": "close"}
 # After an error: a server that refuses everything is asked a few times a second, not thousands.
 PAUSE = 0.5
 
@@ -75,11 +80,12 @@ class Traffic:
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": f"Name {dice.randint(2, 99)} ships."},
             ],
-            "max_tokens": dice.randint(40, 64) if kind == "long" else dice.randint(8, 16),
+            "max_tokens": LONGEST.get(kind, 16) - dice.randint(0, LONGEST.get(kind, 16) // 2),
+            "extra_headers": NEW_CONNECTION if kind == "fresh" else None,
         }
         try:
             if kind == "knock":
-                await client.models.list(extra_headers={"Connection": "close"})
+                await client.models.list(extra_headers=NEW_CONNECTION)
                 record["finish"] = "stop"
             elif kind == "whole":
                 self.take(record, await client.chat.completions.create(**options))
@@ -161,8 +167,7 @@ async def main():
         shared, idle, knock = (
             openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=TIMEOUT) for _ in range(3)
         )
-        kinds = ["long" if n % 6 == 1 else "whole" if n % 6 == 3 else "stream" for n in range(WORKERS)]
-        workers = [traffic.worker(kind, shared, n) for n, kind in enumerate(kinds)]
+        workers = [traffic.worker(KINDS[n % len(KINDS)], shared, n) for n in range(WORKERS)]
         sampler = asyncio.create_task(traffic.sample())
         workers += [traffic.worker("idle", idle, WORKERS), traffic.worker("knock", knock, WORKERS)]
         await asyncio.gather(*workers)

@@ -25,7 +25,7 @@ const ENDED: Duration = Duration::from_secs(150);
 /// One request.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Record {
-    /// `stream`, `long`, `whole` or `idle`.
+    /// `stream`, `long`, `whole`, `fresh`, `idle` or `knock`.
     pub kind: String,
     /// Seconds of the clock.
     pub started: f64,

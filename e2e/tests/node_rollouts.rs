@@ -81,7 +81,7 @@ struct Stable {
 /// not go as it should.
 async fn play(name: &str, revisions: Vec<Bad>) {
     let Some(scenario) = scenario().await else { return };
-    let fleet = Fleet::start(&scenario, name, 8).await.unwrap();
+    let fleet = Fleet::start(&scenario, name, 10).await.unwrap();
     let mut wrong = Vec::new();
     for bad in revisions {
         let failed_before = fleet.traffic.failures().unwrap().len();
@@ -212,7 +212,8 @@ async fn revision_that_starts_and_fails_is_rolled_back_and_loses_no_request() {
             ),
             gated(
                 "too slow",
-                &json!({"maxTimeToFirstToken": "1ms", "window": "5s"}),
+                // Long enough for new connections to come to the new pod.
+                &json!({"maxTimeToFirstToken": "1ms", "window": "10s"}),
                 "first token",
             ),
         ],
