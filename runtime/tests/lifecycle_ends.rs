@@ -196,6 +196,7 @@ fn loading_server_answers_503_and_ends_at_once() {
         let mut page = TcpStream::connect(("127.0.0.1", process.admin_port)).unwrap();
         assert!(ask(&mut page, "/livez").starts_with("HTTP/1.1 200"));
         assert!(ask(&mut page, "/readyz").starts_with("HTTP/1.1 503"));
+        assert!(!ask(&mut page, "/status").contains("\"traffic\""));
         process.terminate();
         let (status, log) = process.wait(Duration::from_secs(5));
         assert_eq!(status.code(), Some(0), "{log}");
