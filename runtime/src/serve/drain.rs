@@ -1,6 +1,7 @@
 //! The end of a server: from the request to end until the last connection is closed.
 
-use crate::server::listen::{InFlight, Phase};
+use crate::server::InFlight;
+use crate::server::listen::Phase;
 use crate::server::signals::Shutdown;
 use std::time::Duration;
 use tokio::sync::watch;

@@ -1,6 +1,7 @@
 //! The admin port: probes, the status page, metrics. Never behind authentication, never on the API's port.
 
-use super::listen::{ConnectionLimits, InFlight, Phase, Server, bind as bind_port};
+use super::InFlight;
+use super::listen::{ConnectionLimits, Phase, Server, bind as bind_port};
 use crate::failure::Failure;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::status::{Board, Stage};

@@ -2,12 +2,16 @@
 
 pub mod admin;
 mod body;
+mod connection;
 pub mod error;
+mod in_flight;
 pub mod listen;
 mod openai;
 mod routes;
 pub mod signals;
+mod stream;
 
+pub use in_flight::InFlight;
 pub use routes::router;
 
 use crate::engine::Engine;
