@@ -197,6 +197,8 @@ mod tests {
     use tokio::task::JoinHandle;
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    /// More than the system keeps on the way.
+    const LARGE: usize = 16 << 20;
     const LONG: Duration = Duration::from_mins(1);
     const SHORT: Duration = Duration::from_millis(100);
 
@@ -226,6 +228,7 @@ mod tests {
             listener,
             router: Router::new()
                 .route("/", get(|| async { "hello" }))
+                .route("/large", get(|| async { "x".repeat(LARGE) }))
                 .route("/stream", get(stream)),
             limits: ConnectionLimits {
                 connections: NonZeroUsize::new(connections).unwrap(),
@@ -433,8 +436,13 @@ mod tests {
         let server = start(8, LONG).await;
         server.phase.send_replace(Phase::LastCall);
         let mut stream = server.connect().await;
-        stream.write_all(&REQUEST.repeat(3000)).await.unwrap();
+        let large = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream
+            .write_all(&[large, REQUEST.repeat(3000).as_slice()].concat())
+            .await
+            .unwrap();
         let answer = read(&mut stream).await;
-        assert!(answer.ends_with("hello[closed]"), "{answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body.len(), LARGE + "[closed]".len());
     }
 }
