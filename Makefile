@@ -8,7 +8,7 @@ CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
-	soak-operator bench-operator \
+	soak-operator soak-rollouts bench-operator bench-rollouts \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -35,8 +35,8 @@ generate: ## Write the CRD, its reference and the examples again from the Rust t
 generate-operator: ## Write the reference of the operator's options and metrics again
 	@dev/build.sh -q --bin escadre-operator && target/debug/escadre-operator --print-reference > docs/reference/operator.md
 
-models: ## Download the model that the tests and the demo serve (98 MB)
-	@dev/models.sh
+models: ## Download the model that the tests and the demo serve (98 MB), and make the second one of the tests
+	@dev/second-model.sh
 
 clients: ## Install the official OpenAI clients that the tests use
 	@dev/clients.sh
@@ -50,8 +50,14 @@ bench-first-token: ## Measure the time from `kubectl apply` to the first token o
 soak-operator: prerequisites ## 10,000 random operations while the API misbehaves; ends with ten idle minutes
 	@dev/soak-operator.sh
 
+soak-rollouts: prerequisites ## 100 model updates under traffic while the operator is killed and the API misbehaves
+	@dev/soak-rollouts.sh
+
 bench-operator: prerequisites ## Measure the operator at fleet size on simulated nodes (about 20 minutes)
 	@dev/bench-operator.sh
+
+bench-rollouts: ## Measure a model update under traffic beside a plain Deployment (about 15 minutes)
+	@dev/bench-rollouts.sh
 
 cluster-up: testbed ## Start a cluster: control plane and one node (CLUSTER=name, default demo)
 	@$(TESTBED) up --name $(CLUSTER)

@@ -100,7 +100,7 @@ if [ "$mode" = all ]; then
   components=$!
   background+=("$components")
 fi
-step "model of the tests" dev/models.sh
+step "models of the tests" dev/second-model.sh
 step "OpenAI clients" dev/clients.sh
 step "build" cargo build --workspace --all-targets
 step "generated files are up to date" target/debug/crdgen --check

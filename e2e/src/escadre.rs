@@ -27,6 +27,13 @@ pub const MODEL_SOURCE: &str = "hf://fixture-owner/smollm2";
 /// Its digest.
 pub const MODEL_DIGEST: &str = escadre_crds::examples::SMOLLM2_DIGEST;
 
+/// File name of the second model, the same weights in another precision, in the cache and in the mirror.
+pub const SECOND_MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q8_0-1.gguf";
+/// Where the mirror has it, once [`add_second_model`] was called.
+pub const SECOND_MODEL_SOURCE: &str = "hf://fixture-owner/smollm2-eight";
+/// Its digest.
+pub const SECOND_MODEL_DIGEST: &str = "sha256:0c1d3326cd9793cfb7296113c063dd5c24e2bd734b48ec1a3d01b7158eca9387";
+
 /// The tag of images in scenarios; unlike the defaults, so that a swapped image shows.
 const TAG: &str = "scenario";
 
@@ -109,14 +116,19 @@ pub fn start_operator(cluster: &Cluster) -> Result<()> {
     start.start_as(cluster, "operator").map(Operator::keep)
 }
 
+/// Loads the image of a part (`operator` or `runtime`) into the node.
+pub async fn load_image(cluster: &Cluster, part: &str) -> Result<()> {
+    let image = Image::service(
+        &format!("escadre.dev/{part}:{TAG}"),
+        &program(&format!("escadre-{part}"))?,
+    )?;
+    cluster.load_image(&image).await.map(drop)
+}
+
 /// Installs Escadre as a user does: images into the node, the chart by Helm.
 pub async fn install_chart(cluster: &Cluster) -> Result<()> {
     for part in ["operator", "runtime"] {
-        let image = Image::service(
-            &format!("escadre.dev/{part}:{TAG}"),
-            &program(&format!("escadre-{part}"))?,
-        )?;
-        cluster.load_image(&image).await?;
+        load_image(cluster, part).await?;
     }
     let chart = source_tree().join("charts/escadre").display().to_string();
     let tags = [format!("operator.image.tag={TAG}"), format!("runtime.image.tag={TAG}")];
@@ -159,9 +171,7 @@ pub fn mirror_root(cluster: &Cluster) -> Result<PathBuf> {
     let root = cluster.folder().join("mirror");
     let cache = Cache::from_environment()?;
     let model = model_file(&cache)?;
-    place(&root, "smollm2", MODEL_FILE, |target| {
-        fs::hard_link(&model, target).or_else(|_| fs::copy(&model, target).map(drop))
-    })?;
+    place(&root, "smollm2", MODEL_FILE, |target| link(&model, target))?;
     let whole = fs::read(&model).with_context(|| format!("could not read {}", model.display()))?;
     place(&root, "truncated", "model.gguf", |target| {
         fs::write(target, &whole[..1 << 20])
@@ -173,6 +183,17 @@ pub fn mirror_root(cluster: &Cluster) -> Result<PathBuf> {
         fs::write(target, foreign_architecture())
     })?;
     Ok(root)
+}
+
+/// Puts the second model into the folder of a mirror.
+pub fn add_second_model(root: &Path) -> Result<()> {
+    let file = Cache::from_environment()?.folder("models")?.join(SECOND_MODEL_FILE);
+    anyhow::ensure!(file.is_file(), "{} is missing; run `make models`", file.display());
+    place(root, "smollm2-eight", SECOND_MODEL_FILE, |target| link(&file, target))
+}
+
+fn link(file: &Path, target: &Path) -> std::io::Result<()> {
+    fs::hard_link(file, target).or_else(|_| fs::copy(file, target).map(drop))
 }
 
 fn place(root: &Path, model: &str, file: &str, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use escadre_crds::examples::{SMOLLM2_COMMIT, SMOLLM2_SOURCE};
 use escadre_crds::{LlmDeployment, LlmDeploymentStatus, names};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use crate::cluster::Cluster;
 use crate::escadre::{self, MODEL_DIGEST, MODEL_FILE, MODEL_SOURCE, Reached};
 use crate::fixtures::Deployment;
 use crate::testing::{self, TestCluster, TestNamespace};
+use crate::traffic::Traffic;
 
 /// Names the URL of a mirror that a named cluster can reach.
 pub const ENDPOINT_VARIABLE: &str = "ESCADRE_TEST_ENDPOINT";
@@ -54,11 +55,25 @@ impl Scenario {
 
     /// On this cluster, the only one of the test binary.
     pub async fn on(cluster: &'static TestCluster) -> Result<Self> {
+        Self::with(cluster, async |cluster| escadre::install_chart(cluster).await).await
+    }
+
+    /// On this cluster of the test bed, the only one of the test binary, with everything but an operator: the test has
+    /// its own.
+    pub async fn without_operator(cluster: &'static TestCluster) -> Result<Self> {
+        Self::with(cluster, async |cluster| {
+            escadre::install_resource(cluster).await?;
+            escadre::load_image(cluster, "runtime").await
+        })
+        .await
+    }
+
+    async fn with(cluster: &'static TestCluster, install: impl AsyncFnOnce(&Cluster) -> Result<()>) -> Result<Self> {
         static SOURCE: OnceCell<Source> = OnceCell::const_new();
         let source = SOURCE
             .get_or_try_init(async || match cluster {
                 TestCluster::Own(own) => {
-                    escadre::install_chart(own.cluster()).await?;
+                    install(own.cluster()).await?;
                     let root = escadre::mirror_root(own.cluster())?;
                     escadre::start_mirror(own.cluster(), &root, 8000, None)
                         .await
@@ -125,7 +140,12 @@ impl Scenario {
 
     /// Waits until `Ready` is true for the newest generation.
     pub async fn await_ready(&self, name: &str) -> Result<LlmDeploymentStatus> {
-        self.await_condition(name, ("Ready", "True", None), LOADED).await
+        self.await_ready_within(name, LOADED).await
+    }
+
+    /// As [`Self::await_ready`], for at most `deadline`.
+    pub async fn await_ready_within(&self, name: &str, deadline: Duration) -> Result<LlmDeploymentStatus> {
+        self.await_condition(name, ("Ready", "True", None), deadline).await
     }
 
     /// Waits until a condition is `False` with `reason` for the newest generation; returns its message and the status.
@@ -196,6 +216,15 @@ impl Scenario {
                 Ok(Some(self.ready_pods(name).await?).filter(|pods| pods.len() == count))
             })
             .await
+    }
+
+    /// Requests to a deployment's Service from inside the cluster's network, by that many workers.
+    pub async fn traffic(&self, name: &str, workers: u32) -> Result<Traffic> {
+        let service = self.namespace.api::<Service>().get(name).await;
+        let service = service.with_context(|| format!("could not find the Service {name}"))?;
+        let address = service.spec.and_then(|spec| spec.cluster_ip);
+        let address = address.with_context(|| format!("the Service {name} has no address"))?;
+        Traffic::start(self.test_bed()?, &format!("http://{address}/v1"), name, workers).await
     }
 
     /// A client of a deployment's API, and what keeps the way to it open.

@@ -1,0 +1,96 @@
+//! Rollouts on a real node while the API misbehaves and the operator is killed again and again, without a moment to put
+//! things right: no request is lost. A binary of its own, since its operator is a process of the test.
+//!
+//! Short here; `make soak-rollouts` sets the variables for the long form.
+
+use std::convert::Infallible;
+use std::env;
+use std::time::Duration;
+
+use anyhow::Result;
+use escadre_e2e::cluster::Cluster;
+use escadre_e2e::faults::{Dice, FaultProxy, bad_weather};
+use escadre_e2e::operator::{Operator, Start};
+use escadre_e2e::rollouts::{Fleet, Model};
+use escadre_e2e::scenario::Scenario;
+use escadre_e2e::testing::{self, CONTEXT_VARIABLE};
+
+/// An operator lives at least so long: it has read the world and does its work.
+const SHORTEST: Duration = Duration::from_secs(2);
+/// What chance adds to that.
+const LONGER: usize = 8000;
+/// The share of calls that go wrong in each way that a call can.
+const WEATHER: f64 = 0.05;
+
+fn variable(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text:?} is not a number"))
+    })
+}
+
+/// Kills the operator at random moments and starts another at once.
+struct Killer {
+    cluster: &'static Cluster,
+    start: Start,
+    operator: Operator,
+    dice: Dice,
+    kills: u64,
+}
+
+impl Killer {
+    async fn run(&mut self) -> Result<Infallible> {
+        loop {
+            let longer = u64::try_from(self.dice.below(LONGER))?;
+            tokio::time::sleep(SHORTEST + Duration::from_millis(longer)).await;
+            anyhow::ensure!(self.operator.is_alive(), "the operator ended");
+            let next = self.start.start(self.cluster)?;
+            std::mem::replace(&mut self.operator, next).kill();
+            self.kills += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollouts_lose_no_request_while_the_operator_is_killed_in_bad_weather() {
+    let seed = variable("ESCADRE_SOAK_SEED", 20_261_125);
+    let rollouts = variable("ESCADRE_SOAK_ROLLOUTS", 2);
+    let shared = testing::cluster().await.unwrap();
+    let Ok(cluster) = shared.own() else {
+        eprintln!("skipped: {CONTEXT_VARIABLE} names a cluster, and the operator is killed on the test bed only");
+        return;
+    };
+    eprintln!("seed {seed}, {rollouts} rollouts");
+    let scenario = Scenario::without_operator(shared).await.unwrap();
+    let proxy = FaultProxy::start(cluster, seed).await.unwrap();
+    let start = Start::new().namespace(scenario.namespace().name()).through(&proxy);
+    let mut killer = Killer {
+        cluster,
+        operator: start.start(cluster).unwrap(),
+        start,
+        dice: Dice::new(seed),
+        kills: 0,
+    };
+    let fleet = Fleet::start(&scenario, "soaked", 10).await.unwrap();
+    proxy.set_rules(bad_weather(WEATHER));
+    let mut model = Model::First;
+    for number in 1..=rollouts {
+        model = model.other();
+        let took = tokio::select! {
+            took = fleet.update(model) => took.unwrap(),
+            Err(error) = killer.run() => panic!("{error:#}"),
+        };
+        let lost = fleet.traffic.failures().unwrap();
+        eprintln!(
+            "rollout {number} in {:.1} s; {} kills, {} faults, {} requests lost",
+            took.as_secs_f64(),
+            killer.kills,
+            proxy.faults(),
+            lost.len()
+        );
+        assert!(lost.is_empty(), "seed {seed}, rollout {number}: {lost:#?}");
+    }
+    let summary = fleet.finish().await.unwrap();
+    eprint!("seed {seed}: {}", summary.report());
+    assert!(killer.kills > 0, "nobody was killed");
+}
