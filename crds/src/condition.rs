@@ -89,8 +89,24 @@ pub enum Reason {
     Starting,
     /// The model is being loaded into memory.
     Loading,
-    /// Pods of an older revision are being removed.
+    /// Pods are made again, since settings of a revision that never served were edited.
     Recreating,
+    /// A new revision takes the place of another.
+    RollingOut,
+    /// A rollout cannot go on: no node has room, and nothing more may be stopped for it.
+    Blocked,
+    /// `spec.rollout.paused` is true.
+    Paused,
+    /// New pods answered worse than `spec.rollout.gates` allows.
+    GateFailed,
+    /// A new pod gave another answer to the probe prompt.
+    ProbeFailed,
+    /// A new revision stood still for longer than `spec.rollout.progressDeadline`.
+    ProgressDeadlineExceeded,
+    /// The new revision failed, and the one before serves in its place.
+    RolledBack,
+    /// The new revision failed, and `spec.rollout.autoRollback` is false.
+    RolloutStopped,
     /// The number of pods is being changed.
     Scaling,
     /// Everything that was asked for is done.
@@ -261,7 +277,13 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::Verifying,
             Reason::Loading,
             Reason::Recreating,
+            Reason::RollingOut,
             Reason::Scaling,
+            Reason::Blocked,
+            Reason::Paused,
+            Reason::ProgressDeadlineExceeded,
+            Reason::RolledBack,
+            Reason::RolloutStopped,
             Reason::ApplyFailed,
             Reason::InvalidSpec,
             Reason::DependencyMissing,
@@ -414,7 +436,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_condition() {
-        let summary = [Reason::VerifyFailed];
+        // `Ready` summarises the first; the others are in `status.revisions`, and their words in `RolledBack`.
+        let summary = [Reason::VerifyFailed, Reason::GateFailed, Reason::ProbeFailed];
         for reason in Reason::iter() {
             let carried = ConditionType::iter().any(|condition| reasons(condition).contains(&reason));
             assert!(carried || summary.contains(&reason), "{reason} is in no condition");

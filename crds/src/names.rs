@@ -33,6 +33,8 @@ pub const ANNOTATION_APPLIED: &str = "escadre.dev/applied";
 pub const ANNOTATION_SETTINGS: &str = "escadre.dev/settings";
 /// On a record of a revision: its number, which grows with each new revision.
 pub const ANNOTATION_NUMBER: &str = "escadre.dev/number";
+/// On a record of a revision: the digest of the model that its pods serve.
+pub const ANNOTATION_DIGEST: &str = "escadre.dev/digest";
 /// On a record of a revision: the image that its pods run.
 pub const ANNOTATION_IMAGE: &str = "escadre.dev/image";
 

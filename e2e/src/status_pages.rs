@@ -58,6 +58,10 @@ pub enum Answer {
     Nonsense,
     /// It is still fetching: half is done.
     Fetching,
+    /// It serves what it should, and answers half of its requests with errors.
+    Failing,
+    /// It serves what it should, and its first tokens come late.
+    Slow,
 }
 
 impl FromStr for Answer {
@@ -73,8 +77,10 @@ impl FromStr for Answer {
             "error" => Self::Error,
             "nonsense" => Self::Nonsense,
             "fetching" => Self::Fetching,
+            "failing" => Self::Failing,
+            "slow" => Self::Slow,
             other => bail!(
-                "unknown answer {other:?}: right, wrong-digest, no-digest, other-pod, silent, error, nonsense or fetching"
+                "unknown answer {other:?}: right, wrong-digest, no-digest, other-pod, silent, error, nonsense, fetching, failing or slow"
             ),
         })
     }
@@ -336,6 +342,11 @@ fn render(facts: &Facts, answer: Answer) -> Value {
             page["servedDigest"] = Value::Null;
             page["verification"] = json!({"result": "Pending", "method": "Digest"});
             page["download"] = json!({"bytesDone": 49_000_000, "bytesTotal": 98_000_000, "bytesPerSecond": 1_000_000});
+        }
+        Answer::Failing => page["traffic"] = json!({"requests": 60, "errors": 30}),
+        Answer::Slow => {
+            let first_token = json!({"count": 60, "p50Seconds": 0.2, "p90Seconds": 3.0});
+            page["traffic"] = json!({"requests": 60, "errors": 0, "timeToFirstToken": first_token});
         }
         Answer::Right | Answer::Silent | Answer::Error | Answer::Nonsense => {}
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use escadre_crds::names;
 use escadre_crds::v1alpha1::{DownloadStatus, ModelStatus, PerformanceStatus, VerificationStatus};
 use futures::future::{Either, select};
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,6 +23,10 @@ use tokio::time::timeout;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may take: a pod on a lost node must not hold up a pass.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the answer to a probe prompt may take.
+const PROMPT_TIMEOUT: Duration = Duration::from_mins(1);
+/// How many tokens of it are looked at.
+const PROMPT_TOKENS: u32 = 64;
 /// The largest page that is read.
 const PAGE_LIMIT: usize = 64 * 1024;
 
@@ -39,10 +43,12 @@ pub enum Error {
         source: io::Error,
     },
     /// Nothing in time.
-    #[error("no answer from {address} within {} s", ANSWER_TIMEOUT.as_secs())]
+    #[error("no answer from {address} within {} s", limit.as_secs())]
     Late {
         /// The address.
         address: SocketAddr,
+        /// How long was waited.
+        limit: Duration,
     },
     /// Something that is no answer, or a part of one.
     #[error("no whole answer from {address}")]
@@ -87,6 +93,8 @@ pub struct Said {
     pub stage: Option<Stage>,
     /// The digest of the model that it serves.
     pub served_digest: Option<String>,
+    /// The name that requests must use.
+    pub served_name: Option<String>,
     /// What the model is.
     pub model: Option<ModelStatus>,
     /// How the bytes were judged.
@@ -99,6 +107,40 @@ pub struct Said {
     pub performance: Option<PerformanceStatus>,
     /// What went wrong.
     pub failure: Option<Failure>,
+}
+
+/// What a process did for its clients since it is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Requests that ended.
+    #[serde(default)]
+    pub requests: u64,
+    /// Of these, those that it could not answer.
+    #[serde(default)]
+    pub errors: u64,
+    /// The time to the first token. Absent: no answer had one.
+    #[serde(default, rename = "timeToFirstToken")]
+    pub first_token: Option<FirstToken>,
+}
+
+/// The time to the first token of the last requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstToken {
+    /// Requests.
+    pub count: u64,
+    /// The 90th percentile.
+    pub p90_seconds: f64,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// What the process said of itself.
+    pub said: Said,
+    /// What it did for its clients, which changes all the time.
+    pub traffic: Option<Traffic>,
 }
 
 /// What a runtime is doing.
@@ -144,6 +186,7 @@ impl Said {
             pod_uid: text("podUid"),
             stage: page["stage"].as_str().and_then(|name| name.parse().ok()),
             served_digest: text("servedDigest"),
+            served_name: page["model"]["servedName"].as_str().map(str::to_owned),
             model: section(page, "model"),
             verification: section(page, "verification"),
             download: section(page, "download"),
@@ -185,16 +228,65 @@ fn rounded(object: &Value) -> Value {
 ///
 /// # Errors
 /// When there is no answer in time, or it is not a status page.
-pub async fn ask(ip: IpAddr) -> Result<Said, Error> {
+pub async fn ask(ip: IpAddr) -> Result<Page, Error> {
     let address = SocketAddr::new(ip, names::PORT_ADMIN_NUMBER);
-    let page = timeout(ANSWER_TIMEOUT, page(address))
-        .await
-        .map_err(|_elapsed| Error::Late { address })??;
-    let page: Value = serde_json::from_slice(&page).map_err(|source| Error::NotJson { address, source })?;
-    Ok(Said::read(&page))
+    let request = Request::get("/status").body(Full::default());
+    let page = json(address, request, ANSWER_TIMEOUT).await?;
+    Ok(Page {
+        said: Said::read(&page),
+        traffic: section(&page, "traffic"),
+    })
 }
 
-async fn page(address: SocketAddr) -> Result<Bytes, Error> {
+/// Asks the model in the pod at `ip`, as a client would. A model without a chat template gets the prompt as it is.
+///
+/// # Errors
+/// When there is no answer in time, or it is not one of the API.
+pub async fn prompt(ip: IpAddr, model: &str, text: &str) -> Result<String, Error> {
+    let address = SocketAddr::new(ip, names::PORT_HTTP_NUMBER);
+    let chat = serde_json::json!({
+        "model": model, "messages": [{"role": "user", "content": text}], "max_tokens": PROMPT_TOKENS, "temperature": 0,
+    });
+    match json(address, post("/v1/chat/completions", &chat), PROMPT_TIMEOUT).await {
+        Err(Error::Refused { status: 400, .. }) => {}
+        answer => {
+            return Ok(answer?
+                .pointer("/choices/0/message/content")
+                .map(words)
+                .unwrap_or_default());
+        }
+    }
+    let plain = serde_json::json!({"model": model, "prompt": text, "max_tokens": PROMPT_TOKENS, "temperature": 0});
+    let answer = json(address, post("/v1/completions", &plain), PROMPT_TIMEOUT).await?;
+    Ok(answer.pointer("/choices/0/text").map(words).unwrap_or_default())
+}
+
+fn words(text: &Value) -> String {
+    text.as_str().unwrap_or_default().to_owned()
+}
+
+fn post(path: &str, body: &Value) -> Result<Request<Full<Bytes>>, http::Error> {
+    Request::post(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(body.to_string()))
+}
+
+/// One question and its answer.
+async fn json(
+    address: SocketAddr,
+    request: Result<Request<Full<Bytes>>, http::Error>,
+    limit: Duration,
+) -> Result<Value, Error> {
+    let answer = timeout(limit, exchange(address, request)).await;
+    let answer = answer.map_err(|_elapsed| Error::Late { address, limit })??;
+    serde_json::from_slice(&answer).map_err(|source| Error::NotJson { address, source })
+}
+
+async fn exchange(address: SocketAddr, request: Result<Request<Full<Bytes>>, http::Error>) -> Result<Bytes, Error> {
+    let mut request = request.map_err(|source| Error::Answer {
+        address,
+        source: source.into(),
+    })?;
     let connection = timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
     let stream = connection
         .await
@@ -206,14 +298,14 @@ async fn page(address: SocketAddr) -> Result<Bytes, Error> {
         source: source.into(),
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    let request = Request::get("/status")
-        .header(header::HOST, address.to_string())
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|source| Error::Answer {
-            address,
-            source: source.into(),
-        })?;
+    let host = HeaderValue::try_from(address.to_string()).map_err(|source| Error::Answer {
+        address,
+        source: source.into(),
+    })?;
+    request.headers_mut().insert(header::HOST, host);
+    request
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
     let answer = async {
         let response = sender.send_request(request).await.map_err(failed)?;
         if response.status() != StatusCode::OK {
@@ -269,7 +361,7 @@ mod tests {
             // The reader may have had enough.
             let _written = stream.write_all(answer).await;
         };
-        tokio::join!(page(address), pod).0
+        tokio::join!(exchange(address, Request::get("/").body(Full::default())), pod).0
     }
 
     #[tokio::test]
@@ -290,6 +382,20 @@ mod tests {
         let long = [b"HTTP/1.1 200 OK\r\n\r\n", b" ".repeat(PAGE_LIMIT + 1).as_slice()].concat();
         let long = asked(&long).await;
         assert!(matches!(long, Err(Error::TooLong { .. })), "{long:?}");
+    }
+
+    #[test]
+    fn traffic_is_read_as_the_runtime_writes_it() {
+        let page = json!({"traffic": {"requests": 9, "errors": 1, "timeToFirstToken": {"count": 8, "p50Seconds": 0.1, "p90Seconds": 0.4}}});
+        let traffic: Traffic = section(&page, "traffic").unwrap();
+        assert_eq!((traffic.requests, traffic.errors), (9, 1));
+        assert_eq!(
+            traffic.first_token,
+            Some(FirstToken {
+                count: 8,
+                p90_seconds: 0.4
+            })
+        );
     }
 
     #[test]

@@ -17,3 +17,4 @@ pub mod serve;
 pub mod server;
 pub mod status;
 pub mod telemetry;
+pub mod traffic;

@@ -5,6 +5,7 @@
 
 use crate::args::Identity;
 use crate::failure::Failure;
+use crate::traffic::Summary;
 use escadre_verify::Digest;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -60,6 +61,9 @@ pub struct Status {
     pub load: Option<Progress>,
     /// Requests in the engine.
     pub requests: Requests,
+    /// How requests went since the process became ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Summary>,
     /// Memory, in bytes.
     pub memory: Memory,
     /// Speeds that were measured while warming up.
@@ -224,6 +228,7 @@ impl Board {
             download: None,
             load: None,
             requests: Requests::default(),
+            traffic: None,
             memory: Memory::default(),
             performance: None,
             failure: None,

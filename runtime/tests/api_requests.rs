@@ -308,3 +308,28 @@ async fn pages_tell_what_was_done() {
         "{memory}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_how_requests_went() {
+    let server = Shared::take();
+    let traffic = async || server.status().await["traffic"].clone();
+    let requests = |traffic: &Value| traffic["requests"].as_u64().unwrap();
+    let before = traffic().await;
+    server.chat(&question("Hi", &json!({"max_tokens": 2}))).await;
+    let stream = question("Hi", &json!({"max_tokens": 2, "stream": true}));
+    server.post("/v1/chat/completions", &stream).await.text().await.unwrap();
+    // Neither is about the model: a mistake of the client, and a client that goes away.
+    let wrong = server.post("/v1/chat/completions", &json!({"model": NAME})).await;
+    assert_eq!(wrong.status(), 400);
+    let long = question("Write a very long story.", &json!({"max_tokens": 1500, "stream": true}));
+    let answer = server.post("/v1/chat/completions", &long).await;
+    answer.bytes_stream().next().await.unwrap().unwrap();
+    server.becomes_idle().await;
+    let after = traffic().await;
+    assert_eq!(requests(&after), requests(&before) + 2, "{after}");
+    assert_eq!(after["errors"], 0);
+    let times = &after["timeToFirstToken"];
+    assert!(times["count"].as_u64().unwrap() >= 2, "{times}");
+    let (p50, p90) = (times["p50Seconds"].as_f64(), times["p90Seconds"].as_f64());
+    assert!(p50 > Some(0.0) && p90 >= p50, "{times}");
+}

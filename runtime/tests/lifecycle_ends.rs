@@ -128,6 +128,45 @@ async fn ending_server_serves_everybody_until_endpoints_are_updated_and_finishes
     );
 }
 
+/// The next turn of a conversation comes over the same connection, a moment after the answer to the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_is_kept_for_the_request_that_follows_the_last_answer() {
+    let mut process = Process::ready(&["--endpoint-delay=1s", "--drain-timeout=60s"]);
+    // Goes on when the delay is over.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+    let tokens = (decode_speed(&process).await * 4.0).clamp(8.0, 400.0) as u64;
+    let body = question("Tell me a long story.", &json!({"max_tokens": tokens, "stream": true})).to_string();
+    let mut stream = TcpStream::connect(("127.0.0.1", process.port)).unwrap();
+    let (length, kind) = (body.len(), "content-type: application/json");
+    write!(
+        stream,
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\n{kind}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    let mut read_on = |stream: &mut TcpStream| {
+        let read = stream.read(&mut part).unwrap();
+        assert!(read > 0, "the stream was cut");
+        text.extend_from_slice(&part[..read]);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    assert!(!asks_to_close(&read_on(&mut stream)));
+    let mut idle = TcpStream::connect(("127.0.0.1", process.port)).unwrap();
+    assert!(!asks_to_close(&ask(&mut idle, "/v1/models")));
+    process.terminate();
+    process.wait_for_line("no longer accepting");
+    while !read_on(&mut stream).ends_with("0\r\n\r\n") {}
+    std::thread::sleep(Duration::from_secs(2));
+    for connection in [&mut stream, &mut idle] {
+        let answer = ask(connection, "/v1/models");
+        assert!(answer.starts_with("HTTP/1.1 200") && asks_to_close(&answer), "{answer}");
+    }
+    // Nobody is left to wait for.
+    let (status, log) = process.wait(Duration::from_secs(4));
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ready_ends_with_the_delay_and_no_connection_is_accepted_after_it() {
     let mut process = Process::ready(&["--endpoint-delay=1s", "--drain-timeout=60s"]);
@@ -196,6 +235,7 @@ fn loading_server_answers_503_and_ends_at_once() {
         let mut page = TcpStream::connect(("127.0.0.1", process.admin_port)).unwrap();
         assert!(ask(&mut page, "/livez").starts_with("HTTP/1.1 200"));
         assert!(ask(&mut page, "/readyz").starts_with("HTTP/1.1 503"));
+        assert!(!ask(&mut page, "/status").contains("\"traffic\""));
         process.terminate();
         let (status, log) = process.wait(Duration::from_secs(5));
         assert_eq!(status.code(), Some(0), "{log}");

@@ -166,6 +166,16 @@ pub struct ProbePrompt {
     pub expect_contains: String,
 }
 
+impl Rollout {
+    /// The prompt that new pods are asked: that of the rollout, or the first of a step.
+    pub fn probe(&self) -> Option<&ProbePrompt> {
+        let general = self.gates.iter();
+        let steps = self.canary.iter().flat_map(|canary| &canary.steps);
+        let all = general.chain(steps.filter_map(|step| step.gates.as_ref()));
+        all.into_iter().find_map(|gates| gates.probe_prompt.as_ref())
+    }
+}
+
 impl Default for Rollout {
     fn default() -> Self {
         Self {

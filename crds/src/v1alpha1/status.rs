@@ -22,7 +22,7 @@ pub struct LlmDeploymentStatus {
     /// replicas counts the pods that are not terminating, of any revision.
     #[serde(default)]
     pub replicas: i32,
-    /// readyReplicas counts the pods that serve the wanted digest, by their own word.
+    /// readyReplicas counts the pods that serve the digest of their revision, by their own word.
     #[serde(default)]
     pub ready_replicas: i32,
     /// updatedReplicas counts the pods of the target revision.
@@ -37,10 +37,10 @@ pub struct LlmDeploymentStatus {
     /// selector is the label selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// servedDigest is the model digest that the running processes serve. Absent: nothing is served.
+    /// servedDigest is the model digest that most of the running processes serve. Absent: nothing is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_digest: Option<String>,
-    /// servedRevision is the revision that the running processes serve.
+    /// servedRevision is the revision that most of the running processes serve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_revision: Option<String>,
     /// currentRevision is the last revision that reached its size.
@@ -92,6 +92,9 @@ pub struct LlmDeploymentStatus {
 pub struct RolloutStatus {
     /// revision is the one that comes.
     pub revision: String,
+    /// from is the revision that served when it began. Absent: none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// strategyChosen is how pods are replaced now: `Surge`, `InPlace`, `Recreate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategy_chosen: Option<Strategy>,

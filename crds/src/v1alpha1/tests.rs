@@ -449,19 +449,28 @@ fn rollouts_that_cannot_work() {
             json!({"strategy": "Surge", "maxSurge": "0%", "maxUnavailable": "00%"}),
             "maxUnavailable must be a number",
         ),
-        (json!({"strategy": "Recreate", "maxSurge": 1}), "no effect with strategy Recreate"),
+        (
+            json!({"strategy": "Recreate", "maxSurge": 1}),
+            "no effect with strategy Recreate",
+        ),
         (json!({"strategy": "Canary"}), "Canary needs it"),
         (
             json!({"strategy": "Surge", "canary": {"steps": [{"replicas": 1}]}}),
             "belongs to strategy Canary",
         ),
-        (canary(json!([{"replicas": 1}, {"weight": 50}])), "use one of them for all steps"),
+        (
+            canary(json!([{"replicas": 1}, {"weight": 50}])),
+            "use one of them for all steps",
+        ),
         (canary(json!([{"replicas": 2}, {"replicas": 2}])), "must rise strictly"),
         (canary(json!([{"weight": 50}, {"weight": 20}])), "must rise strictly"),
         (canary(json!([{"pause": "1m"}])), "replicas or weight"),
         (canary(json!([{"replicas": 1, "weight": 1}])), "replicas or weight"),
         (json!({"maxSurge": "1.5"}), "maxSurge must be a number of pods"),
-        (json!({"maxUnavailable": "101%"}), "maxUnavailable must be a number of pods"),
+        (
+            json!({"maxUnavailable": "101%"}),
+            "maxUnavailable must be a number of pods",
+        ),
         (json!({"progressDeadline": "30"}), "a length of time like"),
         (json!({"gates": {"window": "1d"}}), "a length of time like"),
     ] {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::apply::{CallError, within};
 
 /// One object, by name and by identity.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity {
     /// The name.
     pub name: String,

@@ -2,6 +2,7 @@
 //! and what the processes in the pods say, as a poller of its own hears it.
 
 pub mod cache;
+pub mod furthest;
 pub mod poller;
 pub mod statuses;
 pub mod trim;
@@ -14,6 +15,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::PartialObjectMeta;
 
 use cache::Cache;
+use furthest::Furthest;
 use poller::Poller;
 use statuses::OwnStatuses;
 
@@ -31,6 +33,8 @@ pub struct World {
     pub snapshots: Cache<PartialObjectMeta<ConfigMap>>,
     /// What this process wrote of each deployment last.
     pub statuses: OwnStatuses,
+    /// How far new revisions had come.
+    pub furthest: Furthest,
     /// What the processes in the pods say.
     pub poller: Arc<Poller>,
 }
@@ -57,6 +61,7 @@ impl World {
             budgets: Cache::default(),
             snapshots: Cache::default(),
             statuses: OwnStatuses::default(),
+            furthest: Furthest::default(),
             poller: Arc::new(poller),
         }
     }

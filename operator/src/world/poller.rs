@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use escadre_crds::v1alpha1::ProbePrompt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
@@ -26,7 +27,7 @@ use super::is_ready;
 use crate::due::due;
 use crate::metrics::Metrics;
 use crate::queue::{Purpose, Queue};
-use crate::runtime_status::{Said, Stage, ask};
+use crate::runtime_status::{Page, Said, Stage, Traffic, ask, prompt};
 
 /// How many pods are asked at once.
 const AT_ONCE: usize = 64;
@@ -42,6 +43,12 @@ const STABLE_LEAST: Duration = Duration::from_secs(20);
 const STABLE_MOST: Duration = Duration::from_secs(55);
 /// A larger fleet is asked less often, so that this many questions a second are not exceeded by much.
 const PER_SECOND: usize = 100;
+/// How long a pod is asked often after somebody waited for its answers.
+const CLOSELY: Duration = Duration::from_secs(15);
+/// How long a pod is left alone that did not answer a prompt.
+const PROBE_AGAIN: Duration = Duration::from_secs(5);
+/// How much of a wrong answer is shown.
+const SHOWN: usize = 200;
 /// How long the last good answer stands in for lost ones.
 const STAND_IN: Duration = Duration::from_secs(30);
 
@@ -63,6 +70,22 @@ pub enum Report {
     },
 }
 
+/// What became of a probe prompt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Probed {
+    /// It was not asked.
+    #[default]
+    NotAsked,
+    /// The answer is awaited.
+    Asking,
+    /// The answer is as expected.
+    Passed,
+    /// It is not; this is how it begins.
+    Failed(String),
+    /// There was no answer.
+    Unreachable(String),
+}
+
 /// Asks pods.
 #[derive(Debug)]
 pub struct Poller {
@@ -78,6 +101,8 @@ struct Inner {
     /// When, whom, and the ticket that the pod must still have.
     due: BinaryHeap<Reverse<(Instant, String, u64)>>,
     tickets: u64,
+    /// Pods that wait to be asked a probe prompt.
+    to_probe: Vec<String>,
     /// UIDs of a complete list that is arriving.
     listed: Option<HashSet<String>>,
 }
@@ -87,6 +112,11 @@ struct Watched {
     target: Target,
     owner: Key,
     report: Report,
+    traffic: Option<Traffic>,
+    /// The question, and what became of it.
+    probe: Option<(ProbePrompt, Probed)>,
+    /// Until when it is asked often.
+    close_until: Option<Instant>,
     failing_since: Option<Instant>,
     ticket: u64,
 }
@@ -144,6 +174,50 @@ impl Poller {
         watched.map_or(Report::Waiting, |watched| watched.report.clone())
     }
 
+    /// What a pod did for its clients, as it said last.
+    pub fn traffic(&self, pod: &Pod) -> Option<Traffic> {
+        self.lock().pods.get(pod.meta().uid.as_ref()?)?.traffic
+    }
+
+    /// What became of this prompt in a pod.
+    pub fn probed(&self, pod: &Pod, prompt: &ProbePrompt) -> Probed {
+        let inner = self.lock();
+        let watched = pod.meta().uid.as_ref().and_then(|uid| inner.pods.get(uid));
+        let asked = watched.and_then(|watched| watched.probe.as_ref());
+        asked
+            .filter(|(asked, _)| asked == prompt)
+            .map_or(Probed::NotAsked, |(_, probed)| probed.clone())
+    }
+
+    /// Asks a pod a prompt, once. Its deployment hears when there is an answer.
+    pub fn probe(&self, uid: &str, prompt: &ProbePrompt) {
+        let mut inner = self.lock();
+        if let Some(watched) = inner.pods.get_mut(uid) {
+            watched.probe = Some((prompt.clone(), Probed::Asking));
+            inner.to_probe.push(uid.to_owned());
+        }
+        drop(inner);
+        self.sooner.notify_one();
+    }
+
+    /// Asks pods often for a while: somebody waits for what they did for their clients.
+    pub fn watch_closely(&self, uids: &[String]) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        for uid in uids {
+            let Some(watched) = inner.pods.get_mut(uid) else {
+                continue;
+            };
+            let is_new = watched.close_until.is_none_or(|until| until < now);
+            watched.close_until = Some(now + CLOSELY);
+            if is_new {
+                inner.schedule(uid.clone(), now);
+            }
+        }
+        drop(inner);
+        self.sooner.notify_one();
+    }
+
     /// Asks for ever. `queue` hears of deployments with an answer that differs from the one before.
     pub async fn run(&self, queue: &Queue) {
         // In this task rather than in tasks of their own: a question costs less than waking another thread for it.
@@ -166,6 +240,16 @@ impl Poller {
     fn ask_who_is_due(&self, asked: &mut FuturesUnordered<BoxFuture<'static, Answered>>) -> Option<Instant> {
         let now = Instant::now();
         let mut inner = self.lock();
+        while let Some(uid) = inner.to_probe.pop() {
+            let Some((ip, model, prompt)) = inner.pods.get(&uid).and_then(Watched::question) else {
+                continue;
+            };
+            let question = async move {
+                let answer = prompt_of(ip, &model, &prompt).await;
+                Answered::Prompt { uid, prompt, answer }
+            };
+            asked.push(question.boxed());
+        }
         while asked.len() < AT_ONCE {
             let Reverse((when, uid, ticket)) = inner.due.peek().cloned()?;
             if when > now {
@@ -178,7 +262,7 @@ impl Poller {
             let ip = watched.target.ip;
             let question = async move {
                 let result = ask(ip).await.map_err(|error| ((&error).into(), error.to_string()));
-                Answered { uid, ticket, result }
+                Answered::Page { uid, ticket, result }
             };
             asked.push(question.boxed());
         }
@@ -188,12 +272,15 @@ impl Poller {
     /// Keeps an answer. Returns whose pod it is, when the answer differs.
     fn take_answer(&self, answered: Answered) -> Option<Key> {
         let now = Instant::now();
-        let Answered { uid, ticket, result } = answered;
-        let outcome: Result<Said, (&'static str, String)> = result.and_then(|said| {
-            if said.pod_uid.as_deref().is_some_and(|answered| answered != uid) {
+        let (uid, ticket, result) = match answered {
+            Answered::Page { uid, ticket, result } => (uid, ticket, result),
+            Answered::Prompt { uid, prompt, answer } => return self.take_prompt(&uid, &prompt, answer),
+        };
+        let outcome: Result<Page, (&'static str, String)> = result.and_then(|page| {
+            if page.said.pod_uid.as_deref().is_some_and(|answered| answered != uid) {
                 return Err(("other_pod", "another pod answers at its address".to_owned()));
             }
-            Ok(said)
+            Ok(page)
         });
         self.metrics
             .polled(outcome.as_ref().map_or_else(|(label, _)| *label, |_| "ok"));
@@ -205,10 +292,21 @@ impl Poller {
         let is_news = watched.report != before;
         let owner = watched.owner.clone();
         if watched.ticket == ticket {
-            let wait = watched.pace(fleet, &uid);
+            let wait = watched.pace(fleet, &uid, now);
             inner.schedule(uid, now + wait);
         }
         is_news.then_some(owner)
+    }
+
+    fn take_prompt(&self, uid: &str, prompt: &ProbePrompt, probed: Probed) -> Option<Key> {
+        let mut inner = self.lock();
+        let watched = inner.pods.get_mut(uid)?;
+        let (asked, before) = watched.probe.as_mut()?;
+        if asked != prompt {
+            return None;
+        }
+        *before = probed;
+        Some(watched.owner.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -217,10 +315,30 @@ impl Poller {
 }
 
 #[derive(Debug)]
-struct Answered {
-    uid: String,
-    ticket: u64,
-    result: Result<Said, (&'static str, String)>,
+enum Answered {
+    Page {
+        uid: String,
+        ticket: u64,
+        result: Result<Page, (&'static str, String)>,
+    },
+    Prompt {
+        uid: String,
+        prompt: ProbePrompt,
+        answer: Probed,
+    },
+}
+
+/// Asks a pod a prompt and judges the answer.
+async fn prompt_of(ip: IpAddr, model: &str, probe: &ProbePrompt) -> Probed {
+    match prompt(ip, model, &probe.prompt).await {
+        Ok(answer) if answer.contains(&probe.expect_contains) => Probed::Passed,
+        Ok(answer) => Probed::Failed(answer.chars().take(SHOWN).collect()),
+        Err(error) => {
+            // Whoever hears of it asks again at once.
+            tokio::time::sleep(PROBE_AGAIN).await;
+            Probed::Unreachable(error.to_string())
+        }
+    }
 }
 
 impl Inner {
@@ -240,6 +358,9 @@ impl Inner {
                 target,
                 owner,
                 report: Report::Waiting,
+                traffic: None,
+                probe: None,
+                close_until: None,
                 failing_since: None,
                 ticket: 0,
             };
@@ -262,10 +383,20 @@ impl Inner {
 }
 
 impl Watched {
-    fn take(&mut self, outcome: Result<Said, (&'static str, String)>, now: Instant) {
+    /// Where to ask the prompt that waits, under which name of the model.
+    fn question(&self) -> Option<(IpAddr, String, ProbePrompt)> {
+        let (prompt, _) = self.probe.as_ref()?;
+        let Report::Said { said, .. } = &self.report else {
+            return None;
+        };
+        Some((self.target.ip, said.served_name.clone()?, prompt.clone()))
+    }
+
+    fn take(&mut self, outcome: Result<Page, (&'static str, String)>, now: Instant) {
         match outcome {
-            Ok(said) => {
+            Ok(Page { said, traffic }) => {
                 self.failing_since = None;
+                self.traffic = traffic;
                 let is_same = matches!(&self.report, Report::Said { said: before, stale: false } if **before == said);
                 if !is_same {
                     self.report = Report::Said {
@@ -288,7 +419,10 @@ impl Watched {
     }
 
     /// When to ask again, in a fleet of so many pods.
-    fn pace(&self, fleet: usize, uid: &str) -> Duration {
+    fn pace(&self, fleet: usize, uid: &str, now: Instant) -> Duration {
+        if self.close_until.is_some_and(|until| now < until) {
+            return SOON;
+        }
         let Report::Said { said, stale: false } = &self.report else {
             // Its network may be cut for long: such a pod is not asked as eagerly.
             return if matches!(self.report, Report::Unreachable(_)) {
@@ -373,15 +507,21 @@ mod tests {
             target: target(&pod("1", ready)).unwrap(),
             owner: ("n".to_owned(), "m".to_owned()),
             report: Report::Waiting,
+            traffic: None,
+            probe: None,
+            close_until: None,
             failing_since: None,
             ticket: 0,
         }
     }
 
-    fn ready() -> Said {
-        Said {
-            stage: Some(Stage::Ready),
-            ..Said::default()
+    fn ready() -> Page {
+        Page {
+            said: Said {
+                stage: Some(Stage::Ready),
+                ..Said::default()
+            },
+            traffic: None,
         }
     }
 
@@ -432,15 +572,15 @@ mod tests {
     fn serving_pods_are_asked_seldom_and_never_less_than_once_a_minute() {
         let mut serving = watched(true);
         serving.take(Ok(ready()), Instant::now());
-        let least = serving.pace(10, "1");
+        let least = serving.pace(10, "1", Instant::now());
         assert!(least <= STABLE_LEAST && least > STABLE_LEAST / 2, "{least:?}");
-        let most = serving.pace(50_000, "1");
+        let most = serving.pace(50_000, "1", Instant::now());
         assert!(
             most <= Duration::from_mins(1) && most > Duration::from_secs(40),
             "{most:?}"
         );
         let mut starting = watched(false);
         starting.take(Ok(ready()), Instant::now());
-        assert_eq!(starting.pace(10, "1"), SOON);
+        assert_eq!(starting.pace(10, "1", Instant::now()), SOON);
     }
 }

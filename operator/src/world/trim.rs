@@ -1,6 +1,9 @@
 //! Drops from watched objects what no decision needs, before they are kept: thousands of pods stay small.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
@@ -16,7 +19,7 @@ fn trim_meta(meta: &mut ObjectMeta) {
     }
 }
 
-/// Keeps of a pod's spec only the node and the containers' images; of its status what says how it is.
+/// Keeps of a pod's spec only the node and the containers' images and devices; of its status what says how it is.
 pub fn trim_pod(pod: &mut Pod) {
     trim_meta(&mut pod.metadata);
     if let Some(spec) = pod.spec.take() {
@@ -51,9 +54,17 @@ pub fn trim_pod(pod: &mut Pod) {
 }
 
 fn bare(container: Container) -> Container {
+    let limits = container.resources.and_then(|resources| resources.limits);
+    // Processor and memory have plain names, devices have those of their vendors.
+    let devices = limits.map(|limits| limits.into_iter().filter(|(name, _)| name.contains('/')).collect());
+    let devices: Option<BTreeMap<String, Quantity>> = devices.filter(|devices: &BTreeMap<_, _>| !devices.is_empty());
     Container {
         name: container.name,
         image: container.image,
+        resources: devices.map(|devices| ResourceRequirements {
+            limits: Some(devices),
+            ..ResourceRequirements::default()
+        }),
         ..Container::default()
     }
 }
@@ -67,7 +78,8 @@ mod tests {
     fn pod_keeps_what_says_how_it_is() {
         let mut pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "a", "uid": "1", "labels": {"k": "v"}, "managedFields": [{"manager": "m"}]},
-            "spec": {"nodeName": "n", "containers": [{"name": "runtime", "image": "i:1", "args": ["serve"]}]},
+            "spec": {"nodeName": "n", "containers": [{"name": "runtime", "image": "i:1", "args": ["serve"],
+                "resources": {"limits": {"cpu": "1", "nvidia.com/gpu": "1"}, "requests": {"cpu": "1"}}}]},
             "status": {"podIP": "10.0.0.1", "containerStatuses": [{
                 "name": "runtime", "image": "i:1", "imageID": "sha256:0", "ready": true, "restartCount": 3,
                 "state": {"running": {}}, "containerID": "containerd://0",
@@ -81,7 +93,7 @@ mod tests {
             json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": "a", "uid": "1", "labels": {"k": "v"}},
-                "spec": {"nodeName": "n", "containers": [{"name": "runtime", "image": "i:1"}]},
+                "spec": {"nodeName": "n", "containers": [{"name": "runtime", "image": "i:1", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
                 "status": {"podIP": "10.0.0.1", "containerStatuses": [{
                     "name": "runtime", "image": "i:1", "imageID": "", "ready": true, "restartCount": 3,
                     "state": {"running": {}},

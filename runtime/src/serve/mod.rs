@@ -16,9 +16,10 @@ use crate::failure::Failure;
 use crate::fetch::{model_path, resolved_revision};
 use crate::metrics::Metrics;
 use crate::server::admin::{self, Admin};
-use crate::server::listen::{self, ConnectionLimits, InFlight, Phase, Server};
-use crate::server::{App, router, signals};
+use crate::server::listen::{self, ConnectionLimits, Phase, Server};
+use crate::server::{App, InFlight, router, signals};
 use crate::status::{Board, Stage};
+use crate::traffic::Traffic;
 use drain::Drain;
 use escadre_verify::Digest;
 use load::Plan;
@@ -116,11 +117,18 @@ impl Servers {
         });
         let metrics = Arc::new(Metrics::new(&plan.served_name));
         let preparers = plan.threads.div_ceil(2);
-        let app = Arc::new(App::new(Arc::clone(&metrics), args.max_body_bytes, preparers));
+        let traffic = Arc::new(Traffic::default());
+        let app = Arc::new(App::new(
+            Arc::clone(&metrics),
+            Arc::clone(&traffic),
+            args.max_body_bytes,
+            preparers,
+        ));
         let (phase, in_flight) = (watch::Sender::new(Phase::Serving), InFlight::default());
         let shown = Admin {
             board: board.clone(),
             metrics: Some(Arc::clone(&metrics)),
+            traffic: Some(traffic),
             phase: phase.subscribe(),
         };
         let server = Server {

@@ -1,9 +1,11 @@
 //! The admin port: probes, the status page, metrics. Never behind authentication, never on the API's port.
 
-use super::listen::{ConnectionLimits, InFlight, Phase, Server, bind as bind_port};
+use super::InFlight;
+use super::listen::{ConnectionLimits, Phase, Server, bind as bind_port};
 use crate::failure::Failure;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::status::{Board, Stage};
+use crate::traffic::Traffic;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE as CONTENT_TYPE_HEADER;
@@ -12,6 +14,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -22,6 +25,8 @@ pub struct Admin {
     pub board: Board,
     /// Metrics; a process that serves no model has none.
     pub metrics: Option<Arc<Metrics>>,
+    /// How requests went; shown as long as a model is served.
+    pub traffic: Option<Arc<Traffic>>,
     /// How far the API's end has come: it is ready as long as it accepts connections.
     pub phase: watch::Receiver<Phase>,
 }
@@ -48,6 +53,7 @@ pub async fn serve_status(listener: TcpListener, board: Board) {
     let admin = Admin {
         board,
         metrics: None,
+        traffic: None,
         phase: phase.clone(),
     };
     serve(listener, admin, phase).await;
@@ -97,7 +103,11 @@ fn verdict(is_well: bool, stage: Stage) -> Response {
 }
 
 async fn status(State(admin): State<Admin>) -> Response {
-    Json(admin.board.snapshot()).into_response()
+    let mut page = admin.board.snapshot();
+    if page.served_digest.is_some() {
+        page.traffic = admin.traffic.map(|traffic| traffic.summary(Instant::now()));
+    }
+    Json(page).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -3,38 +3,31 @@
 //! axum's own graceful shutdown stops accepting and closes idle connections at once. While endpoints are updated, a
 //! terminating pod still gets connections, and idle ones are about to be used. So ending has [`Phase`]s.
 
+use super::connection::{Connections, reaches};
+use super::in_flight::InFlight;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use axum::Router;
-use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
-use axum::http::header::CONNECTION;
-use axum::http::{HeaderValue, Version};
-use axum::middleware::Next;
-use axum::response::Response;
-use futures::FutureExt;
-use hyper::body::{Frame, SizeHint};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::warn;
+
+/// Connections that the system keeps until we take them.
+const QUEUE: usize = 1024;
 
 /// How a server ends, in order. Each phase keeps what the ones before it decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Everything is normal.
     Serving,
-    /// Everything is accepted and answered, and every answer asks the client not to use the connection again.
+    /// Everything is accepted and answered, and clients are asked not to use their connections again: over HTTP/1.1 with
+    /// every answer, over HTTP/2 at once.
     LastCall,
     /// No new connection is accepted; those that are open may still be used.
     Finishing,
@@ -60,38 +53,6 @@ impl Default for ConnectionLimits {
             connections: NonZeroUsize::new(1024).expect("1024 is not 0"),
             header_timeout: Duration::from_secs(75),
         }
-    }
-}
-
-/// Counts answers that are not completely handed over.
-#[derive(Debug, Clone)]
-pub struct InFlight(Arc<watch::Sender<usize>>);
-
-impl Default for InFlight {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
-    }
-}
-
-impl InFlight {
-    /// Returns when there are none.
-    pub async fn none(&self) {
-        // The sender is held by self, so the channel is open.
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
-    }
-
-    fn enter(&self) -> InFlightGuard {
-        self.0.send_modify(|count| *count += 1);
-        InFlightGuard(self.clone())
-    }
-}
-
-/// One answer; dropped with its body.
-struct InFlightGuard(InFlight);
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        self.0.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -140,16 +101,20 @@ impl Server {
             in_flight,
             metrics,
         } = self;
-        let layer_state = (phase.clone(), in_flight);
-        let router = router.layer(axum::middleware::from_fn_with_state(layer_state, track));
+        let served = Connections {
+            router,
+            header_timeout: limits.header_timeout,
+            phase: phase.clone(),
+            in_flight: in_flight.clone(),
+        };
         let permits = Arc::new(Semaphore::new(limits.connections.get()));
         let mut connections = JoinSet::new();
-        let ending = phase.clone();
-        let mut start = |stream: TcpStream, permit: OwnedSemaphorePermit| {
-            let connection = serve_connection(stream, router.clone(), limits.header_timeout, ending.clone());
+        let mut start = |stream: TcpStream, permit: Option<OwnedSemaphorePermit>| {
+            let connection = served.clone().serve(stream);
             let metrics = metrics.clone();
+            let guard = in_flight.connection();
             connections.spawn(async move {
-                let _permit = permit;
+                let _guards = (permit, guard);
                 if let Some(metrics) = &metrics {
                     metrics.connections.inc();
                 }
@@ -166,13 +131,12 @@ impl Server {
                 () = reaches(&mut phase, Phase::Finishing) => break,
                 accepted = accept(&listener, &permits) => accepted,
             };
-            start(accepted.0, accepted.1);
+            start(accepted.0, Some(accepted.1));
         }
-        // Those who connected before now must not see a reset.
-        while let Some((stream, permit)) = accept(&listener, &permits).now_or_never() {
-            start(stream, permit);
+        // Those who connected before now must not see a reset, which is also what waiting for their turn would end in.
+        for stream in close(listener) {
+            start(stream, None);
         }
-        drop(listener);
         while connections.join_next().await.is_some() {}
     }
 }
@@ -197,104 +161,112 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, timeout: Duration, mut phase: watch::Receiver<Phase>) {
-    // Tokens are small and must leave at once.
-    let _ = stream.set_nodelay(true);
-    let mut closing = phase.clone();
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(timeout)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = reaches(&mut closing, Phase::Closing) => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = reaches(&mut phase, Phase::Cut) => Ok(()),
-            }
-        }
+/// Closes the port and returns those who were connected already. Asks the system, which knows more than the runtime:
+/// that learns of new connections only between tasks.
+fn close(listener: TcpListener) -> Vec<TcpStream> {
+    let Ok(listener) = listener.into_std() else {
+        return Vec::new();
     };
-    if let Err(error) = ended {
-        debug!(error = &error as &dyn std::error::Error, "connection ended");
-    }
-}
-
-/// Returns when the server's end has come this far, or its owner is gone.
-async fn reaches(phase: &mut watch::Receiver<Phase>, far: Phase) {
-    let _ = phase.wait_for(|phase| *phase >= far).await;
-}
-
-/// Counts the answer until its body is handed over, and asks for the connection's end when the server is ending.
-async fn track(
-    State((phase, in_flight)): State<(watch::Receiver<Phase>, InFlight)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let guard = in_flight.enter();
-    let version = request.version();
-    let mut response = next.run(request).await;
-    if *phase.borrow() >= Phase::LastCall && version <= Version::HTTP_11 {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response.map(|inner| Body::new(Tracked { inner, _guard: guard }))
-}
-
-/// A body that is counted while it exists.
-struct Tracked {
-    inner: Body,
-    _guard: InFlightGuard,
-}
-
-impl HttpBody for Tracked {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
+    let is_left =
+        |accepted: &io::Result<_>| !matches!(accepted, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+    std::iter::repeat_with(|| listener.accept())
+        .take(QUEUE)
+        .take_while(is_left)
+        .filter_map(|accepted| {
+            let (stream, _) = accepted.ok()?;
+            stream.set_nonblocking(true).ok()?;
+            TcpStream::from_std(stream).ok()
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::{Body, to_bytes};
     use axum::routing::get;
+    use futures::{StreamExt, stream};
+    use hyper::body::Incoming;
+    use hyper::client::conn::http2::{self, SendRequest};
+    use hyper::{Request, Response};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use std::io::Write;
     use std::net::Ipv4Addr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    /// More than the system keeps on the way.
+    const LARGE: usize = 16 << 20;
+    const LONG: Duration = Duration::from_mins(1);
+    const SHORT: Duration = Duration::from_millis(100);
 
-    async fn start(connections: usize, header_timeout: Duration) -> (SocketAddr, watch::Sender<Phase>) {
+    struct Started {
+        address: SocketAddr,
+        phase: watch::Sender<Phase>,
+        in_flight: InFlight,
+        /// Lets `/stream` end.
+        end: Arc<Notify>,
+    }
+
+    async fn start(connections: usize, header_timeout: Duration) -> Started {
         let listener = bind(Ipv4Addr::LOCALHOST.into(), 0, "--port").await.unwrap();
         let address = listener.local_addr().unwrap();
         let phase = watch::Sender::new(Phase::Serving);
+        let in_flight = InFlight::default();
+        let end = Arc::new(Notify::new());
+        let may_end = Arc::clone(&end);
+        let stream = move || async move {
+            let last = stream::once(async move {
+                may_end.notified().await;
+                Ok::<_, io::Error>("end")
+            });
+            Body::from_stream(stream::iter([Ok("begin, ")]).chain(last))
+        };
         let server = Server {
             listener,
-            router: Router::new().route("/", get(|| async { "hello" })),
+            router: Router::new()
+                .route("/", get(|| async { "hello" }))
+                .route("/large", get(|| async { "x".repeat(LARGE) }))
+                .route("/stream", get(stream)),
             limits: ConnectionLimits {
                 connections: NonZeroUsize::new(connections).unwrap(),
                 header_timeout,
             },
             phase: phase.subscribe(),
-            in_flight: InFlight::default(),
+            in_flight: in_flight.clone(),
             metrics: None,
         };
         tokio::spawn(server.run());
-        (address, phase)
+        Started {
+            address,
+            phase,
+            in_flight,
+            end,
+        }
+    }
+
+    impl Started {
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        async fn connect_http2(&self) -> (SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
+            let stream = TokioIo::new(self.connect().await);
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+            (sender, tokio::spawn(connection))
+        }
+    }
+
+    async fn send(connection: &mut SendRequest<Body>, path: &str) -> hyper::Result<Response<Incoming>> {
+        let request = Request::get(format!("http://x{path}")).body(Body::empty()).unwrap();
+        connection.send_request(request).await
+    }
+
+    async fn text(answer: Response<Incoming>) -> String {
+        let bytes = to_bytes(Body::new(answer.into_body()), 1 << 20).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     /// Reads until the connection is closed, or nothing came for a while.
@@ -307,24 +279,43 @@ mod tests {
                 break;
             }
         }
-        String::from_utf8(text).unwrap()
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     #[tokio::test]
     async fn head_that_never_ends_is_given_up() {
-        let (address, _phase) = start(8, Duration::from_millis(100)).await;
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
-        assert!(read(&mut stream).await.ends_with("[closed]"));
+        let server = start(8, SHORT).await;
+        for begin in ["", "P", "PRI * HTTP", "GET / HTTP/1.1\r\nhost: "] {
+            let mut stream = server.connect().await;
+            stream.write_all(begin.as_bytes()).await.unwrap();
+            assert!(read(&mut stream).await.ends_with("[closed]"), "{begin}");
+        }
+    }
+
+    #[tokio::test]
+    async fn protocol_is_told_by_the_first_bytes_however_they_come() {
+        let server = start(8, LONG).await;
+        let mut http1 = server.connect().await;
+        http1.write_all(b"P").await.unwrap();
+        assert_eq!(read(&mut http1).await, "");
+        http1.write_all(b"OST / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(read(&mut http1).await.starts_with("HTTP/1.1 405"));
+        let mut http2 = server.connect().await;
+        http2.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+        assert_eq!(read(&mut http2).await, "");
+        http2.write_all(b"\r\nSM\r\n\r\n").await.unwrap();
+        let mut frame = [0; 9];
+        http2.read_exact(&mut frame).await.unwrap();
+        assert_eq!(frame[3], 4, "not SETTINGS");
     }
 
     #[tokio::test]
     async fn connection_beyond_the_limit_waits_for_its_turn() {
-        let (address, _phase) = start(1, Duration::from_mins(1)).await;
-        let mut first = TcpStream::connect(address).await.unwrap();
+        let server = start(1, LONG).await;
+        let mut first = server.connect().await;
         first.write_all(REQUEST).await.unwrap();
         assert!(read(&mut first).await.ends_with("hello"));
-        let mut second = TcpStream::connect(address).await.unwrap();
+        let mut second = server.connect().await;
         second.write_all(REQUEST).await.unwrap();
         assert_eq!(read(&mut second).await, "");
         drop(first);
@@ -332,12 +323,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn idle_connection_of_http2_is_let_go() {
+        let server = start(8, SHORT).await;
+        let (mut sender, connection) = server.connect_http2().await;
+        let stream = send(&mut sender, "/stream").await.unwrap();
+        tokio::time::sleep(3 * SHORT).await;
+        assert!(!connection.is_finished(), "a connection with an open answer was closed");
+        server.end.notify_one();
+        assert_eq!(text(stream).await, "begin, end");
+        let ended = tokio::time::timeout(LONG, connection).await;
+        ended.expect("the connection is open").unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn answers_ask_for_the_connections_end_from_the_last_call_on() {
-        let (address, phase) = start(8, Duration::from_mins(1)).await;
-        let mut idle = TcpStream::connect(address).await.unwrap();
+        let server = start(8, LONG).await;
+        let mut idle = server.connect().await;
         idle.write_all(REQUEST).await.unwrap();
         assert!(read(&mut idle).await.ends_with("hello"));
-        phase.send_replace(Phase::LastCall);
+        server.phase.send_replace(Phase::LastCall);
         idle.write_all(REQUEST).await.unwrap();
         let answer = read(&mut idle).await;
         assert!(
@@ -347,12 +351,98 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn connection_of_http2_ends_with_its_streams_from_the_last_call_on() {
+        let server = start(8, LONG).await;
+        let (mut sender, _) = server.connect_http2().await;
+        let stream = send(&mut sender, "/stream").await.unwrap();
+        let (_idle_sender, idle) = server.connect_http2().await;
+        server.phase.send_replace(Phase::LastCall);
+        // Requests are answered until the client has heard of the end.
+        let heard = async {
+            while let Ok(answer) = send(&mut sender, "/").await {
+                assert_eq!(text(answer).await, "hello");
+            }
+        };
+        tokio::time::timeout(LONG, heard).await.expect("no GOAWAY came");
+        // A new connection has its request answered before it hears the same.
+        let (mut sender, second) = server.connect_http2().await;
+        tokio::time::sleep(SHORT).await;
+        assert_eq!(text(send(&mut sender, "/").await.unwrap()).await, "hello");
+        second.await.unwrap().unwrap();
+        server.end.notify_one();
+        assert_eq!(text(stream).await, "begin, end");
+        assert!(!idle.is_finished(), "a connection was closed before its first request");
+        server.phase.send_replace(Phase::Closing);
+        idle.await.unwrap().unwrap();
+        let all_closed = tokio::time::timeout(LONG, server.in_flight.idle(2 * LONG));
+        all_closed.await.expect("connections are left");
+    }
+
+    #[tokio::test]
     async fn idle_connection_lives_until_the_server_closes() {
-        let (address, phase) = start(8, Duration::from_mins(1)).await;
-        let mut idle = TcpStream::connect(address).await.unwrap();
-        phase.send_replace(Phase::Finishing);
+        let server = start(8, LONG).await;
+        let mut idle = server.connect().await;
+        server.phase.send_replace(Phase::Finishing);
         idle.write_all(REQUEST).await.unwrap();
         assert!(read(&mut idle).await.contains("hello"));
-        assert!(TcpStream::connect(address).await.is_err(), "a connection was accepted");
+        assert!(
+            TcpStream::connect(server.address).await.is_err(),
+            "a connection was accepted"
+        );
+    }
+
+    #[tokio::test]
+    async fn those_who_connected_before_the_port_is_closed_are_answered() {
+        let server = start(1, LONG).await;
+        let mut first = server.connect().await;
+        first.write_all(REQUEST).await.unwrap();
+        assert!(read(&mut first).await.ends_with("hello"));
+        // Nothing runs between these lines, so that only the system knows of the connections; one is over the limit.
+        let waiting = [(); 3].map(|()| {
+            let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+            stream.write_all(REQUEST).unwrap();
+            stream
+        });
+        drop(first);
+        server.phase.send_replace(Phase::Finishing);
+        for stream in waiting {
+            stream.set_nonblocking(true).unwrap();
+            let mut stream = TcpStream::from_std(stream).unwrap();
+            let answer = read(&mut stream).await;
+            assert!(answer.ends_with("hello[closed]"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn request_that_is_arriving_when_idle_connections_are_closed_is_answered() {
+        let server = start(8, LONG).await;
+        let mut stream = server.connect().await;
+        stream.write_all(REQUEST).await.unwrap();
+        assert!(read(&mut stream).await.ends_with("hello"));
+        let (begin, rest) = REQUEST.split_at(10);
+        stream.write_all(begin).await.unwrap();
+        let mut idle = server.connect().await;
+        idle.write_all(REQUEST).await.unwrap();
+        assert!(read(&mut idle).await.ends_with("hello"));
+        server.phase.send_replace(Phase::Closing);
+        assert_eq!(read(&mut idle).await, "[closed]");
+        stream.write_all(rest).await.unwrap();
+        let answer = read(&mut stream).await;
+        assert!(answer.ends_with("hello[closed]"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn client_that_still_sends_reads_its_answer_and_no_reset() {
+        let server = start(8, LONG).await;
+        server.phase.send_replace(Phase::LastCall);
+        let mut stream = server.connect().await;
+        let large = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream
+            .write_all(&[large, REQUEST.repeat(3000).as_slice()].concat())
+            .await
+            .unwrap();
+        let answer = read(&mut stream).await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body.len(), LARGE + "[closed]".len());
     }
 }

@@ -2,17 +2,22 @@
 
 pub mod admin;
 mod body;
+mod connection;
 pub mod error;
+mod in_flight;
 pub mod listen;
 mod openai;
 mod routes;
 pub mod signals;
+mod stream;
 
+pub use in_flight::InFlight;
 pub use routes::router;
 
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::model::{ChatTemplate, GenerationDefaults, SpecialTokens, Tokenizer};
+use crate::traffic::Traffic;
 use error::{ApiError, Code};
 use escadre_verify::Digest;
 use serde_json::Value;
@@ -28,6 +33,8 @@ pub struct App {
     served: OnceLock<Arc<Served>>,
     /// Where requests are counted.
     pub metrics: Arc<Metrics>,
+    /// Where the operator sees how requests went.
+    pub traffic: Arc<Traffic>,
     /// The largest body, in bytes.
     pub max_body_bytes: usize,
     /// Bounds how many prompts are rendered and tokenized at the same time: they compete with the engine for cores.
@@ -58,10 +65,11 @@ pub struct Served {
 
 impl App {
     /// An API whose model is still being loaded.
-    pub fn new(metrics: Arc<Metrics>, max_body_bytes: usize, preparers: usize) -> Self {
+    pub fn new(metrics: Arc<Metrics>, traffic: Arc<Traffic>, max_body_bytes: usize, preparers: usize) -> Self {
         Self {
             served: OnceLock::new(),
             metrics,
+            traffic,
             max_body_bytes,
             preparing: Semaphore::new(preparers.max(1)),
         }

@@ -4,6 +4,7 @@ use super::App;
 use super::error::{ApiError, Code};
 use super::openai::{create_chat_completion, create_completion, list_models, retrieve_model};
 use crate::metrics::{Answered, Route};
+use crate::traffic::Attempt;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
@@ -17,6 +18,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(create_chat_completion))
         .route("/v1/completions", post(create_completion))
+        .route_layer(from_fn_with_state(Arc::clone(&app), follow))
         .route("/v1/models", get(list_models))
         // A name may have slashes.
         .route("/v1/models/{*id}", get(retrieve_model))
@@ -50,5 +52,17 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         code: response.status().as_u16(),
     };
     app.metrics.http_requests.get_or_create(&answered).inc();
+    response
+}
+
+/// Follows a request to generate. Before the model is there, the only answer is one that says so, and it does not count.
+async fn follow(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let is_ready = app.served().is_ok();
+    let attempt = Attempt::new(Arc::clone(&app.traffic));
+    request.extensions_mut().insert(attempt.clone());
+    let response = next.run(request).await;
+    if is_ready && response.status().is_server_error() {
+        attempt.failed();
+    }
     response
 }

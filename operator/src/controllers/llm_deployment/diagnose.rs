@@ -3,7 +3,7 @@
 //! A failure stays visible while its container is tried again, until the container has come further than it did when
 //! it failed: status must not swing between "source unavailable" and "starting" with every attempt.
 
-use escadre_crds::condition::{AnyReason, ConditionType, Reason, classify_runtime_reason};
+use escadre_crds::condition::{AnyReason, ConditionType, Reason, VerifyReason, classify_runtime_reason};
 use escadre_crds::names;
 use escadre_crds::v1alpha1::LastFailure;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
@@ -64,10 +64,7 @@ pub fn diagnose(observed: &ObservedPod, wanted: Option<&str>) -> Diagnosis {
     let status = pod.status.as_ref().unwrap_or(&empty);
     let fetch = container(status.init_container_statuses.as_deref(), names::CONTAINER_FETCH);
     let runtime = container(status.container_statuses.as_deref(), names::CONTAINER_RUNTIME);
-    let said = match &observed.report {
-        Report::Said { said, .. } => Some(said.as_ref()),
-        Report::NotAsked | Report::Waiting | Report::Unreachable(_) => None,
-    };
+    let said = observed.said();
     let is_fetched = fetch.is_some_and(has_succeeded);
     let is_serving = is_ready(pod) && said.is_some_and(|said| serves(said, pod, wanted));
     let problem = if is_serving {
@@ -92,6 +89,20 @@ pub fn diagnose(observed: &ObservedPod, wanted: Option<&str>) -> Diagnosis {
         is_young: !was_ready && !has_restarted,
         is_fetched,
         last_failure: last_failure(pod, status),
+    }
+}
+
+/// Whether trying again can never help.
+pub fn needs_a_person(reason: AnyReason) -> bool {
+    match reason {
+        AnyReason::Verify(reason) => !matches!(
+            reason,
+            VerifyReason::DownloadIncomplete | VerifyReason::CacheFull | VerifyReason::StorageFault
+        ),
+        AnyReason::Common(reason) => matches!(
+            reason,
+            Reason::ContextTooLong | Reason::ArchitectureUnsupported | Reason::OutOfMemoryHost | Reason::InvalidSpec
+        ),
     }
 }
 

@@ -25,12 +25,14 @@ const TOLD: [ConditionType; 6] = [
 const NOTE_LIMIT: usize = 1000;
 
 /// Reasons that are steps on the way, not problems.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 11] = [
     "Downloading",
     "Starting",
     "Verifying",
     "Loading",
     "Recreating",
+    "RollingOut",
+    "Paused",
     "Scaling",
     "Pending",
     "ScaledToZero",

@@ -10,10 +10,10 @@ use kube::core::{PartialObjectMeta, PartialObjectMetaExt as _};
 use serde_json::{Value, json};
 
 use super::dependencies::Dependencies;
-use super::observe::{Observed, ObservedPod, Report};
+use super::observe::{Observed, ObservedPod, Probed, Report};
 use super::plan::{self, Plan};
 use super::validate::{Valid, validate};
-use super::{Outcome, apply, build};
+use super::{Outcome, Work, apply, build};
 use crate::args::PullPolicy;
 use crate::context::Defaults;
 use crate::runtime_status::Said;
@@ -77,9 +77,12 @@ pub(super) fn valid(object: &LlmDeployment, observed: &Observed) -> Valid {
 /// The outcome of a pass in which every write succeeds.
 pub(super) fn pass(object: &LlmDeployment, observed: &Observed, now: Timestamp) -> Outcome {
     match validate(object, observed) {
-        Err(rejected) => Outcome::Rejected(rejected),
+        Err(rejected) => Outcome {
+            rejected: Some(rejected),
+            work: None,
+        },
         Ok(valid) => {
-            let plan = plan::next(&valid, observed, now);
+            let plan = plan::next(&valid, observed, None, now);
             applied(valid, plan, None)
         }
     }
@@ -88,10 +91,13 @@ pub(super) fn pass(object: &LlmDeployment, observed: &Observed, now: Timestamp) 
 /// The outcome with a refused pod.
 pub(super) fn applied(valid: Valid, plan: Plan, refused: Option<apply::Refusal>) -> Outcome {
     let children = build::build(&valid, &plan).into_stage(apply::Applied { refused });
-    Outcome::Applied {
-        valid: Box::new(valid),
-        plan,
-        children: Box::new(children),
+    Outcome {
+        rejected: None,
+        work: Some(Work {
+            valid,
+            plan,
+            applied: Ok(children),
+        }),
     }
 }
 
@@ -204,6 +210,8 @@ impl PodFixture {
         ObservedPod {
             pod: Arc::new(pod),
             report: self.report,
+            traffic: None,
+            probed: Probed::NotAsked,
         }
     }
 }

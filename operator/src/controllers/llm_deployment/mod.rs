@@ -23,6 +23,7 @@ use kube::Resource;
 use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
 
 use crate::context::Context;
+use crate::world::cache::{Key, place};
 use build::Children;
 use plan::Plan;
 use validate::{Rejected, Valid};
@@ -66,32 +67,28 @@ impl Error {
 }
 
 /// How a pass went.
-pub enum Outcome {
-    /// The spec cannot be followed.
-    Rejected(Rejected),
-    /// Everything was written.
-    Applied {
-        /// What was wanted.
-        valid: Box<Valid>,
-        /// What was planned.
-        plan: Plan,
-        /// What was written.
-        children: Box<Children<apply::Applied>>,
-    },
-    /// A write failed.
-    Failed {
-        /// What was wanted.
-        valid: Box<Valid>,
-        /// What failed.
-        error: Box<apply::Error>,
-    },
+pub struct Outcome {
+    /// Why the spec cannot be followed.
+    pub rejected: Option<Rejected>,
+    /// What was done, for the spec or, when it cannot be followed, for what was asked before. `None`: nothing was.
+    pub work: Option<Work>,
+}
+
+/// What was done.
+pub struct Work {
+    /// What was wanted.
+    pub valid: Valid,
+    /// What was planned.
+    pub plan: Plan,
+    /// What was written, or why not.
+    pub applied: Result<Children<apply::Applied>, apply::Error>,
 }
 
 impl Outcome {
     fn into_next_look(self, next_look: Option<Duration>) -> Result<Option<Duration>, Error> {
-        match self {
-            Self::Failed { error, .. } => Err(Error::Apply(error)),
-            Self::Rejected(_) | Self::Applied { .. } => Ok(next_look),
+        match self.work.map(|work| work.applied) {
+            Some(Err(error)) => Err(Error::Apply(Box::new(error))),
+            Some(Ok(_)) | None => Ok(next_look),
         }
     }
 }
@@ -109,29 +106,15 @@ async fn reconcile(object: &DeserializeGuard<LlmDeployment>, ctx: &Context) -> R
     let newest = ctx.world.statuses.newest(object);
     let object = newest.as_ref().unwrap_or(object);
     let observed = observe::observe(ctx, object).await.map_err(Error::Observe)?;
-    let outcome = match validate::validate(object, &observed) {
-        Err(rejected) => Outcome::Rejected(rejected),
-        Ok(mut valid) => {
-            let plan = plan::next(&valid, &observed, ctx.clock.now());
-            let plan = observe::read_record(ctx, &mut valid, plan)
-                .await
-                .map_err(Error::Observe)?;
-            let children = build::build(&valid, &plan);
-            count_drift(ctx, &valid, &children);
-            let valid = Box::new(valid);
-            match Box::pin(apply::apply(ctx, children)).await {
-                Ok(children) => Outcome::Applied {
-                    valid,
-                    plan,
-                    children: Box::new(children),
-                },
-                Err(error) => Outcome::Failed {
-                    valid,
-                    error: Box::new(error),
-                },
-            }
-        }
+    let (rejected, valid) = match validate::validate(object, &observed) {
+        Ok(valid) => (None, Some(valid)),
+        Err(rejected) => (Some(rejected), validate::held(object, &observed)),
     };
+    let work = match valid {
+        Some(valid) => Some(Box::pin(work(ctx, &place(object), valid, &observed)).await?),
+        None => None,
+    };
+    let outcome = Outcome { rejected, work };
     if observed.is_incomplete() {
         // The answer wakes us; until then status would take back what an operator before us said truly.
         return outcome.into_next_look(Some(ASKED));
@@ -140,6 +123,27 @@ async fn reconcile(object: &DeserializeGuard<LlmDeployment>, ctx: &Context) -> R
         .await
         .map_err(Error::Status)?;
     outcome.into_next_look(next_look)
+}
+
+/// Plans, builds and writes.
+async fn work(ctx: &Context, key: &Key, mut valid: Valid, observed: &observe::Observed) -> Result<Work, Error> {
+    let plan = plan::next(&valid, observed, ctx.world.furthest.of(key), ctx.clock.now());
+    let plan = observe::read_records(ctx, &mut valid, plan)
+        .await
+        .map_err(Error::Observe)?;
+    ctx.world
+        .furthest
+        .keep(key, plan.best.map(|best| (plan.goal.clone(), best)));
+    ctx.world.poller.watch_closely(&plan.watch);
+    for pod in &plan.probe {
+        if let Some(prompt) = valid.rollout.probe() {
+            ctx.world.poller.probe(&pod.uid, prompt);
+        }
+    }
+    let children = build::build(&valid, &plan);
+    count_drift(ctx, &valid, &children);
+    let applied = Box::pin(apply::apply(ctx, children)).await;
+    Ok(Work { valid, plan, applied })
 }
 
 /// Counts what is put right although the spec did not change: somebody else changed it.

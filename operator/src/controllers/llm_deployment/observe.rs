@@ -4,6 +4,7 @@
 //! from the poller. The API server itself is asked only for what no watch brings: a Service that may be somebody
 //! else's, and the contents of a record from which pods are made.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use escadre_crds::{LlmDeployment, names};
@@ -19,7 +20,8 @@ use super::revision::Record;
 use super::validate::Valid;
 use crate::context::{Context, Defaults};
 use crate::kube_ext::apply::{CallError, within};
-pub use crate::world::poller::Report;
+use crate::runtime_status::{Said, Traffic};
+pub use crate::world::poller::{Probed, Report};
 
 /// A read that failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,20 @@ pub struct ObservedPod {
     pub pod: Arc<Pod>,
     /// What its process says.
     pub report: Report,
+    /// What it did for its clients.
+    pub traffic: Option<Traffic>,
+    /// What became of the probe prompt.
+    pub probed: Probed,
+}
+
+impl ObservedPod {
+    /// What its process said last.
+    pub fn said(&self) -> Option<&Said> {
+        match &self.report {
+            Report::Said { said, .. } => Some(said),
+            Report::NotAsked | Report::Waiting | Report::Unreachable(_) => None,
+        }
+    }
 }
 
 /// A pod that is not ours and carries our label.
@@ -108,8 +124,11 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
         .of(&namespace, &name)
         .into_iter()
         .partition(|pod| is_owned(pod.owner_references(), &uid));
+    let probe = object.spec.rollout.probe();
     let pods = pods.into_iter().map(|pod| ObservedPod {
         report: ctx.world.poller.report(&pod),
+        traffic: ctx.world.poller.traffic(&pod),
+        probed: probe.map_or(Probed::NotAsked, |probe| ctx.world.poller.probed(&pod, probe)),
         pod,
     });
     let revisions = ctx.world.revisions.of(&namespace, &name).into_iter();
@@ -155,29 +174,33 @@ pub fn is_owned(owners: &[OwnerReference], uid: &str) -> bool {
         .any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
-/// Reads the contents of the target revision's record, when the plan makes pods from it. A record that cannot be read
-/// was not written by us: the plan becomes to make it anew.
+/// Reads the contents of the records that the plan makes pods from. A record of the target that cannot be read was not
+/// written by us: the plan becomes to make it anew. From another that cannot be read no pod is made.
 ///
 /// # Errors
-/// When the read fails. A record that has gone is not one: the next pass makes it.
-pub async fn read_record(ctx: &Context, valid: &mut Valid, plan: Plan) -> Result<Plan, Error> {
-    let Plan::Progress(step) = &plan else {
-        return Ok(plan);
-    };
-    let Some(stored) = valid.stored.as_mut().filter(|_| !step.create.is_empty()) else {
-        return Ok(plan);
-    };
+/// When the read fails. A record that has gone is not one: the next pass makes it, or does without.
+pub async fn read_records(ctx: &Context, valid: &mut Valid, mut plan: Plan) -> Result<Plan, Error> {
+    let revisions: BTreeSet<String> = plan.step.create.iter().map(|(revision, _)| revision.clone()).collect();
     let records: Api<ControllerRevision> = Api::namespaced(ctx.client.clone(), &valid.namespace);
-    let found = within(records.get_opt(&stored.identity.name))
-        .await
-        .map_err(|source| Error {
+    for revision in revisions {
+        let Some(recorded) = valid.recorded.get(&revision) else {
+            continue;
+        };
+        let found = within(records.get_opt(&recorded.identity.name)).await;
+        let found = found.map_err(|source| Error {
             what: "record",
             object: format!("{}/{}", valid.namespace, valid.name),
             source,
         })?;
-    stored.record = found.as_ref().and_then(Record::of);
-    if stored.record.is_some() {
-        return Ok(plan);
+        match found.as_ref().and_then(Record::of) {
+            Some(record) => {
+                valid.records.insert(revision, record);
+            }
+            None if revision == valid.revision.as_str() && !valid.is_frozen => {
+                return Ok(plan.remake(recorded.identity.clone()));
+            }
+            None => plan.step.create.retain(|(of, _)| *of != revision),
+        }
     }
-    Ok(Plan::remake(stored.identity.clone()))
+    Ok(plan)
 }

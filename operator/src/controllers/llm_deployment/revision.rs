@@ -4,12 +4,13 @@
 //! The name covers the user's intent only, never a default of the operator: an upgrade of the operator restarts no
 //! model. The record is what pods are made from, so that healing a stable pod never needs the current spec.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use escadre_crds::names;
-use escadre_crds::v1alpha1::{ModelFormat, Network, Placement, Resources, RuntimeSpec};
+use escadre_crds::v1alpha1::{LlmDeploymentStatus, ModelFormat, Network, Placement, Resources, RuntimeSpec};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::ResourceExt as _;
@@ -67,11 +68,14 @@ pub struct Intent {
     /// The patch over the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_overrides: Option<Value>,
+    /// Another text, other pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart_token: Option<String>,
 }
 
 /// Settings that wait for the next revision: an edit reaches running pods never, and a revision that has never
 /// served at once (a wrong mirror must be repairable).
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// Mirror.
@@ -89,6 +93,11 @@ pub struct Settings {
 pub struct Revision(String);
 
 impl Revision {
+    /// The revision of that name.
+    pub fn named(name: String) -> Self {
+        Self(name)
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -202,55 +211,65 @@ impl Settings {
     }
 }
 
-/// A revision as it was found.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredRevision {
-    /// Which object it is.
+/// A revision as its record's metadata tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Which record it is.
     pub identity: Identity,
+    /// Its number: the later it was made, the higher.
+    pub number: i64,
+    /// The image of its pods.
+    pub image: Option<String>,
+    /// What its pods must serve.
+    pub digest: Option<String>,
     /// The digest of the settings that went into it.
     pub settings: Option<String>,
-    /// What it holds; read when pods are made from it.
-    pub record: Option<Record>,
 }
 
-/// The highest number of these revisions; 0 without any.
-pub fn highest_number(revisions: &[Arc<PartialObjectMeta<ControllerRevision>>]) -> i64 {
-    let numbers = revisions
-        .iter()
-        .filter_map(|one| one.annotations().get(names::ANNOTATION_NUMBER)?.parse().ok());
-    numbers.max().unwrap_or(0)
-}
-
-/// The image of the pods of each of these revisions, by the revision's name.
-pub fn images(revisions: &[Arc<PartialObjectMeta<ControllerRevision>>]) -> BTreeMap<String, String> {
-    let images = revisions.iter().filter_map(|one| {
-        let revision = one.labels().get(names::LABEL_REVISION)?;
-        Some((
-            revision.clone(),
-            one.annotations().get(names::ANNOTATION_IMAGE)?.clone(),
-        ))
-    });
-    images.collect()
-}
-
-impl StoredRevision {
-    /// The record of one revision among ours.
-    pub fn find(
-        revisions: &[Arc<PartialObjectMeta<ControllerRevision>>],
-        deployment: &str,
-        revision: &Revision,
-    ) -> Option<Self> {
-        let name = names::revision_name(deployment, revision.as_str());
-        let found = revisions.iter().find(|one| one.name_any() == name)?;
-        Some(Self {
+/// What is recorded of a deployment's revisions, by their names.
+pub fn recorded(
+    records: &[Arc<PartialObjectMeta<ControllerRevision>>],
+    deployment: &str,
+) -> BTreeMap<String, Recorded> {
+    let recorded = records.iter().filter_map(|record| {
+        let name = record.name_any();
+        let revision = name.strip_prefix(deployment)?.strip_prefix('-')?.to_owned();
+        let note = |key: &str| record.annotations().get(key).cloned();
+        let recorded = Recorded {
+            number: note(names::ANNOTATION_NUMBER)
+                .and_then(|number| number.parse().ok())
+                .unwrap_or(0),
+            image: note(names::ANNOTATION_IMAGE),
+            digest: note(names::ANNOTATION_DIGEST),
+            settings: note(names::ANNOTATION_SETTINGS),
             identity: Identity {
+                uid: record.uid().unwrap_or_default(),
                 name,
-                uid: found.uid().unwrap_or_default(),
             },
-            settings: found.annotations().get(names::ANNOTATION_SETTINGS).cloned(),
-            record: None,
-        })
-    }
+        };
+        Some((revision, recorded))
+    });
+    recorded.collect()
+}
+
+/// Records that nothing needs any more: beside those in `kept`, the last `limit` that were in use stay.
+pub fn unused(
+    recorded: &BTreeMap<String, Recorded>,
+    before: &LlmDeploymentStatus,
+    kept: &BTreeSet<&str>,
+    limit: usize,
+) -> Vec<Identity> {
+    let used = |revision: &str| before.revisions.iter().position(|one| one.name == revision);
+    let others = recorded
+        .iter()
+        .filter(|(revision, _)| !kept.contains(revision.as_str()));
+    let mut others: Vec<_> = others.collect();
+    others.sort_by_key(|(revision, one)| (used(revision).unwrap_or(usize::MAX), Reverse(one.number)));
+    others
+        .into_iter()
+        .skip(limit)
+        .map(|(_, one)| one.identity.clone())
+        .collect()
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::world::trim::trim;
 /// # Errors
 /// With the first write that failed.
 pub(super) async fn before_pods(ctx: &Context, namespace: &str, surroundings: &Surroundings) -> Result<(), Error> {
-    if let Some(files) = &surroundings.files {
+    for files in &surroundings.files {
         let config_maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), namespace);
         let written =
             apply_files(&config_maps, files)

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use escadre_crds::condition::Reason;
 use escadre_crds::v1alpha1::{
-    Disruption, ImagePullPolicy, LlmDeploymentSpec, ModelFormat, Network, Placement, PodMonitorMode, Resources,
-    RuntimeSpec, ServiceSpec,
+    Disruption, ImagePullPolicy, LlmDeploymentSpec, LlmDeploymentStatus, ModelFormat, Network, Placement,
+    PodMonitorMode, Resources, Rollout, RuntimeSpec, ServiceSpec,
 };
 use escadre_crds::{LlmDeployment, names};
 use k8s_openapi::api::core::v1::{PodTemplateSpec, Service};
@@ -19,8 +19,10 @@ use serde_json::Value;
 
 use super::build;
 use super::dependencies::{self, Dependencies};
-use super::observe::Observed;
-use super::revision::{Intent, Revision, Settings, StoredRevision, highest_number, images, sha256};
+use super::diagnose::{Diagnosis, diagnose};
+use super::observe::{Observed, ObservedPod};
+use super::plan::PodFacts;
+use super::revision::{Intent, Record, Recorded, Revision, Settings, recorded, sha256};
 use crate::kube_ext::orphans::Identity;
 
 /// Why a spec cannot be followed.
@@ -47,16 +49,16 @@ pub struct Valid {
     pub revision: Revision,
     /// What new revisions take over, and running ones do not.
     pub settings: Settings,
-    /// The revision as it was recorded, when it was.
-    pub stored: Option<StoredRevision>,
-    /// The revision that reached its size last: its record is kept.
-    pub current_revision: Option<String>,
-    /// The image of each recorded revision's pods.
-    pub images: BTreeMap<String, String>,
-    /// Whether a pod of this revision ever served.
-    pub has_served: bool,
-    /// The number of the next `ControllerRevision`.
-    pub next_number: i64,
+    /// What is recorded of each revision, by its name.
+    pub recorded: BTreeMap<String, Recorded>,
+    /// The contents of the records that pods are made from; read when they are needed.
+    pub records: BTreeMap<String, Record>,
+    /// The status before this pass.
+    pub before: LlmDeploymentStatus,
+    /// How a new revision replaces another.
+    pub rollout: Rollout,
+    /// The spec cannot be followed: this is what was asked for before, and only pods are healed.
+    pub is_frozen: bool,
     /// How many pods there should be: none when suspended.
     pub replicas: u32,
     /// How many pods there should be, suspended or not.
@@ -116,16 +118,13 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
 
     let intent = intent(spec, &name, &files);
     let revision = intent.revision_name();
-    let status = object.status.as_ref();
-    let served = |field: Option<&String>| field.is_some_and(|served| served == revision.as_str());
     let runtime = spec.runtime.as_ref();
     let mut valid = Valid {
-        stored: StoredRevision::find(&observed.revisions, &name, &revision),
-        has_served: status
-            .is_some_and(|status| served(status.served_revision.as_ref()) || served(status.current_revision.as_ref())),
-        current_revision: status.and_then(|status| status.current_revision.clone()),
-        images: images(&observed.revisions),
-        next_number: highest_number(&observed.revisions) + 1,
+        recorded: recorded(&observed.revisions, &name),
+        records: BTreeMap::new(),
+        before: object.status.clone().unwrap_or_default(),
+        rollout: spec.rollout.clone(),
+        is_frozen: false,
         settings: Settings {
             endpoint: spec.model.endpoint.clone(),
             secret: spec.model.secret_ref.as_ref().map(|secret| secret.name.clone()),
@@ -160,6 +159,44 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     Ok(valid)
 }
 
+/// What was asked for before a spec that cannot be followed, so that its pods are healed. `None`: nothing was.
+pub fn held(object: &LlmDeployment, observed: &Observed) -> Option<Valid> {
+    let before = object.status.clone()?;
+    let name = object.name_any();
+    let recorded = recorded(&observed.revisions, &name);
+    let revision = before
+        .target_revision
+        .clone()
+        .filter(|target| recorded.contains_key(target))?;
+    let size = u32::try_from(object.spec.replicas).ok()?;
+    Some(Valid {
+        owner: object.controller_owner_ref(&())?,
+        namespace: object.namespace().unwrap_or_default(),
+        intent: Intent::default(),
+        revision: Revision::named(revision),
+        settings: Settings::default(),
+        records: BTreeMap::new(),
+        rollout: object.spec.rollout.clone(),
+        is_frozen: true,
+        replicas: if object.spec.suspend { 0 } else { size },
+        size,
+        suspended: object.spec.suspend,
+        service: object.spec.service.clone(),
+        service_before: None,
+        image: String::new(),
+        pull_policy: "",
+        files: BTreeMap::new(),
+        disruption: object.spec.disruption.clone(),
+        wants_pod_monitor: false,
+        dependencies: observed.dependencies.clone(),
+        evictable: evictable(observed),
+        template: PodTemplateSpec::default(),
+        name,
+        recorded,
+        before,
+    })
+}
+
 /// What the user wants of each pod, without what has no effect.
 fn intent(spec: &LlmDeploymentSpec, name: &str, files: &BTreeMap<String, String>) -> Intent {
     Intent {
@@ -187,6 +224,7 @@ fn intent(spec: &LlmDeploymentSpec, name: &str, files: &BTreeMap<String, String>
             .filter(|annotations| !annotations.is_empty()),
         network: spec.network.clone().filter(|network| *network != Network::default()),
         pod_overrides: spec.pod_overrides.clone().filter(|patch| !is_empty(patch)),
+        restart_token: spec.restart_token.clone(),
     }
 }
 
@@ -317,6 +355,30 @@ fn normal_resources(resources: &Resources) -> Option<Resources> {
 }
 
 impl Valid {
+    /// The pods, read.
+    pub fn pods(&self, observed: &Observed) -> Vec<PodFacts> {
+        let pods = observed.pods.iter();
+        pods.map(|one| PodFacts::of(one, &self.name, &self.recorded, &self.diagnose(one)))
+            .collect()
+    }
+
+    /// Reads one pod.
+    pub fn diagnose(&self, one: &ObservedPod) -> Diagnosis {
+        let name = one.pod.name_any();
+        let revision = names::parse_pod_name(&self.name, &name).map(|(revision, _)| revision);
+        let is_target = revision == Some(self.revision.as_str()) && !self.is_frozen;
+        let digest = revision.and_then(|revision| self.recorded.get(revision)?.digest.as_deref());
+        diagnose(one, if is_target { Some(&self.intent.digest) } else { digest })
+    }
+
+    /// Why the API server refused a pod in the pass before, in its words.
+    pub fn refusal(&self) -> Option<String> {
+        let reason: &str = Reason::PodRefused.into();
+        let conditions = self.before.conditions.iter();
+        let mut refused = conditions.filter(|one| one.reason == reason);
+        refused.next().map(|one| one.message.clone())
+    }
+
     /// The labels of every child.
     pub fn labels(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
@@ -340,7 +402,7 @@ mod tests {
         assert_eq!(valid.intent.served_name, "support");
         assert_eq!(valid.image, "registry.example.com/runtime:7");
         assert_eq!(valid.replicas, 2);
-        assert_eq!(valid.next_number, 1);
+        assert!(valid.recorded.is_empty());
         assert_eq!(valid.intent.digest, DIGEST);
     }
 

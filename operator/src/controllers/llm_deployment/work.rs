@@ -95,6 +95,7 @@ async fn work(ctx: Arc<Context>, known: Deployments) {
             measured(&ctx, &object, &mut pass).await;
         } else {
             ctx.world.statuses.forget(pass.key());
+            ctx.world.furthest.forget(pass.key());
             ctx.backoff.forget(pass.key());
         }
     }

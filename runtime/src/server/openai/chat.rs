@@ -10,13 +10,19 @@ use crate::model::{ChatInput, SpecialTokens, TemplateError};
 use crate::server::body::json_object;
 use crate::server::error::{ApiError, Code};
 use crate::server::{App, Served};
+use crate::traffic::Attempt;
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::Value;
 use std::sync::Arc;
 
 /// Answers a conversation.
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    Extension(attempt): Extension<Attempt>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let served = app.served()?;
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
@@ -26,7 +32,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Res
     fields.finish(&HARMLESS)?;
     let prompt = app.prepare(&served, move |served| render(served, messages)).await?;
     let room = answer_room(prompt.len(), parameters.max_tokens, served.context_length, "messages")?;
-    answer(&app, &served, Kind::Chat, prompt, (parameters, room)).await
+    answer(&app, &served, attempt, Kind::Chat, prompt, (parameters, room)).await
 }
 
 /// Fields of chats that this server does not have.

@@ -9,6 +9,8 @@ use crate::model::SpecialTokens;
 use crate::server::body::json_object;
 use crate::server::error::ApiError;
 use crate::server::{App, Served};
+use crate::traffic::Attempt;
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::Value;
@@ -25,7 +27,11 @@ enum Prompt {
 }
 
 /// Continues a text.
-pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    Extension(attempt): Extension<Attempt>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let served = app.served()?;
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
@@ -37,7 +43,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Res
     let left = served.context_length.saturating_sub(prompt.len());
     let wanted = parameters.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(left.max(1)));
     let room = answer_room(prompt.len(), Some(wanted), served.context_length, "prompt")?;
-    answer(&app, &served, Kind::Text, prompt, (parameters, room)).await
+    answer(&app, &served, attempt, Kind::Text, prompt, (parameters, room)).await
 }
 
 /// Fields of completions that this server does not have.

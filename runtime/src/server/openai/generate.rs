@@ -6,6 +6,7 @@ use crate::context::{random_id, unix_seconds};
 use crate::engine::{Event, FinishReason, Generation, Request, SubmitError, Usage};
 use crate::server::error::{ApiError, Code};
 use crate::server::{App, Served};
+use crate::traffic::Attempt;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +21,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub(super) async fn answer(
     app: &App,
     served: &Served,
+    attempt: Attempt,
     kind: Kind,
     prompt: Vec<u32>,
     (parameters, max_tokens): (Parameters, usize),
@@ -43,6 +45,7 @@ pub(super) async fn answer(
         }
         refusal(&error)
     })?;
+    let followed = Followed { generation, attempt };
     let envelope = Envelope {
         kind,
         id: random_id(kind.id_prefix()),
@@ -52,12 +55,12 @@ pub(super) async fn answer(
         include_usage,
     };
     if stream {
-        let events = events(envelope, generation).map(Ok::<_, Infallible>);
+        let events = events(envelope, followed).map(Ok::<_, Infallible>);
         return Ok(Sse::new(events)
             .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
             .into_response());
     }
-    let (text, reason, usage) = collect(generation).await?;
+    let (text, reason, usage) = collect(followed).await?;
     let body = envelope.whole(&text, reason, usage);
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
@@ -91,10 +94,32 @@ fn engine_failure(event: Option<Event>) -> ApiError {
     }
 }
 
-async fn collect(mut generation: Generation) -> Result<(String, FinishReason, Usage), ApiError> {
+/// A generation whose fate is counted.
+struct Followed {
+    generation: Generation,
+    attempt: Attempt,
+}
+
+impl Followed {
+    async fn next(&mut self) -> Option<Event> {
+        let event = self.generation.next().await;
+        match &event {
+            Some(Event::Text(_)) => self.attempt.token(),
+            Some(Event::Finished { .. }) => {
+                // An end token alone has no text.
+                self.attempt.token();
+                self.attempt.answered();
+            }
+            Some(Event::Failed(_)) | None => self.attempt.failed(),
+        }
+        event
+    }
+}
+
+async fn collect(mut followed: Followed) -> Result<(String, FinishReason, Usage), ApiError> {
     let mut text = String::new();
     loop {
-        match generation.next().await {
+        match followed.next().await {
             Some(Event::Text(piece)) => text.push_str(&piece),
             Some(Event::Finished { reason, usage }) => return Ok((text, reason, usage)),
             last => return Err(engine_failure(last)),
@@ -103,11 +128,11 @@ async fn collect(mut generation: Generation) -> Result<(String, FinishReason, Us
 }
 
 /// The events of a stream. Dropping it drops the generation, which cancels the request.
-fn events(envelope: Envelope, generation: Generation) -> impl Stream<Item = SseEvent> {
+fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent> {
     let opening: Vec<String> = envelope.opening().into_iter().collect();
-    let rest = stream::unfold(Some((envelope, generation)), |state| async move {
-        let (envelope, mut generation) = state?;
-        let (lines, is_last) = match generation.next().await {
+    let rest = stream::unfold(Some((envelope, followed)), |state| async move {
+        let (envelope, mut followed) = state?;
+        let (lines, is_last) = match followed.next().await {
             Some(Event::Text(text)) => (vec![envelope.text_chunk(&text)], false),
             Some(Event::Finished { reason, usage }) => {
                 let mut lines = vec![envelope.finish_chunk(reason)];
@@ -125,10 +150,131 @@ fn events(envelope: Envelope, generation: Generation) -> impl Stream<Item = SseE
         } else {
             lines
         };
-        Some((lines, (!is_last).then_some((envelope, generation))))
+        Some((lines, (!is_last).then_some((envelope, followed))))
     });
     stream::iter([opening])
         .chain(rest)
         .flat_map(stream::iter)
         .map(|line| SseEvent::default().data(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Identity;
+    use crate::engine::{Admission, Engine, QueueLimits, Sampling, Settings, StepModel, TextStream, Worker};
+    use crate::metrics::Metrics;
+    use crate::model::{Logits, ModelError, SequenceId, StepBatch};
+    use crate::status::{Board, Stage};
+    use crate::traffic::{Summary, Traffic};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    /// Fails, or has a bug, in its second step.
+    struct Broken {
+        steps: usize,
+        has_bug: bool,
+    }
+
+    impl StepModel for Broken {
+        fn add_sequence(&mut self) -> SequenceId {
+            SequenceId(0)
+        }
+
+        fn remove_sequence(&mut self, _: SequenceId) {}
+
+        fn forward(&mut self, _: &StepBatch) -> Result<Logits, ModelError> {
+            self.steps += 1;
+            assert!(!self.has_bug || self.steps < 2, "as the test wants it");
+            match self.steps {
+                1 => Ok(Logits::new(vec![1.0], 1)),
+                _ => Err(ModelError::Tensor("boom".into())),
+            }
+        }
+
+        fn kv_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    struct Letters;
+
+    impl TextStream for Letters {
+        fn push(&mut self, _: u32) -> String {
+            "a".to_owned()
+        }
+
+        fn finish(&mut self) -> String {
+            String::new()
+        }
+    }
+
+    /// A request for this many tokens to a model that gives one.
+    fn ask(traffic: &Arc<Traffic>, max_tokens: usize, has_bug: bool) -> Followed {
+        let admission = Arc::new(Admission::new(QueueLimits {
+            requests: 1,
+            tokens: 10,
+            concurrency: 1,
+        }));
+        let (engine, commands) = Engine::new(Arc::clone(&admission));
+        let settings = Settings {
+            step_tokens: 8,
+            concurrency: 1,
+            kv_tokens: 100,
+            end_tokens: vec![],
+        };
+        let worker = Worker::new(
+            Broken { steps: 0, has_bug },
+            Box::new(|| Box::new(Letters)),
+            settings,
+            (commands, admission),
+            Arc::new(Metrics::new("m")),
+            Board::new(Identity::default(), Stage::Ready),
+        );
+        std::thread::spawn(move || worker.run());
+        let request = Request {
+            prompt: vec![0],
+            max_tokens,
+            sampling: Sampling::default(),
+            stop: vec![],
+        };
+        Followed {
+            generation: engine.submit(request).unwrap(),
+            attempt: Attempt::new(Arc::clone(traffic)),
+        }
+    }
+
+    fn envelope() -> Envelope {
+        Envelope {
+            kind: Kind::Text,
+            id: "id-1".into(),
+            created: 7,
+            model: "m".into(),
+            fingerprint: "fp_x".into(),
+            include_usage: false,
+        }
+    }
+
+    fn counts(summary: Summary) -> (u64, u64, Option<usize>) {
+        let first_tokens = summary.time_to_first_token.map(|times| times.count);
+        (summary.requests, summary.errors, first_tokens)
+    }
+
+    #[tokio::test]
+    async fn answers_are_counted_and_so_are_streams_that_end_with_an_error() {
+        let traffic = Arc::new(Traffic::default());
+        let counted = || counts(traffic.summary(Instant::now()));
+        collect(ask(&traffic, 1, false)).await.unwrap();
+        assert_eq!(counted(), (1, 0, Some(1)));
+        for (has_bug, expected) in [(false, (2, 1, Some(2))), (true, (3, 2, Some(3)))] {
+            let events = events(envelope(), ask(&traffic, 5, has_bug));
+            assert_eq!(events.count().await, 3, "not a text, an error and the end");
+            assert_eq!(counted(), expected);
+        }
+        assert!(collect(ask(&traffic, 5, false)).await.is_err());
+        assert_eq!(counted(), (4, 3, Some(4)));
+        // Somebody who goes away after the first text.
+        assert!(ask(&traffic, 5, false).next().await.is_some());
+        assert_eq!(counted(), (4, 3, Some(5)));
+    }
 }

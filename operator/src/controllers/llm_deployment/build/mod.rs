@@ -10,7 +10,7 @@ mod pod;
 mod record;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use escadre_crds::names;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -69,8 +69,8 @@ impl<S> Children<S> {
 /// Children that few objects have. What is `None` or empty is as it should be.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
-    /// The snapshot of the target revision's overlay files.
-    pub files: Option<ConfigMap>,
+    /// Snapshots of overlay files.
+    pub files: Vec<ConfigMap>,
     /// Snapshots to delete, with their records.
     pub delete_files: Vec<Identity>,
     /// The budget.
@@ -114,58 +114,56 @@ pub struct Built;
 
 /// Builds.
 pub fn build(valid: &Valid, plan: &Plan) -> Children<Built> {
-    let mut children = Children {
-        namespace: valid.namespace.clone(),
-        service: service::build_service(valid),
-        record: None,
-        pods: Vec::new(),
-        relabel_pods: Vec::new(),
-        delete_pods: Vec::new(),
-        delete_records: Vec::new(),
-        surroundings: Surroundings {
-            budget: disruption::build_budget(valid),
-            delete_budget: disruption::unwanted_budget(valid),
-            monitor: monitor::build_monitor(valid),
-            delete_monitor: monitor::unwanted_monitor(valid),
-            annotate: disruption::annotations(valid),
-            ..Surroundings::default()
-        },
-        stage: Built,
+    let step = &plan.step;
+    let gone = step.forget.iter().map(|record| names::files_of_record(&record.name));
+    let snapshots = gone.filter_map(|name| valid.dependencies.snapshots.get(&name));
+    let mut surroundings = if valid.is_frozen {
+        Surroundings::default()
+    } else {
+        surroundings(valid)
     };
-    if valid.stored.is_some() {
-        children.surroundings.files = files::build_files(valid);
+    surroundings.delete_files = snapshots.filter(|found| found.is_ours).map(Found::identity).collect();
+    surroundings.annotate.retain(|one| !step.delete.contains(&one.pod));
+    let own = Record {
+        template: valid.template.clone(),
+        settings: valid.settings.clone(),
+        files: valid.files.clone(),
+    };
+    let record_of = |revision: &str| valid.records.get(revision).unwrap_or(&own);
+    let made: BTreeSet<&str> = step.create.iter().map(|(revision, _)| revision.as_str()).collect();
+    let with_files = made.into_iter().map(|revision| (revision, &record_of(revision).files));
+    let mut with_files: BTreeMap<&str, &BTreeMap<String, String>> = with_files.collect();
+    if !valid.is_frozen && (step.record || valid.recorded.contains_key(valid.revision.as_str())) {
+        with_files.insert(valid.revision.as_str(), &valid.files);
     }
-    match plan {
-        Plan::Complete | Plan::Blocked { .. } => {}
-        Plan::Progress(step) => {
-            let stored = valid.stored.as_ref().and_then(|stored| stored.record.clone());
-            let record = stored.unwrap_or_else(|| Record {
-                template: valid.template.clone(),
-                settings: valid.settings.clone(),
-                files: valid.files.clone(),
-            });
-            if step.record {
-                children.surroundings.files = files::build_files(valid);
-            }
-            let gone = step.forget.iter().map(|record| names::files_of_record(&record.name));
-            let snapshots = gone.filter_map(|name| valid.dependencies.snapshots.get(&name));
-            children.surroundings.delete_files = snapshots.filter(|found| found.is_ours).map(Found::identity).collect();
-            children
-                .surroundings
-                .annotate
-                .retain(|one| !step.delete.contains(&one.pod));
-            children.pods = step
-                .create
-                .iter()
-                .map(|slot| pod::build_pod(valid, &record.template, *slot))
-                .collect();
-            children.record = step.record.then(|| record::build_record(valid, &record));
-            children.relabel_pods.clone_from(&step.relabel);
-            children.delete_pods.clone_from(&step.delete);
-            children.delete_records.clone_from(&step.forget);
-        }
+    let snapshots = with_files.into_iter();
+    surroundings.files = snapshots
+        .filter_map(|(revision, files)| files::build_files(valid, revision, files))
+        .collect();
+    let pods = step.create.iter();
+    let pods = pods.map(|(revision, slot)| pod::build_pod(valid, revision, &record_of(revision).template, *slot));
+    Children {
+        namespace: valid.namespace.clone(),
+        service: service::build_service(valid).filter(|_| !valid.is_frozen),
+        record: step.record.then(|| record::build_record(valid, &own)),
+        pods: pods.collect(),
+        relabel_pods: step.relabel.clone(),
+        delete_pods: step.delete.clone(),
+        delete_records: step.forget.clone(),
+        surroundings,
+        stage: Built,
     }
-    children
+}
+
+fn surroundings(valid: &Valid) -> Surroundings {
+    Surroundings {
+        budget: disruption::build_budget(valid),
+        delete_budget: disruption::unwanted_budget(valid),
+        monitor: monitor::build_monitor(valid),
+        delete_monitor: monitor::unwanted_monitor(valid),
+        annotate: disruption::annotations(valid),
+        ..Surroundings::default()
+    }
 }
 
 #[cfg(test)]

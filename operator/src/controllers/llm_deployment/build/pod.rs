@@ -27,13 +27,13 @@ const CA_FILE: &str = "ca.crt";
 /// Seconds between the end of draining and the moment when the kubelet kills.
 const MARGIN: u32 = 10;
 
-/// A pod of the recorded template in one slot.
-pub(super) fn build_pod(valid: &Valid, template: &PodTemplateSpec, slot: u32) -> Pod {
+/// A pod of a revision's recorded template in one slot.
+pub(super) fn build_pod(valid: &Valid, revision: &str, template: &PodTemplateSpec, slot: u32) -> Pod {
     let mut metadata = template.metadata.clone().unwrap_or_default();
-    metadata.name = Some(names::pod_name(&valid.name, valid.revision.as_str(), slot));
+    metadata.name = Some(names::pod_name(&valid.name, revision, slot));
     metadata.namespace = Some(valid.namespace.clone());
     metadata.owner_references = Some(vec![valid.owner.clone()]);
-    let labels = names::pod_labels(&valid.name, valid.revision.as_str(), slot);
+    let labels = names::pod_labels(&valid.name, revision, slot);
     metadata.labels.get_or_insert_default().extend(labels);
     metadata.annotations.get_or_insert_default().insert(
         names::ANNOTATION_SAFE_TO_EVICT.to_owned(),

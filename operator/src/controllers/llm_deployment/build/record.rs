@@ -17,8 +17,11 @@ pub(super) fn build_record(valid: &Valid, record: &Record) -> ControllerRevision
     let containers = record.template.spec.iter().flat_map(|spec| &spec.containers);
     let runtime = containers.into_iter().find(|one| one.name == names::CONTAINER_RUNTIME);
     let image = runtime.and_then(|runtime| runtime.image.clone());
+    let highest = valid.recorded.values().map(|recorded| recorded.number).max();
+    let number = highest.unwrap_or(0) + 1;
     let annotations = BTreeMap::from([
-        (names::ANNOTATION_NUMBER.to_owned(), valid.next_number.to_string()),
+        (names::ANNOTATION_NUMBER.to_owned(), number.to_string()),
+        (names::ANNOTATION_DIGEST.to_owned(), valid.intent.digest.clone()),
         (names::ANNOTATION_SETTINGS.to_owned(), record.settings.fingerprint()),
         (names::ANNOTATION_IMAGE.to_owned(), image.unwrap_or_default()),
     ]);
@@ -32,6 +35,6 @@ pub(super) fn build_record(valid: &Valid, record: &Record) -> ControllerRevision
             ..ObjectMeta::default()
         },
         data: Some(RawExtension(json(record))),
-        revision: valid.next_number,
+        revision: number,
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 fn first_pass(object: &LlmDeployment) -> (Valid, Children<Built>) {
     let observed = world(vec![]);
     let valid = valid(object, &observed);
-    let plan = plan::next(&valid, &observed, at(0));
+    let plan = plan::next(&valid, &observed, None, at(0));
     let children = build(&valid, &plan);
     (valid, children)
 }
@@ -181,7 +181,7 @@ fn service_that_is_as_wanted_is_not_written_again() {
             service: there.clone(),
             is_ours: true,
         });
-        build(&valid(object, &observed), &Plan::Complete).service
+        build(&valid(object, &observed), &Plan::default()).service
     };
     assert_eq!(write(&there, &object), None);
 
@@ -216,9 +216,11 @@ fn pods_of_a_recorded_revision_come_from_the_record() {
     observed.defaults.runtime_image = "registry.example.com/runtime:8".to_owned();
     observed.revisions = vec![watched(&record)];
     let mut valid = valid(&edited, &observed);
-    valid.has_served = true;
-    valid.stored.as_mut().unwrap().record = Record::of(&record);
-    let plan = plan::next(&valid, &observed, at(9));
+    valid.before.current_revision = Some(valid.revision.to_string());
+    valid
+        .records
+        .insert(valid.revision.to_string(), Record::of(&record).unwrap());
+    let plan = plan::next(&valid, &observed, None, at(9));
     let again = build(&valid, &plan);
     assert!(again.record.is_none());
     assert_eq!(again.pods, children.pods);
@@ -233,8 +235,8 @@ fn wrong_mirror_of_a_revision_that_never_served_can_be_repaired() {
     let mut edited = object;
     edited.spec.model.endpoint = Some("https://other.example.com".to_owned());
     let valid = valid(&edited, &observed);
-    assert!(valid.stored.is_some());
-    let again = build(&valid, &plan::next(&valid, &observed, at(9)));
+    assert!(valid.recorded.contains_key(valid.revision.as_str()));
+    let again = build(&valid, &plan::next(&valid, &observed, None, at(9)));
     assert_eq!(again.delete_records.len(), 1);
     assert!(again.pods.is_empty());
 }
@@ -245,29 +247,29 @@ fn surroundings_that_are_as_wanted_are_not_written_again() {
     let mut observed = world(vec![]);
     observed.dependencies.has_pod_monitors = true;
     let before = valid(&object, &observed);
-    let children = build(&before, &plan::next(&before, &observed, at(0)));
+    let children = build(&before, &plan::next(&before, &observed, None, at(0)));
     let Surroundings {
         files, budget, monitor, ..
     } = children.surroundings;
-    let name = files.as_ref().unwrap().name_any();
+    let name = files[0].name_any();
     observed.revisions = children.record.iter().map(watched).collect();
     let files = Found {
-        object: Arc::new(files.unwrap().metadata.into_response_partial()),
+        object: Arc::new(files[0].metadata.clone().into_response_partial()),
         is_ours: true,
     };
     observed.dependencies.snapshots.insert(name, files);
     observed.dependencies.budget = budget.map(found);
     observed.dependencies.pod_monitor = monitor.map(found);
-    let after = build(&valid(&object, &observed), &Plan::Complete).surroundings;
-    assert_eq!((after.files, after.budget), (None, None));
+    let after = build(&valid(&object, &observed), &Plan::default()).surroundings;
+    assert_eq!((after.files, after.budget), (vec![], None));
     assert!(after.monitor.is_none() && after.annotate.is_empty());
     assert_eq!((after.delete_budget, after.delete_monitor), (None, None));
 
-    let plain = build(&valid(&self::object(&json!({})), &observed), &Plan::Complete).surroundings;
+    let plain = build(&valid(&self::object(&json!({})), &observed), &Plan::default()).surroundings;
     assert!(plain.delete_budget.is_some(), "a budget that nobody wants goes");
     observed.dependencies.pod_monitor.as_mut().unwrap().is_ours = false;
     observed.dependencies.budget.as_mut().unwrap().is_ours = false;
-    let plain = build(&valid(&self::object(&json!({})), &observed), &Plan::Complete).surroundings;
+    let plain = build(&valid(&self::object(&json!({})), &observed), &Plan::default()).surroundings;
     assert_eq!((plain.delete_budget, plain.delete_monitor), (None, None));
     assert!(plain.monitor.is_none(), "a foreign monitor is left alone");
 }
@@ -304,9 +306,9 @@ fn every_child_has_our_owner_and_label() {
     let mut observed = world(vec![]);
     observed.dependencies.has_pod_monitors = true;
     let valid = valid(&surrounded(), &observed);
-    let surroundings = build(&valid, &plan::next(&valid, &observed, at(0))).surroundings;
+    let surroundings = build(&valid, &plan::next(&valid, &observed, None, at(0))).surroundings;
     let around = [
-        surroundings.files.map(|one| one.metadata),
+        surroundings.files.into_iter().next().map(|one| one.metadata),
         surroundings.budget.map(|one| one.metadata),
         surroundings.monitor.map(|one| one.metadata),
     ];

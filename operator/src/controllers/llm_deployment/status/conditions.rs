@@ -1,10 +1,9 @@
 //! Every condition, one function each. Pure: what comes in is the scene, what goes out are findings.
 
-use escadre_crds::condition::{AnyReason, ConditionStatus, ConditionType, Finding, READY_ORDER, Reason, VerifyReason};
+use escadre_crds::condition::{AnyReason, ConditionStatus, ConditionType, Finding, READY_ORDER, Reason};
 
-use super::super::Outcome;
-use super::super::diagnose::{Problem, Progress};
-use super::super::plan::Plan;
+use super::super::diagnose::{Problem, Progress, needs_a_person};
+use super::super::plan::State;
 use super::scene::{Scene, pending};
 use escadre_crds::names;
 
@@ -47,14 +46,14 @@ fn from_problem(problem: &Problem) -> Finding {
 }
 
 fn accepted(scene: &Scene<'_>) -> Finding {
-    match scene.outcome {
-        Outcome::Rejected(rejected) => finding(
+    match &scene.outcome.rejected {
+        Some(rejected) => finding(
             ConditionType::Accepted,
             False,
             rejected.reason,
             rejected.message.clone(),
         ),
-        Outcome::Applied { .. } | Outcome::Failed { .. } => finding(
+        None => finding(
             ConditionType::Accepted,
             True,
             Reason::Valid,
@@ -66,13 +65,15 @@ fn accepted(scene: &Scene<'_>) -> Finding {
 fn resolved(scene: &Scene<'_>) -> Finding {
     let type_ = ConditionType::ModelResolved;
     if scene.mine().any(|pod| pod.is_serving() || pod.diagnosis.is_fetched) {
-        let source = &scene.object.spec.model.source;
-        return finding(
-            type_,
-            True,
-            Reason::Resolved,
-            format!("the model was fetched from {source}"),
-        );
+        let message = if scene.goal == scene.target {
+            format!("the model was fetched from {}", scene.object.spec.model.source)
+        } else {
+            format!(
+                "the model of revision {} was fetched",
+                scene.goal.as_deref().unwrap_or_default()
+            )
+        };
+        return finding(type_, True, Reason::Resolved, message);
     }
     if let Some(problem) = scene.problem(type_) {
         return from_problem(problem);
@@ -94,12 +95,11 @@ fn verified(scene: &Scene<'_>) -> Finding {
         .mine()
         .any(|pod| pod.is_serving() || (pod.diagnosis.is_fetched && pod.is_verified()))
     {
-        let digest = &scene.object.spec.model.verification.digest;
         return finding(
             type_,
             True,
             Reason::Verified,
-            format!("the process that loads the model found {digest}"),
+            format!("the process that loads the model found {}", scene.digest()),
         );
     }
     if scene.mine().any(|pod| pod.diagnosis.progress >= Progress::Verifying) {
@@ -135,20 +135,21 @@ fn capacity(scene: &Scene<'_>) -> Finding {
 fn progressing(scene: &Scene<'_>) -> Finding {
     let type_ = ConditionType::Progressing;
     let name = scene.name();
-    let plan = match scene.outcome {
-        Outcome::Rejected(rejected) => {
-            return finding(type_, False, rejected.reason, rejected.message.clone());
-        }
-        Outcome::Failed { error, .. } => {
-            return finding(
-                type_,
-                False,
-                Reason::ApplyFailed,
-                format!("{}; it is tried again", error.words()),
-            );
-        }
-        Outcome::Applied { plan, .. } => plan,
-    };
+    if let Some(rejected) = &scene.outcome.rejected {
+        return finding(type_, False, rejected.reason, rejected.message.clone());
+    }
+    let work = scene.outcome.work.as_ref();
+    if let Some(Err(error)) = work.map(|work| &work.applied) {
+        let message = format!("{}; it is tried again", error.words());
+        return finding(type_, False, Reason::ApplyFailed, message);
+    }
+    if let Some(message) = given_up(scene) {
+        let reason = match scene.plan().map(|plan| &plan.state) {
+            Some(State::Halted) => Reason::RolloutStopped,
+            _ => Reason::RolledBack,
+        };
+        return finding(type_, False, reason, message);
+    }
     if scene.is_settled() {
         return finding(
             type_,
@@ -157,18 +158,22 @@ fn progressing(scene: &Scene<'_>) -> Finding {
             format!("{name} has what its spec asks for"),
         );
     }
-    if scene.others() > 0 && scene.wanted > 0 {
-        let target = scene.target.as_deref().unwrap_or_default();
-        let message =
-            format!("revision {target} of {name} replaces the older one: its pods are deleted and made again");
-        return finding(type_, True, Reason::Recreating, message);
-    }
-    if let Plan::Blocked { retry, .. } = plan {
-        let message = format!(
-            "a failed pod of {name} is replaced within {} s",
-            retry.as_secs().max(10)
-        );
-        return finding(type_, True, Reason::Scaling, message);
+    match scene.plan().map(|plan| &plan.state) {
+        Some(State::RollingOut(message)) => return finding(type_, True, Reason::RollingOut, message.clone()),
+        Some(State::Blocked(message)) => return finding(type_, False, Reason::Blocked, message.clone()),
+        Some(State::Paused(message)) => return finding(type_, False, Reason::Paused, message.clone()),
+        Some(State::Stalled(failure)) => {
+            return finding(type_, False, Reason::ProgressDeadlineExceeded, failure.message.clone());
+        }
+        Some(State::Remaking) => {
+            let message = format!("the pods of {name} are made again with its edited settings");
+            return finding(type_, True, Reason::Recreating, message);
+        }
+        Some(State::Resting(rest)) => {
+            let message = format!("a failed pod of {name} is replaced within {} s", rest.as_secs().max(10));
+            return finding(type_, True, Reason::Scaling, message);
+        }
+        Some(State::Idle | State::Working | State::Failed | State::Halted | State::RolledBack(_)) | None => {}
     }
     let mine = scene.mine().count();
     if mine != scene.wanted && (scene.was_reached() || mine > scene.wanted) {
@@ -177,6 +182,19 @@ fn progressing(scene: &Scene<'_>) -> Finding {
     }
     let (reason, message) = scene.activity();
     finding(type_, True, reason, message)
+}
+
+/// What became of a revision that failed.
+fn given_up(scene: &Scene<'_>) -> Option<String> {
+    let (failed, why) = scene.failure()?;
+    let next = "edit the spec, or set another spec.restartToken to try it again";
+    Some(match scene.plan().map(|plan| &plan.state) {
+        Some(State::RolledBack(share)) => {
+            let goal = scene.goal.as_deref().unwrap_or_default();
+            format!("revision {failed} failed ({why}); revision {goal} serves in its place: {share}; {next}")
+        }
+        _ => format!("revision {failed} failed ({why}); {next}"),
+    })
 }
 
 fn available(scene: &Scene<'_>) -> Finding {
@@ -190,7 +208,7 @@ fn available(scene: &Scene<'_>) -> Finding {
         let message = format!("{name} is scaled to zero; set spec.replicas to serve again");
         return finding(type_, False, Reason::ScaledToZero, message);
     }
-    let serving = scene.serving();
+    let serving = scene.available();
     if serving >= scene.least_available() {
         return finding(
             type_,
@@ -224,7 +242,7 @@ fn refused(refusal: &super::super::apply::Refusal) -> String {
 fn ready(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
     let type_ = ConditionType::Ready;
     let name = scene.name();
-    let is_accepted = !matches!(scene.outcome, Outcome::Rejected(_));
+    let is_accepted = scene.outcome.rejected.is_none();
     if is_accepted && scene.is_suspended {
         return finding(
             type_,
@@ -241,14 +259,18 @@ fn ready(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
             format!("{name} has no pods, as its spec asks"),
         );
     }
-    let is_whole = if scene.was_reached() {
+    let is_whole = if scene.was_reached() && scene.goal == scene.target {
         scene.serving() > 0 && scene.others() == 0 && !scene.has_lost()
     } else {
         scene.is_reached()
     };
     if is_accepted && is_whole && scene.problem(ConditionType::ModelVerified).is_none() {
-        let digest = &scene.object.spec.model.verification.digest;
-        return finding(type_, True, Reason::Serving, format!("{name} serves {digest}"));
+        return finding(
+            type_,
+            True,
+            Reason::Serving,
+            format!("{name} serves {}", scene.digest()),
+        );
     }
     let in_order = || {
         READY_ORDER
@@ -283,13 +305,16 @@ fn degraded(scene: &Scene<'_>) -> Finding {
         );
         return finding(type_, True, Reason::ForeignPod, message);
     }
-    if scene.serving() == 0 {
+    if scene.available() == 0 {
         return finding(
             type_,
             False,
             Reason::Pending,
             format!("no pod of {name} serves, so nothing is missing from what serves"),
         );
+    }
+    if let Some(message) = given_up(scene) {
+        return finding(type_, True, Reason::RolledBack, message);
     }
     if let Some(problem) = scene.problems().next() {
         return finding(type_, True, problem.reason, problem.message.clone());
@@ -306,27 +331,16 @@ fn stalled(scene: &Scene<'_>, findings: &[Finding]) -> Finding {
     let is_ready = findings
         .iter()
         .any(|one| one.condition == ConditionType::Ready && one.status == True);
-    if let Outcome::Rejected(rejected) = scene.outcome {
+    if let Some(rejected) = &scene.outcome.rejected {
         return finding(type_, True, rejected.reason, rejected.message.clone());
+    }
+    if let Some(message) = given_up(scene) {
+        return finding(type_, True, Reason::RolledBack, message);
     }
     let hopeless = scene.problems().find(|problem| needs_a_person(problem.reason));
     match hopeless {
         Some(problem) if !is_ready => finding(type_, True, problem.reason, problem.message.clone()),
         Some(_) | None => finding(type_, False, Reason::Complete, "nothing waits for a person".to_owned()),
-    }
-}
-
-/// Whether trying again can never help.
-fn needs_a_person(reason: AnyReason) -> bool {
-    match reason {
-        AnyReason::Verify(reason) => !matches!(
-            reason,
-            VerifyReason::DownloadIncomplete | VerifyReason::CacheFull | VerifyReason::StorageFault
-        ),
-        AnyReason::Common(reason) => matches!(
-            reason,
-            Reason::ContextTooLong | Reason::ArchitectureUnsupported | Reason::OutOfMemoryHost | Reason::InvalidSpec
-        ),
     }
 }
 

@@ -4,6 +4,7 @@
 //! timestamps would change, so that a world that stands still causes no writes.
 
 mod conditions;
+mod revisions;
 mod scene;
 #[cfg(test)]
 mod tests;
@@ -20,15 +21,14 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
-use super::Outcome;
 use super::observe::Observed;
-use super::plan::Plan;
+use super::{Outcome, Work};
 use crate::context::Context;
 use crate::controllers::llm_deployment::events;
 use crate::kube_ext::apply::{CallError, apply_status};
 use crate::runtime_status::Said;
 use conditions::findings;
-use scene::Scene;
+use scene::{Judged, Scene};
 
 /// After the API server refused a pod: a quota changes without an event that we see.
 const BLOCKED: Duration = Duration::from_secs(10);
@@ -69,29 +69,29 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
     for finding in findings(&scene) {
         condition::set(&mut conditions, finding, object.metadata.generation, now);
     }
-    let serving = scene.serving();
-    let served = scene.mine().find(|pod| pod.is_serving());
+    let served = most_served(&scene);
     let served_digest = served
         .and_then(|pod| pod.said())
         .and_then(|said| said.served_digest.clone());
+    let available = count(scene.available());
     let is_same_target = scene.before.target_revision == scene.target;
     let status = LlmDeploymentStatus {
         observed_generation: object.metadata.generation,
         conditions,
         replicas: count(scene.alive()),
-        ready_replicas: count(serving),
-        updated_replicas: count(scene.mine().count()),
+        ready_replicas: available,
+        updated_replicas: count(scene.of(scene.target.as_deref()).count()),
         verified_replicas: count(scene.mine().filter(|pod| pod.is_verified()).count()),
-        available_replicas: count(serving),
+        available_replicas: available,
         selector: Some(names::selector(&scene.name())),
         display: Some(Display {
-            ready: Some(format!("{serving}/{}", scene.wanted)),
+            ready: Some(format!("{available}/{}", scene.wanted)),
             digest: served_digest
                 .as_deref()
                 .and_then(|digest| digest.get(7..19))
                 .map(str::to_owned),
         }),
-        served_revision: served.and(scene.target.clone()),
+        served_revision: served.map(|pod| pod.facts.revision.clone()),
         served_digest,
         current_revision: if scene.is_reached() {
             scene.target.clone()
@@ -99,6 +99,12 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
             scene.before.current_revision.clone()
         },
         target_revision: scene.target.clone(),
+        failed_revision: scene.failure().map(|(failed, _)| failed.to_owned()),
+        rollout: match scene.plan() {
+            Some(plan) => plan.rollout.clone(),
+            None => scene.before.rollout.clone(),
+        },
+        revisions: revisions::of(&scene),
         endpoint: scene
             .has_service
             .then(|| names::endpoint(&scene.name(), &object.namespace().unwrap_or_default(), port(object))),
@@ -112,7 +118,7 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
         last_failure: last_failure(&scene),
     };
     Judgement {
-        next_look: next_look(&scene, object, now),
+        next_look: next_look(&scene, object),
         status,
     }
 }
@@ -125,11 +131,24 @@ fn port(object: &LlmDeployment) -> u16 {
     u16::try_from(object.spec.service.port).unwrap_or(80)
 }
 
-/// What the pods of the target revision say, a serving one first.
+/// A pod of the revision that most pods serve; of two that are even, the one that served before.
+fn most_served<'a, 'b>(scene: &'b Scene<'a>) -> Option<&'b Judged<'a>> {
+    let serving = || scene.pods.iter().filter(|pod| pod.is_serving());
+    let of = |revision: &str| serving().filter(|pod| pod.facts.revision == revision).count();
+    let was = scene.before.served_revision.as_deref();
+    serving().max_by_key(|pod| {
+        let revision = pod.facts.revision.as_str();
+        (of(revision), Some(revision) == was)
+    })
+}
+
+/// What the pods say: those of the goal that serve, then others that serve, then the rest of the goal's.
 fn from_pods<T>(scene: &Scene<'_>, pick: impl Fn(&Said) -> Option<T>) -> Option<T> {
     let serving = scene.mine().filter(|pod| pod.is_serving());
+    let older = scene.pods.iter().filter(|pod| pod.is_serving());
     let others = scene.mine().filter(|pod| !pod.is_serving());
-    serving.chain(others).filter_map(|pod| pod.said()).find_map(pick)
+    let all = serving.chain(older).chain(others);
+    all.filter_map(|pod| pod.said()).find_map(pick)
 }
 
 fn verification(scene: &Scene<'_>, is_same_target: bool) -> Option<VerificationStatus> {
@@ -233,23 +252,18 @@ fn last_failure(scene: &Scene<'_>) -> Option<LastFailure> {
     }
 }
 
-fn next_look(scene: &Scene<'_>, object: &LlmDeployment, now: Timestamp) -> Option<Duration> {
+fn next_look(scene: &Scene<'_>, object: &LlmDeployment) -> Option<Duration> {
     let safety_net = IDLE + jitter(object);
-    let planned = match scene.outcome {
-        // A Service in the way can go without an event that we see.
-        Outcome::Rejected(_) if !scene.has_service => Some(BLOCKED),
-        // Not everything that can be missing is watched.
-        Outcome::Rejected(rejected) if rejected.reason == Reason::DependencyMissing => Some(BLOCKED),
+    let outcome = scene.outcome;
+    let is_blocked = match (&outcome.rejected, &outcome.work) {
         // The error policy decides.
-        Outcome::Failed { .. } => return None,
-        Outcome::Applied { .. } if scene.refused().is_some() => Some(BLOCKED),
-        Outcome::Applied {
-            plan: Plan::Blocked { retry, .. },
-            ..
-        } => Some(*retry),
-        Outcome::Rejected(_) | Outcome::Applied { .. } => None,
+        (_, Some(Work { applied: Err(_), .. })) => return None,
+        // A Service in the way can go without an event that we see, and not everything that can be missing is watched.
+        (Some(rejected), _) => !scene.has_service || rejected.reason == Reason::DependencyMissing,
+        (None, _) => scene.refused().is_some(),
     };
-    let waits = planned.into_iter().chain(scene.next_stuck(now));
+    let planned = scene.plan().and_then(|plan| plan.wake);
+    let waits = is_blocked.then_some(BLOCKED).into_iter().chain(planned);
     Some(waits.min().unwrap_or(safety_net))
 }
 
@@ -281,7 +295,15 @@ fn is_progress_alone(before: &LlmDeploymentStatus, after: &LlmDeploymentStatus) 
         let conditions = status.conditions.iter();
         conditions.map(|one| (one.type_.clone(), one.status.clone())).collect()
     };
-    before.observed_generation == after.observed_generation && states(before) == states(after)
+    // What the next pass must know: it acts on nothing that is not written down.
+    let decided = |status: &LlmDeploymentStatus| {
+        let rollout = status.rollout.as_ref();
+        let rollout = rollout.map(|rollout| (rollout.revision.clone(), rollout.step, rollout.gates_passed));
+        (status.failed_revision.clone(), status.current_revision.clone(), rollout)
+    };
+    before.observed_generation == after.observed_generation
+        && states(before) == states(after)
+        && decided(before) == decided(after)
 }
 
 /// Judges, writes what changed, tells what changed.

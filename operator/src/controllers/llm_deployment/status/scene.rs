@@ -1,24 +1,20 @@
 //! One look at everything that status is made from: the pods read once, counted once. Pure.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use escadre_crds::LlmDeployment;
 use escadre_crds::condition::{AnyReason, ConditionType, Reason};
-use escadre_crds::v1alpha1::LlmDeploymentStatus;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use escadre_crds::v1alpha1::{LlmDeploymentStatus, RevisionStatus};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::super::Outcome;
 use super::super::apply::Refusal;
 use super::super::build::min_available;
 use super::super::diagnose::{Diagnosis, Problem, Progress, diagnose};
-use super::super::observe::{ForeignPod, Observed, ObservedPod, Report};
-use super::super::plan::{Plan, PodFacts};
+use super::super::observe::{ForeignPod, Observed, ObservedPod};
+use super::super::plan::{Plan, PodFacts, State};
 use crate::runtime_status::Said;
-
-/// How long after the end of its grace a pod may still be there: the kubelet needs a moment to remove it.
-const STUCK_AFTER: SignedDuration = SignedDuration::from_secs(30);
 
 /// One pod, read.
 #[derive(Clone, Debug)]
@@ -29,23 +25,8 @@ pub(super) struct Judged<'a> {
 }
 
 impl Judged<'_> {
-    pub(super) fn is_alive(&self) -> bool {
-        !self.facts.is_terminating && !self.facts.has_ended
-    }
-
     pub(super) fn is_serving(&self) -> bool {
-        self.is_alive() && !self.facts.is_altered && self.diagnosis.progress == Progress::Serving
-    }
-
-    /// It should have gone long ago: its node is lost, nothing can be served from there.
-    fn is_stuck(&self, now: Timestamp) -> bool {
-        self.stuck_at().is_some_and(|when| now >= when)
-    }
-
-    /// When a terminating pod counts as stuck. The API server sets the deletion timestamp to the end of its grace.
-    fn stuck_at(&self) -> Option<Timestamp> {
-        let end = self.observed.pod.metadata.deletion_timestamp.as_ref()?;
-        end.0.checked_add(STUCK_AFTER).ok()
+        self.facts.is_alive() && !self.facts.is_altered && self.facts.is_serving
     }
 
     /// Its process found the bytes to be those of the digest.
@@ -55,10 +36,7 @@ impl Judged<'_> {
     }
 
     pub(super) fn said(&self) -> Option<&Said> {
-        match &self.observed.report {
-            Report::Said { said, .. } => Some(said),
-            Report::NotAsked | Report::Waiting | Report::Unreachable(_) => None,
-        }
+        self.observed.said()
     }
 }
 
@@ -69,6 +47,8 @@ pub(super) struct Scene<'a> {
     pub(super) before: LlmDeploymentStatus,
     /// The revision that the spec asks for; while the spec is refused, the one that it asked for before.
     pub(super) target: Option<String>,
+    /// The revision that there should be pods of: the target, or after that failed the one that served before.
+    pub(super) goal: Option<String>,
     /// How many pods there should be.
     pub(super) wanted: usize,
     pub(super) is_suspended: bool,
@@ -81,86 +61,111 @@ pub(super) struct Scene<'a> {
 impl<'a> Scene<'a> {
     pub(super) fn new(object: &'a LlmDeployment, observed: &'a Observed, outcome: &'a Outcome, now: Timestamp) -> Self {
         let before = object.status.clone().unwrap_or_default();
-        let (target, digest, wanted, is_suspended) = match outcome {
-            Outcome::Rejected(_) => {
-                let wanted = if object.spec.suspend {
-                    0
-                } else {
-                    object.spec.replicas.max(0)
-                };
-                (
-                    before.target_revision.clone(),
-                    before.served_digest.clone(),
-                    wanted.unsigned_abs(),
-                    object.spec.suspend,
-                )
-            }
-            Outcome::Applied { valid, .. } | Outcome::Failed { valid, .. } => (
-                Some(valid.revision.to_string()),
-                Some(valid.intent.digest.clone()),
-                valid.replicas,
-                valid.suspended,
-            ),
-        };
         let name = object.name_any();
-        let no_images = BTreeMap::new();
-        let images = match outcome {
-            Outcome::Rejected(_) => &no_images,
-            Outcome::Applied { valid, .. } | Outcome::Failed { valid, .. } => &valid.images,
+        let (target, goal) = match &outcome.work {
+            Some(work) => (Some(work.valid.revision.to_string()), Some(work.plan.goal.clone())),
+            None => (before.target_revision.clone(), before.target_revision.clone()),
         };
-        let pods = observed.pods.iter().map(|one| Judged {
-            observed: one,
-            facts: PodFacts::of(&one.pod, &name, images),
-            diagnosis: diagnose(one, digest.as_deref()),
+        let nothing = BTreeMap::new();
+        let pods = observed.pods.iter().map(|one| {
+            let (recorded, diagnosis) = match &outcome.work {
+                Some(work) => (&work.valid.recorded, work.valid.diagnose(one)),
+                None => (&nothing, diagnose(one, before.served_digest.as_deref())),
+            };
+            Judged {
+                observed: one,
+                facts: PodFacts::of(one, &name, recorded, &diagnosis),
+                diagnosis,
+            }
         });
         let is_there = observed.service.as_ref().is_some_and(|found| found.is_ours);
-        let was_made = matches!(outcome, Outcome::Applied { children, .. } if children.service.is_some());
+        let applied = outcome.work.as_ref().and_then(|work| work.applied.as_ref().ok());
+        let wanted = if object.spec.suspend {
+            0
+        } else {
+            object.spec.replicas.max(0)
+        };
         Self {
             object,
             outcome,
             target,
+            goal,
             wanted: usize::try_from(wanted).unwrap_or(usize::MAX),
-            is_suspended,
-            pods: pods.filter(|pod| !pod.is_stuck(now)).collect(),
+            is_suspended: object.spec.suspend,
+            pods: pods.filter(|pod| pod.facts.is_there(now)).collect(),
             foreign: &observed.foreign,
-            has_service: is_there || was_made,
+            has_service: is_there || applied.is_some_and(|children| children.service.is_some()),
             before,
         }
     }
 
-    /// How long until a terminating pod does not count any more.
-    pub(super) fn next_stuck(&self, now: Timestamp) -> Option<Duration> {
-        let waits = self.pods.iter().filter_map(Judged::stuck_at);
-        waits
-            .filter_map(|when| Duration::try_from(when.duration_since(now)).ok())
-            .min()
+    pub(super) fn plan(&self) -> Option<&'a Plan> {
+        self.outcome.work.as_ref().map(|work| &work.plan)
     }
 
     pub(super) fn name(&self) -> String {
         self.object.name_any()
     }
 
-    /// Living pods of the target revision.
+    /// Living pods of one revision.
+    pub(super) fn of<'b>(&'b self, revision: Option<&'b str>) -> impl Iterator<Item = &'b Judged<'a>> {
+        let alive = self.pods.iter().filter(|pod| pod.facts.is_alive());
+        alive.filter(move |pod| Some(pod.facts.revision.as_str()) == revision)
+    }
+
+    /// Living pods of the goal.
     pub(super) fn mine(&self) -> impl Iterator<Item = &Judged<'a>> {
-        self.pods
-            .iter()
-            .filter(|pod| pod.is_alive() && Some(&pod.facts.revision) == self.target.as_ref())
+        self.of(self.goal.as_deref())
     }
 
     /// Pods of other revisions, those on their way out too.
     pub(super) fn others(&self) -> usize {
         self.pods
             .iter()
-            .filter(|pod| Some(&pod.facts.revision) != self.target.as_ref())
+            .filter(|pod| Some(&pod.facts.revision) != self.goal.as_ref())
             .count()
     }
 
     pub(super) fn alive(&self) -> usize {
-        self.pods.iter().filter(|pod| pod.is_alive()).count()
+        self.pods.iter().filter(|pod| pod.facts.is_alive()).count()
     }
 
+    /// Pods of the goal that serve.
     pub(super) fn serving(&self) -> usize {
         self.mine().filter(|pod| pod.is_serving()).count()
+    }
+
+    /// Pods that serve the digest of their revision, whichever that is.
+    pub(super) fn available(&self) -> usize {
+        self.pods.iter().filter(|pod| pod.is_serving()).count()
+    }
+
+    /// The digest of the goal.
+    pub(super) fn digest(&self) -> &str {
+        let valid = self.outcome.work.as_ref().map(|work| &work.valid);
+        let recorded = valid
+            .zip(self.goal.as_ref())
+            .and_then(|(valid, goal)| valid.recorded.get(goal));
+        let recorded = recorded.and_then(|recorded| recorded.digest.as_deref());
+        recorded.unwrap_or(&self.object.spec.model.verification.digest)
+    }
+
+    /// The failed revision and why, when the target failed.
+    pub(super) fn failure(&self) -> Option<(&str, String)> {
+        let target = self.target.as_deref()?;
+        if let Some(failure) = self.plan().and_then(|plan| plan.failure.as_ref()) {
+            return Some((target, format!("{}: {}", failure.reason, failure.message)));
+        }
+        let is_failed = matches!(
+            self.plan().map(|plan| &plan.state),
+            Some(State::RolledBack(_) | State::Halted)
+        );
+        let known = self.before.revisions.iter().find(|one| one.name == target);
+        let words = |one: &RevisionStatus| {
+            let reason = one.reason.as_deref().unwrap_or("Failed");
+            format!("{reason}: {}", one.message.as_deref().unwrap_or_default())
+        };
+        is_failed.then(|| (target, known.map(words).unwrap_or_default()))
     }
 
     /// How many pods must serve for `Available`: what evictions must leave, or one.
@@ -181,15 +186,13 @@ impl<'a> Scene<'a> {
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.pods
             .iter()
-            .filter(|pod| !pod.facts.is_terminating && Some(&pod.facts.revision) == self.target.as_ref())
+            .filter(|pod| !pod.facts.is_terminating && Some(&pod.facts.revision) == self.goal.as_ref())
             .filter_map(|pod| pod.diagnosis.problem.as_ref())
     }
 
     pub(super) fn refused(&self) -> Option<&Refusal> {
-        match self.outcome {
-            Outcome::Applied { children, .. } => children.stage.refused.as_ref(),
-            Outcome::Rejected(_) | Outcome::Failed { .. } => None,
-        }
+        let children = self.outcome.work.as_ref()?.applied.as_ref().ok()?;
+        children.stage.refused.as_ref()
     }
 
     /// The revision reached its size once: since then, growth and healing do not lower `Ready`.
@@ -197,17 +200,15 @@ impl<'a> Scene<'a> {
         self.target.is_some() && self.before.current_revision == self.target
     }
 
-    /// The revision has its size now, and nothing else is left.
+    /// The target has its size now, has shown what it must, and nothing else is left.
     pub(super) fn is_reached(&self) -> bool {
-        self.wanted > 0 && self.serving() >= self.wanted && self.others() == 0
+        self.plan().is_some_and(|plan| plan.completes)
     }
 
     /// Nothing is on its way.
     pub(super) fn is_settled(&self) -> bool {
-        let is_planned = match self.outcome {
-            Outcome::Applied { plan, .. } => *plan == Plan::Complete,
-            Outcome::Rejected(_) | Outcome::Failed { .. } => false,
-        };
+        let work = self.outcome.work.as_ref().filter(|_| self.outcome.rejected.is_none());
+        let is_planned = work.is_some_and(|work| work.plan.step.is_empty() && work.applied.is_ok());
         is_planned && self.serving() == self.wanted && self.alive() == self.wanted && self.others() == 0
     }
 

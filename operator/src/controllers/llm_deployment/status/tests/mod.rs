@@ -12,7 +12,7 @@ use super::super::apply::{Error as ApplyError, Refusal};
 use super::super::build::build;
 use super::super::fixtures::{DIGEST, PodFixture, applied, at, object, pass, valid, watched, world};
 use super::super::observe::{ForeignPod, ObservedPod};
-use super::super::plan::{self, Plan};
+use super::super::plan;
 use super::*;
 use crate::kube_ext::apply::CallError;
 

@@ -147,7 +147,7 @@ fn refused_pod_has_the_words_of_the_api_server() {
     let object = solo();
     let observed = world(vec![]);
     let valid = valid(&object, &observed);
-    let plan = plan::next(&valid, &observed, at(0));
+    let plan = plan::next(&valid, &observed, None, at(0));
     let refusal = Refusal {
         pod: "support-x-0".to_owned(),
         message: "exceeded quota: gpus".to_owned(),

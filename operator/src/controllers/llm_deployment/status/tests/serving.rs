@@ -64,7 +64,7 @@ fn ready_pod_that_serves_something_else_does_not_count() {
 fn pod_with_an_edited_image_does_not_count_whatever_it_says() {
     let object = solo();
     let empty = world(vec![]);
-    let first = plan::next(&valid(&object, &empty), &empty, at(1));
+    let first = plan::next(&valid(&object, &empty), &empty, None, at(1));
     let record = build(&valid(&object, &empty), &first).record.unwrap();
     let image = record.annotations()[names::ANNOTATION_IMAGE].clone();
     let ready = |image: &str| {
@@ -244,8 +244,8 @@ fn pod_of_an_older_revision_keeps_ready_away() {
     says(
         &status,
         ConditionType::Progressing,
-        ("True", "Recreating"),
-        "Recreating",
+        ("True", "RollingOut"),
+        "RollingOut",
         "replaces the older one",
     );
     assert_eq!(status.replicas, 1);

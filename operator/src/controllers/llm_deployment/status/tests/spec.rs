@@ -34,10 +34,8 @@ fn failed_write_is_in_status_too() {
         name: "support".to_owned(),
         source: CallError::Timeout(Duration::from_secs(20)),
     };
-    let outcome = Outcome::Failed {
-        valid: Box::new(valid(&object, &observed)),
-        error: Box::new(error),
-    };
+    let mut outcome = pass(&object, &observed, at(0));
+    outcome.work.as_mut().unwrap().applied = Err(error);
     let status = judge(&object, &observed, &outcome, at(0)).status;
     let (is, reason, message) = one(&status, ConditionType::Progressing);
     assert_eq!((is.as_str(), reason.as_str()), ("False", "ApplyFailed"));
@@ -105,13 +103,7 @@ fn unchanged_world_writes_nothing() {
     let mut observed = world(vec![PodFixture::new(&object, 0).serving().done()]);
     observed.revisions = vec![];
     let outcome = pass(&object, &observed, at(500));
-    assert!(matches!(
-        outcome,
-        Outcome::Applied {
-            plan: Plan::Complete,
-            ..
-        }
-    ));
+    assert!(outcome.work.as_ref().unwrap().plan.step.is_empty());
     let judgement = judge(&object, &observed, &outcome, at(500));
     assert!(!differs(object.status.as_ref().unwrap(), &judgement.status));
     assert!(judgement.next_look >= Some(IDLE), "answers and watches wake us");
