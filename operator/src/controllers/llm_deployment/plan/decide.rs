@@ -468,8 +468,14 @@ impl<'a> Pass<'a> {
         if self.budget.chosen == Strategy::Recreate {
             return 0;
         }
-        let last = usize::from(self.budget.chosen == Strategy::Surge && self.budget.ceiling > self.wanted);
-        (self.wanted - phase.pods.min(self.wanted)).max(last)
+        let surges = self.budget.chosen == Strategy::Surge && self.budget.ceiling > self.wanted;
+        let rest = self.wanted - phase.pods.min(self.wanted);
+        match self.policy.strategy {
+            // The share of a step is what was asked for, but one stays to go back to.
+            Strategy::Canary => rest.max(usize::from(surges)),
+            _ if surges => self.wanted,
+            _ => rest,
+        }
     }
 
     /// Old pods that are not needed any longer: those that do not serve first, then strays, then the oldest.
@@ -513,7 +519,7 @@ impl<'a> Pass<'a> {
     fn find_block(&mut self, ready: usize) {
         let Some(pod) = self
             .homeless()
-            .filter(|pod| self.is_rollout && self.is_out_of_patience(pod))
+            .filter(|pod| self.is_rollout && !self.is_first && self.is_out_of_patience(pod))
         else {
             return;
         };
@@ -664,7 +670,8 @@ impl<'a> Pass<'a> {
         for pod in &alive {
             let later = self.available_at(pod).filter(|when| *when > self.now);
             let wait = later.and_then(|when| Duration::try_from(when.duration_since(self.now)).ok());
-            self.wakes.extend(wait.filter(|_| self.is_rollout && !self.is_first));
+            self.wakes
+                .extend(wait.filter(|_| self.is_rollout && (!self.is_first || self.has_others())));
         }
         let leaving = self
             .stable_pods
@@ -682,6 +689,7 @@ impl<'a> Pass<'a> {
             && self.phase.is_none()
             && !self.has_others()
             && self.goal == self.fleet.target
+            && !self.is_failed
             && !self.fleet.is_frozen;
         let probe = self.policy.probe.is_some() && self.is_judged();
         let probe: Vec<Identity> = alive

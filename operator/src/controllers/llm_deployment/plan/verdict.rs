@@ -142,12 +142,13 @@ pub fn obstacle(pods: &[&PodFacts], refusal: Option<&str>) -> Option<String> {
         .map(|fault| format!("{}: {}", fault.reason, fault.message))
         .or_else(|| refusal.map(str::to_owned))
         .or_else(|| {
-            let pod = pods.iter().find(|pod| !pod.is_serving)?;
-            let probe = match &pod.probed {
-                Probed::Unreachable(words) => format!(" and cannot be asked the probe prompt ({words})"),
-                Probed::NotAsked | Probed::Asking | Probed::Passed | Probed::Failed(_) => String::new(),
-            };
-            Some(format!("pod {} is not ready{probe}", pod.identity.name))
+            let pod = pods.iter().find(|pod| !pod.is_serving).or_else(|| pods.first())?;
+            let name = &pod.identity.name;
+            Some(match &pod.probed {
+                Probed::Unreachable(words) => format!("pod {name} cannot be asked the probe prompt: {words}"),
+                Probed::Asking => format!("pod {name} has not answered the probe prompt yet"),
+                Probed::NotAsked | Probed::Passed | Probed::Failed(_) => format!("pod {name} is not ready"),
+            })
         })
 }
 

@@ -64,6 +64,7 @@ impl Life {
         // Full, nearly full, or with room for everything.
         let gpus = replicas + [0, 0, 1, 6][chance.index(4)];
         let rollout = random_rollout(chance);
+        let first = if chance.one_in(8) { Kind::NeverReady } else { Kind::Good };
         Self {
             cluster: Cluster::new(gpus),
             fleet: Fleet {
@@ -83,7 +84,7 @@ impl Life {
                 pods: vec![],
             },
             rollout,
-            kinds: BTreeMap::from([("r0".to_owned(), Kind::Good)]),
+            kinds: BTreeMap::from([("r0".to_owned(), first)]),
             failed: None,
             edits: 0,
             last: Plan::default(),
@@ -313,6 +314,7 @@ const LIVES: u64 = 30_000;
 fn rollout_of_a_full_cluster_goes_on_in_place_and_loses_no_more_than_one() {
     let mut chance = Chance::of(7);
     let mut life = Life::new(&mut chance);
+    life.kinds.insert("r0".to_owned(), Kind::Good);
     life.rollout = serde_json::from_value(json!({"minReadySeconds": 0})).unwrap();
     life.resize(4);
     life.cluster.gpus = 4;
@@ -333,6 +335,7 @@ fn rollout_of_a_full_cluster_goes_on_in_place_and_loses_no_more_than_one() {
 fn last_ready_pod_is_never_stopped_for_a_pod_without_a_node() {
     let mut chance = Chance::of(8);
     let mut life = Life::new(&mut chance);
+    life.kinds.insert("r0".to_owned(), Kind::Good);
     life.rollout = serde_json::from_value(json!({"progressDeadline": "10m"})).unwrap();
     life.resize(1);
     life.cluster.gpus = 1;
