@@ -10,7 +10,7 @@ pub const SOME_DIGEST: &str = "sha256:5f2b51ca2fdc5baa31ec02e002f69aec5a5e1b1a2d
 pub struct Deployment(Value);
 
 impl Deployment {
-    /// The smallest valid one: name, source, digest.
+    /// The smallest valid one: name, source, digest; and rollouts that do not wait longer than they must.
     pub fn named(name: &str) -> Self {
         Self(json!({
             "apiVersion": "escadre.dev/v1alpha1",
@@ -21,6 +21,7 @@ impl Deployment {
                     "source": "hf://fixture-owner/fixture-model",
                     "verification": {"digest": SOME_DIGEST},
                 },
+                "rollout": {"minReadySeconds": 0},
             },
         }))
     }

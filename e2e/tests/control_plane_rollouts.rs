@@ -20,13 +20,6 @@ use serde_json::{Value, json};
 const SEED: u64 = 20_261_125;
 const SOON: Duration = Duration::from_mins(3);
 
-/// A deployment that rolls without waiting longer than it must.
-fn quick(name: &str, replicas: i64) -> Deployment {
-    Deployment::named(name)
-        .replicas(replicas)
-        .set("/spec/rollout/minReadySeconds", json!(0))
-}
-
 /// Another model for `spec.model`.
 fn second_model() -> Value {
     json!({"model": {"servedName": "second"}})
@@ -99,7 +92,7 @@ async fn reserve_node(stage: &Stage, node: &str) -> Value {
 async fn new_pods_come_first_history_is_kept_and_editing_back_uses_the_old_record() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    stage.create(quick("surge", 3)).await.unwrap();
+    stage.create(Deployment::named("surge").replicas(3)).await.unwrap();
     let first = await_serving(&stage, "surge").await;
     stage.edit("surge", second_model()).await.unwrap();
     let mut least = 3;
@@ -140,7 +133,9 @@ async fn new_pods_come_first_history_is_kept_and_editing_back_uses_the_old_recor
 async fn history_limit_drops_the_oldest_records() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let limited = quick("limited", 1).set("/spec/rollout/revisionHistoryLimit", json!(1));
+    let limited = Deployment::named("limited")
+        .replicas(1)
+        .set("/spec/rollout/revisionHistoryLimit", json!(1));
     stage.create(limited).await.unwrap();
     let mut served = vec![await_serving(&stage, "limited").await.served_revision.unwrap()];
     for token in ["one", "two"] {
@@ -166,7 +161,10 @@ async fn full_node_is_rolled_in_place_one_by_one() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
     let selector = reserve_node(&stage, "fake-16").await;
-    let full = quick("full", 8).gpus(1).set("/spec/placement/nodeSelector", selector);
+    let full = Deployment::named("full")
+        .replicas(8)
+        .gpus(1)
+        .set("/spec/placement/nodeSelector", selector);
     stage.create(full).await.unwrap();
     await_serving(&stage, "full").await;
     stage.edit("full", second_model()).await.unwrap();
@@ -193,7 +191,10 @@ async fn last_pod_is_not_stopped_for_a_new_one_without_a_node() {
     foreign["spec"]["nodeSelector"] = selector.clone();
     let foreign = serde_json::from_value(foreign).unwrap();
     pods.create(&PostParams::default(), &foreign).await.unwrap();
-    let last = quick("last", 1).gpus(1).set("/spec/placement/nodeSelector", selector);
+    let last = Deployment::named("last")
+        .replicas(1)
+        .gpus(1)
+        .set("/spec/placement/nodeSelector", selector);
     stage.create(last).await.unwrap();
     await_serving(&stage, "last").await;
     stage.edit("last", second_model()).await.unwrap();
@@ -216,7 +217,9 @@ async fn last_pod_is_not_stopped_for_a_new_one_without_a_node() {
 async fn revision_that_finds_no_node_is_rolled_back_and_the_cause_is_told() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let stuck = quick("stuck", 2).set("/spec/rollout/progressDeadline", json!("12s"));
+    let stuck = Deployment::named("stuck")
+        .replicas(2)
+        .set("/spec/rollout/progressDeadline", json!("12s"));
     stage.create(stuck).await.unwrap();
     let before = await_serving(&stage, "stuck").await;
     let nowhere = json!({"placement": {"nodeSelector": {"no": "node"}}});
@@ -262,7 +265,7 @@ async fn revision_that_finds_no_node_is_rolled_back_and_the_cause_is_told() {
 async fn new_pods_that_answer_with_errors_or_too_late_do_not_pass_the_gate() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let gated = |name: &str, gates: Value| quick(name, 2).set("/spec/rollout/gates", gates);
+    let gated = |name: &str, gates: Value| Deployment::named(name).replicas(2).set("/spec/rollout/gates", gates);
     stage
         .create(gated("errors", json!({"maxErrorRate": 0.05, "window": "20s"})))
         .await
@@ -300,7 +303,8 @@ async fn canary_goes_by_steps_stands_when_paused_and_is_given_up_by_an_edit_back
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
     let steps = json!([{"replicas": 1, "pause": "5s"}, {"replicas": 2, "pause": "1h"}]);
-    let canary = quick("canary", 4)
+    let canary = Deployment::named("canary")
+        .replicas(4)
         .set("/spec/rollout/strategy", json!("Canary"))
         .set("/spec/rollout/canary/steps", steps);
     stage.create(canary).await.unwrap();
@@ -347,7 +351,7 @@ async fn canary_goes_by_steps_stands_when_paused_and_is_given_up_by_an_edit_back
 async fn stable_pods_are_healed_while_the_spec_cannot_be_followed() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    stage.create(quick("healed", 2)).await.unwrap();
+    stage.create(Deployment::named("healed").replicas(2)).await.unwrap();
     let before = await_serving(&stage, "healed").await;
     let missing = json!({"files": [{"path": "chat_template.jinja", "configMapRef": {"name": "missing", "key": "t"}}]});
     stage.edit("healed", missing).await.unwrap();
@@ -372,7 +376,9 @@ async fn stable_pods_are_healed_while_the_spec_cannot_be_followed() {
 async fn recreate_never_has_two_revisions_at_once() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let recreated = quick("recreated", 2).set("/spec/rollout/strategy", json!("Recreate"));
+    let recreated = Deployment::named("recreated")
+        .replicas(2)
+        .set("/spec/rollout/strategy", json!("Recreate"));
     stage.create(recreated).await.unwrap();
     await_serving(&stage, "recreated").await;
     stage.edit("recreated", second_model()).await.unwrap();

@@ -261,7 +261,8 @@ impl Poller {
             };
             let ip = watched.target.ip;
             let question = async move {
-                let result = ask(ip).await.map_err(|error| ((&error).into(), error.to_string()));
+                let answer = ask(ip).await.map(Box::new);
+                let result = answer.map_err(|error| ((&error).into(), error.to_string()));
                 Answered::Page { uid, ticket, result }
             };
             asked.push(question.boxed());
@@ -276,7 +277,7 @@ impl Poller {
             Answered::Page { uid, ticket, result } => (uid, ticket, result),
             Answered::Prompt { uid, prompt, answer } => return self.take_prompt(&uid, &prompt, answer),
         };
-        let outcome: Result<Page, (&'static str, String)> = result.and_then(|page| {
+        let outcome: Result<Page, (&'static str, String)> = result.map(|page| *page).and_then(|page| {
             if page.said.pod_uid.as_deref().is_some_and(|answered| answered != uid) {
                 return Err(("other_pod", "another pod answers at its address".to_owned()));
             }
@@ -319,7 +320,7 @@ enum Answered {
     Page {
         uid: String,
         ticket: u64,
-        result: Result<Page, (&'static str, String)>,
+        result: Result<Box<Page>, (&'static str, String)>,
     },
     Prompt {
         uid: String,

@@ -77,6 +77,7 @@ struct Budget {
     floor: usize,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 struct Pass<'a> {
     fleet: &'a Fleet,
     policy: &'a Policy,
@@ -431,11 +432,7 @@ impl<'a> Pass<'a> {
             floor,
         };
         if let Some(pod) = homeless.filter(|pod| !self.is_out_of_patience(pod)) {
-            let waited = pod.homeless_since.map(|since| self.now.duration_since(since));
-            let waited = waited
-                .and_then(|waited| Duration::try_from(waited).ok())
-                .unwrap_or_default();
-            self.wakes.push(PATIENCE.saturating_sub(waited));
+            self.wakes.push(PATIENCE.saturating_sub(self.sought(pod)));
         }
     }
 
@@ -445,11 +442,16 @@ impl<'a> Pass<'a> {
         alive.min_by_key(|pod| pod.homeless_since)
     }
 
+    /// For how long a pod has looked for a node.
+    fn sought(&self, pod: &PodFacts) -> Duration {
+        let sought = pod.homeless_since.map(|since| self.now.duration_since(since));
+        sought
+            .and_then(|sought| Duration::try_from(sought).ok())
+            .unwrap_or_default()
+    }
+
     fn is_out_of_patience(&self, pod: &PodFacts) -> bool {
-        pod.homeless_since.is_some_and(|since| {
-            let waited = Duration::try_from(self.now.duration_since(since)).unwrap_or_default();
-            waited >= PATIENCE
-        })
+        self.sought(pod) >= PATIENCE
     }
 
     /// Whether an old pod has every device that this one looks for.

@@ -149,6 +149,7 @@ pub struct Fleet {
 
 impl Plan {
     /// Throws a record away: the next pass makes it anew.
+    #[must_use]
     pub fn remake(self, record: Identity) -> Self {
         Self {
             step: Step {
