@@ -83,7 +83,7 @@ impl<'a> Fleet<'a> {
             .set("/spec/drain/timeoutSeconds", json!(120))
             .set(
                 "/spec/rollout",
-                json!({"minReadySeconds": 2, "progressDeadline": "20s"}),
+                json!({"minReadySeconds": 2, "progressDeadline": "60s"}),
             );
         scenario.create(deployment).await?;
         scenario.await_ready(name).await?;

@@ -18,7 +18,7 @@ use kube::api::ListParams;
 use serde_json::{Value, json};
 
 /// Until a bad revision has been given up: it is loaded, watched, and nothing happens for its whole deadline.
-const GIVEN_UP: Duration = Duration::from_secs(150);
+const GIVEN_UP: Duration = Duration::from_secs(240);
 /// Until pods that never served are gone.
 const GONE: Duration = Duration::from_mins(1);
 
@@ -213,7 +213,7 @@ async fn revision_that_starts_and_fails_is_rolled_back_and_loses_no_request() {
             gated(
                 "too slow",
                 // Long enough for new connections to come to the new pod.
-                &json!({"maxTimeToFirstToken": "1ms", "window": "10s"}),
+                &json!({"maxTimeToFirstToken": "1ms", "window": "30s"}),
                 "first token",
             ),
         ],
