@@ -142,13 +142,15 @@ async fn credentials_and_format_reach_the_container_that_fetches() {
 #[tokio::test]
 async fn overlay_files_are_a_snapshot_that_follows_its_config_map() {
     let namespace = escadre::operated_namespace().await.unwrap();
-    let deployment = Deployment::named("lay").set(
-        "/spec/files",
-        json!([
-            {"path": "chat_template.jinja", "configMapRef": {"name": "templates", "key": "chat"}},
-            {"path": "generation_config.json", "inline": "{}"},
-        ]),
-    );
+    let deployment = Deployment::named("lay")
+        .set("/spec/rollout/revisionHistoryLimit", json!(0))
+        .set(
+            "/spec/files",
+            json!([
+                {"path": "chat_template.jinja", "configMapRef": {"name": "templates", "key": "chat"}},
+                {"path": "generation_config.json", "inline": "{}"},
+            ]),
+        );
     namespace.create_deployment(deployment).await.unwrap();
     let message = await_accepted(&namespace, "lay", "DependencyMissing", SOON).await;
     assert!(
