@@ -18,7 +18,7 @@ use kube::api::ListParams;
 use serde_json::{Value, json};
 
 /// Until a bad revision has been given up: it is loaded, watched, and nothing happens for its whole deadline.
-const GIVEN_UP: Duration = Duration::from_secs(240);
+const GIVEN_UP: Duration = Duration::from_mins(4);
 /// Until pods that never served are gone.
 const GONE: Duration = Duration::from_mins(1);
 
