@@ -133,9 +133,7 @@ impl<'a> Pass<'a> {
             };
             side.push(pod);
         }
-        let others = stable_pods.iter().chain(&stray_pods).chain(&strange_pods);
-        let has_others = others.into_iter().any(|pod| pod.is_there(now));
-        Self {
+        let mut pass = Self {
             fleet,
             policy: &fleet.policy,
             now,
@@ -145,7 +143,7 @@ impl<'a> Pass<'a> {
             is_back,
             is_first: stable.is_none(),
             is_failed,
-            is_rollout: fleet.replicas > 0 && (stable != Some(goal) || has_others),
+            is_rollout: false,
             goal_pods,
             stable_pods,
             stray_pods,
@@ -169,7 +167,9 @@ impl<'a> Pass<'a> {
             why: None,
             stalled: None,
             watches: false,
-        }
+        };
+        pass.is_rollout = fleet.replicas > 0 && (stable != Some(goal) || pass.has_others());
+        pass
     }
 
     /// The rollout stands: by the user's word, since the spec cannot be followed, or since the goal failed and nobody
@@ -181,7 +181,7 @@ impl<'a> Pass<'a> {
 
     fn alive<'b>(&'b self, side: &'b [&'a PodFacts]) -> impl Iterator<Item = &'a PodFacts> + use<'a, 'b> {
         let alive = side.iter().copied();
-        alive.filter(|pod| pod.is_alive() && !self.gone.contains(pod.identity.uid.as_str()))
+        alive.filter(|pod| pod.is_alive() && !self.is_gone(pod))
     }
 
     fn goal_alive(&self) -> Vec<&'a PodFacts> {
@@ -194,13 +194,26 @@ impl<'a> Pass<'a> {
             .collect()
     }
 
+    /// Pods of the stable revision and strays, also those on their way out.
+    fn old_pods(&self) -> impl Iterator<Item = &'a PodFacts> {
+        self.stable_pods.iter().chain(&self.stray_pods).copied()
+    }
+
+    /// Pods that are not the goal's.
+    fn others(&self) -> impl Iterator<Item = &'a PodFacts> {
+        self.old_pods().chain(self.strange_pods.iter().copied())
+    }
+
     fn has_others(&self) -> bool {
-        let others = self
-            .stable_pods
-            .iter()
-            .chain(&self.stray_pods)
-            .chain(&self.strange_pods);
-        others.into_iter().any(|pod| pod.is_there(self.now))
+        self.others().any(|pod| pod.is_there(self.now))
+    }
+
+    fn is_gone(&self, pod: &PodFacts) -> bool {
+        self.gone.contains(pod.identity.uid.as_str())
+    }
+
+    fn ready(pods: &[&PodFacts]) -> usize {
+        pods.iter().filter(|pod| pod.is_ready).count()
     }
 
     fn remove(&mut self, pod: &'a PodFacts) {
@@ -423,7 +436,7 @@ impl<'a> Pass<'a> {
             .any(|pod| pod.is_terminating && pod.is_there(self.now));
         if self.is_back && !is_leaving && homeless.is_some_and(|pod| self.is_out_of_patience(pod)) {
             // What failed holds the place that the stable revision needs.
-            let ready = self.old_alive().iter().filter(|pod| pod.is_ready).count();
+            let ready = Self::ready(&self.old_alive());
             floor = floor.min((self.available() + ready).saturating_sub(1));
         }
         self.budget = Budget {
@@ -486,7 +499,7 @@ impl<'a> Pass<'a> {
         let alive = self.goal_alive();
         let total = old.len() + alive.len();
         let available = self.available();
-        let ready_old = old.iter().filter(|pod| pod.is_ready).count();
+        let ready_old = Self::ready(&old);
         let unproven = alive.len() - available;
         let mut unready = total.saturating_sub(self.budget.floor + unproven);
         let mut ready = (available + ready_old).saturating_sub(self.budget.floor);
@@ -526,11 +539,8 @@ impl<'a> Pass<'a> {
             return;
         };
         let old = self.old_alive();
-        let leaving = self.stable_pods.iter().chain(&self.stray_pods);
-        let is_leaving = !self.step.delete.is_empty()
-            || leaving
-                .into_iter()
-                .any(|old| old.is_terminating && old.is_there(self.now));
+        let is_leaving =
+            !self.step.delete.is_empty() || self.old_pods().any(|old| old.is_terminating && old.is_there(self.now));
         if is_leaving {
             self.why = Some(format!("{}; an old pod makes room for it", words(pod)));
             return;
@@ -566,9 +576,7 @@ impl<'a> Pass<'a> {
 
     fn resting(&self, side: &[&PodFacts]) -> usize {
         let ended = side.iter().filter(|pod| pod.has_ended && !pod.is_terminating);
-        ended
-            .filter(|pod| !self.gone.contains(pod.identity.uid.as_str()))
-            .count()
+        ended.filter(|pod| !self.is_gone(pod)).count()
     }
 
     /// Stable pods that got lost are made again, as long as the goal does not serve in their place.
@@ -582,8 +590,8 @@ impl<'a> Pass<'a> {
         if self.budget.chosen == Strategy::Recreate || is_unsound {
             return;
         }
-        let ready = |pods: &mut dyn Iterator<Item = &'a PodFacts>| pods.filter(|pod| pod.is_ready).count();
-        let others = ready(&mut self.alive(&self.goal_pods)) + ready(&mut self.alive(&self.stray_pods));
+        let strays: Vec<&PodFacts> = self.alive(&self.stray_pods).collect();
+        let others = Self::ready(&self.goal_alive()) + Self::ready(&strays);
         let needed = if self.is_held() {
             self.wanted.saturating_sub(others)
         } else {
@@ -602,15 +610,14 @@ impl<'a> Pass<'a> {
     /// Pods of the goal that are too many: those that are not ready first, then the newest, then the highest slot.
     fn remove_surplus(&mut self) {
         let mut alive = self.goal_alive();
-        let old = self.old_alive().len();
+        let old = self.old_alive();
         let most = if self.is_held() {
-            self.budget.ceiling.saturating_sub(old)
+            self.budget.ceiling.saturating_sub(old.len())
         } else {
             self.target()
         };
         let surplus = alive.len().saturating_sub(most);
-        let old_ready = self.old_alive().iter().filter(|pod| pod.is_ready).count();
-        let ready = alive.iter().filter(|pod| pod.is_ready).count() + old_ready;
+        let ready = Self::ready(&alive) + Self::ready(&old);
         let mut spare = ready.saturating_sub(self.budget.floor);
         alive.sort_by_key(|pod| {
             (
@@ -664,7 +671,7 @@ impl<'a> Pass<'a> {
     fn finish(mut self) -> Plan {
         let known = self.goal_pods.iter().chain(&self.stable_pods);
         let edited = known.filter(|pod| !pod.missing_labels.is_empty() && !pod.is_terminating);
-        let edited = edited.filter(|pod| !self.gone.contains(pod.identity.uid.as_str()));
+        let edited = edited.filter(|pod| !self.is_gone(pod));
         self.step.relabel = edited
             .map(|pod| (pod.identity.clone(), pod.missing_labels.clone()))
             .collect();
@@ -675,12 +682,10 @@ impl<'a> Pass<'a> {
             self.wakes
                 .extend(wait.filter(|_| self.is_rollout && (!self.is_first || self.has_others())));
         }
-        let leaving = self
-            .stable_pods
-            .iter()
-            .chain(&self.stray_pods)
-            .chain(&self.strange_pods);
-        let lost = leaving.filter_map(|pod| pod.lost_at).filter(|when| *when > self.now);
+        let lost = self
+            .others()
+            .filter_map(|pod| pod.lost_at)
+            .filter(|when| *when > self.now);
         let lost: Vec<Duration> = lost
             .filter_map(|when| Duration::try_from(when.duration_since(self.now)).ok())
             .collect();
@@ -759,13 +764,12 @@ impl<'a> Pass<'a> {
     fn remember(&mut self, serving: usize) {
         let Some(mut rollout) = self.rollout.take() else { return };
         let old = self.old_alive();
-        let ready_old = old.iter().filter(|pod| pod.is_ready).count();
+        let ready_old = Self::ready(&old);
         rollout.updated_percent = (serving * 100)
             .checked_div(serving + ready_old)
             .and_then(|percent| i32::try_from(percent).ok());
-        let leaving = self.stable_pods.iter().chain(&self.stray_pods);
-        let leaving = leaving.filter(|pod| {
-            let goes = pod.is_terminating || self.gone.contains(pod.identity.uid.as_str());
+        let leaving = self.old_pods().filter(|pod| {
+            let goes = pod.is_terminating || self.is_gone(pod);
             goes && pod.is_there(self.now) && pod.was_ready
         });
         rollout.draining = leaving.map(|pod| pod.identity.name.clone()).collect();
