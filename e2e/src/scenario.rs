@@ -23,6 +23,7 @@ use crate::escadre::{self, MODEL_DIGEST, MODEL_FILE, MODEL_SOURCE, Reached};
 use crate::fixtures::Deployment;
 use crate::testing::{self, TestCluster, TestNamespace};
 use crate::traffic::Traffic;
+use crate::world::is_ready;
 
 /// Names the URL of a mirror that a named cluster can reach.
 pub const ENDPOINT_VARIABLE: &str = "ESCADRE_TEST_ENDPOINT";
@@ -232,11 +233,4 @@ impl Scenario {
         let reached = escadre::reach(self.cluster, self.namespace.name(), name).await?;
         Ok((OpenAi::new(reached.base())?, reached))
     }
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    pod.status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten())
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

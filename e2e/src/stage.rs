@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use escadre_crds::LlmDeployment;
+use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use serde_json::Value;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
@@ -61,6 +63,15 @@ impl Stage {
     /// The namespace.
     pub fn namespace(&self) -> &TestNamespace {
         &self.namespace
+    }
+
+    /// A node selector that only this stage's pods have use of: the fake nodes are shared.
+    pub async fn reserve_node(&self, node: &str) -> Result<Value> {
+        let key = format!("escadre.test/{}", self.namespace.name());
+        let nodes: Api<Node> = Api::all(self.namespace.client().clone());
+        let label = json!({"metadata": {"labels": {key.as_str(): "here"}}});
+        nodes.patch(node, &PatchParams::default(), &Patch::Merge(label)).await?;
+        Ok(json!({key.as_str(): "here"}))
     }
 
     /// Its deployments.

@@ -151,6 +151,14 @@ impl World {
     }
 }
 
+/// Whether a pod's readiness probe succeeds.
+pub fn is_ready(pod: &Pod) -> bool {
+    pod.status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// How many pods a deployment wants.
 pub fn wanted(deployment: &LlmDeployment) -> usize {
     if deployment.spec.suspend {

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const SEED: u64 = 20_261_124;
 const SOON: Duration = Duration::from_mins(1);
@@ -53,22 +53,11 @@ async fn slots(stage: &Stage, name: &str) -> Vec<u32> {
         .collect()
 }
 
-/// A node selector that only this test's pods have use of: the fake nodes are shared.
-async fn reserve_node(stage: &Stage, node: &str) -> Value {
-    let key = format!("escadre.test/{}", stage.namespace().name());
-    let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(stage.namespace().client().clone());
-    let label = json!({"metadata": {"labels": {key.as_str(): "here"}}});
-    api.patch(node, &PatchParams::default(), &Patch::Merge(label))
-        .await
-        .unwrap();
-    json!({key.as_str(): "here"})
-}
-
 #[tokio::test]
 async fn growth_beyond_the_gpus_is_said_in_the_schedulers_words_and_lowers_nothing() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let selector = reserve_node(&stage, "fake-17").await;
+    let selector = stage.reserve_node("fake-17").await.unwrap();
     let deployment = Deployment::named("grown")
         .gpus(1)
         .replicas(8)
@@ -131,7 +120,7 @@ async fn evicted_pod_is_named_replaced_and_removed() {
 async fn preempted_pod_waits_for_room_and_serves_again() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let selector = reserve_node(&stage, "fake-18").await;
+    let selector = stage.reserve_node("fake-18").await.unwrap();
     let priority = format!("urgent-{}", stage.namespace().name());
     let classes: Api<PriorityClass> = Api::all(stage.namespace().client().clone());
     let class = serde_json::from_value(json!({"metadata": {"name": priority}, "value": 1000})).unwrap();

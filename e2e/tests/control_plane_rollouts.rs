@@ -10,10 +10,10 @@ use escadre_crds::v1alpha1::{LlmDeploymentStatus, RevisionOutcome, Strategy};
 use escadre_crds::{LlmDeployment, names};
 use escadre_e2e::fixtures::{self, Deployment};
 use escadre_e2e::stage::Stage;
-use escadre_e2e::world::{World, condition};
+use escadre_e2e::world::{World, condition, is_ready};
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
@@ -66,26 +66,8 @@ async fn await_serving(stage: &Stage, name: &str) -> LlmDeploymentStatus {
     .await
 }
 
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|one| one.type_ == "Ready" && one.status == "True")
-}
-
 fn ready_pods(world: &World, name: &str) -> usize {
     world.living(name).into_iter().filter(|pod| is_ready(pod)).count()
-}
-
-/// A node selector that only this test's pods have use of: the fake nodes are shared.
-async fn reserve_node(stage: &Stage, node: &str) -> Value {
-    let key = format!("escadre.test/{}", stage.namespace().name());
-    let api: Api<Node> = Api::all(stage.namespace().client().clone());
-    let label = json!({"metadata": {"labels": {key.as_str(): "here"}}});
-    api.patch(node, &PatchParams::default(), &Patch::Merge(label))
-        .await
-        .unwrap();
-    json!({key.as_str(): "here"})
 }
 
 #[tokio::test]
@@ -160,7 +142,7 @@ async fn history_limit_drops_the_oldest_records() {
 async fn full_node_is_rolled_in_place_one_by_one() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let selector = reserve_node(&stage, "fake-16").await;
+    let selector = stage.reserve_node("fake-16").await.unwrap();
     let full = Deployment::named("full")
         .replicas(8)
         .gpus(1)
@@ -185,7 +167,7 @@ async fn full_node_is_rolled_in_place_one_by_one() {
 async fn last_pod_is_not_stopped_for_a_new_one_without_a_node() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let selector = reserve_node(&stage, "fake-15").await;
+    let selector = stage.reserve_node("fake-15").await.unwrap();
     let pods: Api<Pod> = stage.namespace().api();
     let mut foreign = fixtures::gpu_pod("foreign", 7);
     foreign["spec"]["nodeSelector"] = selector.clone();
