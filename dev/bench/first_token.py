@@ -6,16 +6,15 @@ same run: the ratio is what Escadre's own steps (reconcile, revision, digest che
     first_token.py TESTBED CLUSTER NAMESPACE MANIFEST RESULTS_FOLDER
 """
 
-import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+
+from side_by_side import PLAIN, manifests, plain, report
 
 testbed, cluster, namespace, manifest, results = sys.argv[1:]
 ROUNDS = 5
@@ -108,20 +107,9 @@ def one_round(kind, text, selector):
 
 
 def plain_deployment(pod):
-    """The operator's own pod, as a Deployment and a Service of other tools."""
-    spec = pod["spec"]
-    for field in ("nodeName", "serviceAccount", "hostname", "subdomain", "priority", "preemptionPolicy"):
-        spec.pop(field, None)
-    spec["tolerations"] = []
     # Ends at once: the drain is not what is measured.
-    spec["terminationGracePeriodSeconds"] = 1
-    labels = {"app": "plain"}
-    return "\n---\n".join(json.dumps(thing) for thing in (
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "smollm2"},
-         "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": "http"}]}},
-        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "smollm2"},
-         "spec": {"selector": {"matchLabels": labels},
-                  "template": {"metadata": {"labels": labels}, "spec": spec}}}))
+    pod["spec"]["terminationGracePeriodSeconds"] = 1
+    return manifests(plain(pod, "smollm2"))
 
 
 def main():
@@ -131,7 +119,7 @@ def main():
     kubectl("wait", "--for=condition=Ready", "llm/smollm2", f"--timeout={DEADLINE}s")
     pod = json.loads(kubectl("get", "pods", "-l", selector, "-o", "json"))["items"][0]
     version = json.loads(kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
-    plain = plain_deployment(pod)
+    peer_manifest = plain_deployment(pod)
     kubectl("delete", "-f", "-", "--wait=true", text=text)
     kubectl("wait", "--for=delete", "pods", "-l", selector, f"--timeout={DEADLINE}s")
 
@@ -139,7 +127,7 @@ def main():
     for number in range(ROUNDS):
         print(f"round {number + 1} of {ROUNDS}", flush=True)
         ours.append(one_round("LlmDeployment", text, selector))
-        peer.append(one_round("Deployment", plain, "app=plain"))
+        peer.append(one_round("Deployment", peer_manifest, PLAIN))
 
     medians = [{part: statistics.median(r[part] for r in rounds if part in r) for part in ours[0]}
                for rounds in (ours, peer)]
@@ -148,27 +136,8 @@ def main():
         print(f"{part:30} {medians[0][part]:9.2f} {medians[1][part]:11.2f}")
     ratio = medians[0]["first token"] / medians[1]["first token"]
     bars = [("first token, Escadre / plain Deployment", "<= 1.15", ratio, ratio <= 1.15)]
-    print(f"\n{'bar':44} {'wanted':>8} {'measured':>9}")
-    for name, wanted, measured, met in bars:
-        print(f"{name:44} {wanted:>8} {measured:9.2f}  {'met' if met else 'missed'}")
-
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
-        "versions": {"kubernetes": version, "escadre": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()},
-        "rounds": {"escadre": ours, "deployment": peer},
-        "median": {"escadre": medians[0], "deployment": medians[1]},
-        "bars": [{"bar": b[0], "wanted": b[1], "measured": round(b[2], 3), "met": b[3]} for b in bars],
-    }
-    path = os.path.join(results, f"first-token-{record['date']}.json")
-    with open(path, "w") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    print(f"\nkept in {path}")
-    met = sum(bar[3] for bar in bars)
-    print(f"{met} met, {len(bars) - met} missed")
+    report("first-token", results, version, {"escadre": ours, "deployment": peer},
+           {"escadre": medians[0], "deployment": medians[1]}, bars)
 
 
 main()

@@ -9,10 +9,7 @@ same traffic (e2e/clients/traffic.py) from inside the cluster's network.
 PYTHON has the OpenAI client.
 """
 
-import datetime
 import json
-import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -20,13 +17,14 @@ import sys
 import tempfile
 import time
 
+from side_by_side import PLAIN, manifests, plain, report
+
 testbed, cluster, namespace, manifest, python, results = sys.argv[1:]
 ROUNDS = 3
 WORKERS = 10
 DEADLINE = 400
 NAME = "smollm2"
 OURS = f"escadre.dev/deployment={NAME}"
-PLAIN = "app=plain"
 FIRST = {
     "source": "hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
     "files": ["SmolLM2-135M-Instruct.Q4_1.gguf"],
@@ -101,30 +99,19 @@ def ours(model):
     return [thing]
 
 
-def plain(pod):
-    """The operator's own pod, as a Deployment and a Service of other tools."""
+def plain_deployment(pod):
     spec = pod["spec"]
-    for field in ("nodeName", "serviceAccount", "hostname", "subdomain", "priority", "preemptionPolicy"):
-        spec.pop(field, None)
-    spec["tolerations"] = []
     spec["containers"][0]["lifecycle"] = {"preStop": {"sleep": {"seconds": 5}}}
     spec["terminationGracePeriodSeconds"] += 5
-    labels = {"app": "plain"}
-    return [
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME},
-         "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": "http"}]}},
-        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME},
-         "spec": {"replicas": REPLICAS, "minReadySeconds": MIN_READY_SECONDS, "selector": {"matchLabels": labels},
-                  "strategy": {"type": "RollingUpdate"},
-                  "template": {"metadata": {"labels": labels}, "spec": spec}}}]
+    return plain(pod, NAME, replicas=REPLICAS, minReadySeconds=MIN_READY_SECONDS, strategy={"type": "RollingUpdate"})
 
 
 def apply(things):
-    kubectl("apply", "-f", "-", text="\n---\n".join(map(json.dumps, things)))
+    kubectl("apply", "-f", "-", text=manifests(things))
 
 
 def remove(things, selector):
-    kubectl("delete", "-f", "-", "--wait=true", text="\n---\n".join(map(json.dumps, things)))
+    kubectl("delete", "-f", "-", "--wait=true", text=manifests(things))
     kubectl("wait", "--for=delete", "pods", "-l", selector, f"--timeout={DEADLINE}s")
 
 
@@ -151,7 +138,7 @@ def main():
     for key, model in (("first", FIRST), ("second", SECOND)):
         apply(ours(model))
         await_ready(OURS, model["verification"]["digest"])
-        template[key] = plain(pods(OURS)[0])
+        template[key] = plain_deployment(pods(OURS)[0])
     remove(ours(SECOND), OURS)
     version = json.loads(kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
 
@@ -179,27 +166,7 @@ def main():
         ("requests failed or cut, Escadre", "0", lost["escadre"], lost["escadre"] == 0),
         ("new model alone, Escadre / plain Deployment", "<= 1.5", ratio, ratio <= 1.5),
     ]
-    print(f"\n{'bar':44} {'wanted':>8} {'measured':>9}")
-    for name, wanted, measured, met in bars:
-        print(f"{name:44} {wanted:>8} {measured:9.2f}  {'met' if met else 'missed'}")
-
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
-        "versions": {"kubernetes": version, "escadre": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()},
-        "rounds": rounds,
-        "median": median,
-        "bars": [{"bar": b[0], "wanted": b[1], "measured": round(b[2], 3), "met": b[3]} for b in bars],
-    }
-    path = os.path.join(results, f"rollouts-{record['date']}.json")
-    with open(path, "w") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    print(f"\nkept in {path}")
-    met = sum(bar[3] for bar in bars)
-    print(f"{met} met, {len(bars) - met} missed")
+    report("rollouts", results, version, rounds, median, bars)
 
 
 main()

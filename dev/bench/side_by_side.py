@@ -1,0 +1,54 @@
+"""What benchmarks against a plain Deployment have in common: the peer that is made of the operator's own pod, and the
+report of bars that is printed and kept."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+
+PLAIN = "app=plain"
+
+
+def plain(pod, name, **deployment):
+    """The operator's own pod, as a Deployment and a Service of other tools; `deployment` are further fields of its spec."""
+    spec = pod["spec"]
+    for field in ("nodeName", "serviceAccount", "hostname", "subdomain", "priority", "preemptionPolicy"):
+        spec.pop(field, None)
+    spec["tolerations"] = []
+    key, value = PLAIN.split("=")
+    labels = {key: value}
+    return [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+         "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": "http"}]}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+         "spec": {**deployment, "selector": {"matchLabels": labels},
+                  "template": {"metadata": {"labels": labels}, "spec": spec}}}]
+
+
+def manifests(things):
+    return "\n---\n".join(map(json.dumps, things))
+
+
+def report(name, results, kubernetes, rounds, median, bars):
+    """Prints the bars (name, wanted, measured, whether it is met) and keeps everything in a dated file."""
+    print(f"\n{'bar':44} {'wanted':>8} {'measured':>9}")
+    for bar, wanted, measured, met in bars:
+        print(f"{bar:44} {wanted:>8} {measured:9.2f}  {'met' if met else 'missed'}")
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
+        "versions": {"kubernetes": kubernetes, "escadre": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()},
+        "rounds": rounds,
+        "median": median,
+        "bars": [{"bar": b[0], "wanted": b[1], "measured": round(b[2], 3), "met": b[3]} for b in bars],
+    }
+    path = os.path.join(results, f"{name}-{record['date']}.json")
+    with open(path, "w") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    print(f"\nkept in {path}")
+    met = sum(bar[3] for bar in bars)
+    print(f"{met} met, {len(bars) - met} missed")
