@@ -113,6 +113,8 @@ async fn live(namespace: &TestNamespace) {
     let deployment = Deployment::named("life")
         .replicas(2)
         .set("/spec/files", files)
+        // Records and snapshots that are not kept are deleted.
+        .set("/spec/rollout/revisionHistoryLimit", json!(0))
         .set("/spec/disruption", json!({"minAvailable": 1}))
         .set("/spec/observability", json!({"podMonitor": "Enabled"}));
     let typed = serde_json::from_value(deployment.into_value()).unwrap();
