@@ -1,5 +1,6 @@
 //! The command line and the environment: the only place that reads either.
 
+use crate::backend::KvType;
 use crate::inspect::InspectArgs;
 use crate::model::Format;
 use crate::telemetry::LogFormat;
@@ -227,6 +228,15 @@ pub struct ServeArgs {
     /// How many requests are answered at the same time; more of them wait.
     #[arg(long, default_value = "4")]
     pub max_concurrency: NonZeroUsize,
+
+    /// How keys and values are held.
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: KvType,
+
+    /// How long running answers may wait for their next token while prompts are read; without it less than twice as
+    /// long as when none are read.
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    pub inter_token_latency: Option<Duration>,
 
     /// The port of the API; 0 is any free one, which the log names.
     #[arg(long, default_value_t = 8080)]

@@ -2,8 +2,9 @@
 //!
 //! The verdict is about structure only. An architecture that cannot be served is said, but is no fault.
 
+use crate::backend::KvType;
 use crate::model::LoadError;
-use crate::model::load::{self, CACHE_VALUE_BYTES, CONTEXT_TO_FIT, Examined};
+use crate::model::load::{self, CONTEXT_TO_FIT, Examined};
 use escadre_verify::{Refusal, VerifiedModel};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ pub struct InspectArgs {
     /// Sequences at a time that memory is computed for [default: 1]
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
+    /// How keys and values are held that memory is computed for
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: KvType,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -165,8 +169,8 @@ struct TypeReport {
 #[serde(rename_all = "camelCase")]
 struct Serving {
     model_context: usize,
+    kv_cache_type: String,
     kv_bytes_per_token: u64,
-    kv_bytes_per_token_16_bit: u64,
     context: usize,
     concurrency: usize,
     memory_weights: u64,
@@ -219,8 +223,8 @@ impl Report {
         writeln!(out, "context       {} tokens", serving.model_context)?;
         writeln!(
             out,
-            "KV cache      {} bytes per token ({} with 16-bit values)",
-            serving.kv_bytes_per_token, serving.kv_bytes_per_token_16_bit
+            "KV cache      {} bytes per token in {}",
+            serving.kv_bytes_per_token, serving.kv_cache_type
         )?;
         writeln!(
             out,
@@ -249,11 +253,11 @@ impl Serving {
             });
         }
         let concurrency = args.concurrency.unwrap_or(1);
-        let need = plan.need(context, concurrency);
+        let need = plan.need(context, concurrency, args.kv_cache_dtype);
         Ok(Some(Self {
             model_context: limit,
-            kv_bytes_per_token: plan.spec.kv_bytes_per_token(CACHE_VALUE_BYTES),
-            kv_bytes_per_token_16_bit: plan.spec.kv_bytes_per_token(2),
+            kv_cache_type: args.kv_cache_dtype.to_string(),
+            kv_bytes_per_token: plan.spec.kv_bytes_per_token(args.kv_cache_dtype.bytes()),
             context,
             concurrency,
             memory_weights: need.weights,
@@ -296,6 +300,7 @@ mod tests {
                 model: path.clone(),
                 context: None,
                 concurrency: None,
+                kv_cache_dtype: KvType::default(),
                 json: true,
             };
             let mut out = Vec::new();

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod failure;
 pub mod fetch;
 pub mod inspect;
+pub mod kv;
 pub mod metrics;
 pub mod model;
 pub mod serve;

@@ -63,6 +63,9 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     pub generation_tokens: Counter,
     pub kv_cache_usage: Fraction,
+    pub prefix_cache_queries: Counter,
+    pub prefix_cache_hits: Counter,
+    pub preemptions: Counter,
     pub time_to_first_token: Histogram,
     pub inter_token_latency: Histogram,
     pub request_latency: Histogram,
@@ -86,6 +89,9 @@ impl Metrics {
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             kv_cache_usage: Fraction::default(),
+            prefix_cache_queries: Counter::default(),
+            prefix_cache_hits: Counter::default(),
+            preemptions: Counter::default(),
             time_to_first_token: seconds(),
             inter_token_latency: Histogram::new(TOKEN_SECONDS),
             request_latency: seconds(),
@@ -143,7 +149,7 @@ impl Metrics {
         );
         registry.register(
             "escadre_prompt_tokens",
-            "Prompt tokens that were computed",
+            "Prompt tokens of requests that were started",
             self.prompt_tokens.clone(),
         );
         registry.register(
@@ -153,8 +159,23 @@ impl Metrics {
         );
         registry.register(
             "escadre_kv_cache_usage_ratio",
-            "The part of the room for keys and values that running requests have reserved",
+            "The part of the room for keys and values that running requests hold",
             self.kv_cache_usage.clone(),
+        );
+        registry.register(
+            "escadre_prefix_cache_queries",
+            "Prompt tokens that were looked for among those that are computed already",
+            self.prefix_cache_queries.clone(),
+        );
+        registry.register(
+            "escadre_prefix_cache_hits",
+            "Prompt tokens that were found there, and not computed again",
+            self.prefix_cache_hits.clone(),
+        );
+        registry.register(
+            "escadre_preemptions",
+            "Requests that gave way because the room for keys and values was full, and started again later",
+            self.preemptions.clone(),
         );
         registry.register(
             "escadre_time_to_first_token_seconds",
@@ -183,6 +204,9 @@ impl Metrics {
         registry.register("vllm:num_requests_running", TEXT, self.requests_running.clone());
         registry.register("vllm:num_requests_waiting", TEXT, self.requests_waiting.clone());
         registry.register("vllm:kv_cache_usage_perc", TEXT, self.kv_cache_usage.clone());
+        registry.register("vllm:prefix_cache_queries", TEXT, self.prefix_cache_queries.clone());
+        registry.register("vllm:prefix_cache_hits", TEXT, self.prefix_cache_hits.clone());
+        registry.register("vllm:num_preemptions", TEXT, self.preemptions.clone());
         registry.register("vllm:prompt_tokens", TEXT, self.prompt_tokens.clone());
         registry.register("vllm:generation_tokens", TEXT, self.generation_tokens.clone());
         registry.register("vllm:request_success", TEXT, self.requests_finished.clone());

@@ -4,7 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
-use escadre_runtime::model::{LoadError, LoadOptions, Loaded, LogitsWanted, Span, SpecialTokens, StepBatch, load};
+use escadre_runtime::engine::Sequences;
+use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, SpecialTokens, load};
 use escadre_verify::VerifiedModel;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -283,14 +284,11 @@ fn load_path(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
 }
 
 fn logits(loaded: &mut Loaded) -> Vec<f32> {
-    let sequence = loaded.decoder.add_sequence();
-    let span = Span {
-        sequence,
-        tokens: (0..60).map(|index| (index * index + 3 * index) % 6).collect(),
-        start: 0,
-        logits: LogitsWanted::All,
-    };
-    let logits = loaded.decoder.forward(&StepBatch { spans: vec![span] }).unwrap();
+    loaded.decoder.allocate(2, KvType::F32).unwrap();
+    let mut sequences = Sequences::new(&mut loaded.decoder);
+    let sequence = sequences.add();
+    let tokens: Vec<u32> = (0..60).map(|index| (index * index + 3 * index) % 6).collect();
+    let logits = sequences.forward(&[(sequence, &tokens, LogitsWanted::All)]).unwrap();
     (0..logits.rows()).flat_map(|row| logits.row(row).to_vec()).collect()
 }
 

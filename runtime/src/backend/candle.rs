@@ -17,7 +17,8 @@ use super::{
     Activation, AttentionShape, Backend, CacheShape, MatrixUse, Precision, Projections, Rope, RopePairs, SpanLayout,
     StoredMatrix,
 };
-use crate::model::{ModelError, SequenceId};
+use crate::kv::BlockId;
+use crate::model::ModelError;
 use candle_core::Tensor;
 use escadre_verify::structure::gguf::TensorType;
 
@@ -107,26 +108,16 @@ impl Backend for Candle {
         Ok(values)
     }
 
-    fn cache(&self, shape: CacheShape) -> Cache {
+    fn cache(&self, shape: CacheShape) -> Result<Cache, ModelError> {
         Cache::new(shape)
     }
 
-    fn open_sequence(&self, cache: &mut Cache, sequence: SequenceId) {
-        cache.open(sequence);
+    fn copy_block(&self, cache: &mut Cache, from: BlockId, to: BlockId) -> Result<(), ModelError> {
+        cache.copy_block(from, to);
+        Ok(())
     }
 
-    fn close_sequence(&self, cache: &mut Cache, sequence: SequenceId) {
-        cache.close(sequence);
-    }
-
-    fn cache_bytes(&self, cache: &Cache) -> u64 {
-        cache.bytes()
-    }
-
-    fn begin(&self, spans: &[SpanLayout], rope: &Rope, cache: &mut Cache) -> Result<Step, ModelError> {
-        for span in spans {
-            cache.reserve(span.sequence, span.start + span.rows.len())?;
-        }
+    fn begin(&self, spans: &[SpanLayout], rope: &Rope) -> Result<Step, ModelError> {
         Ok(Step::new(spans, rope))
     }
 
@@ -157,9 +148,9 @@ impl Backend for Candle {
         let Projections { query, key, value } = projections;
         ops::rotate(&query, shape.head_size, step)?;
         ops::rotate(&key, shape.head_size, step)?;
-        for span in &step.spans {
-            cache.append(layer, span, &key, &value)?;
-        }
+        ops::with_values(&key, |key| {
+            ops::with_values(&value, |value| cache.append(layer, &step.spans, key, value))
+        })???;
         Ok(query)
     }
 

@@ -7,7 +7,8 @@
 
 pub mod candle;
 
-use crate::model::{ModelError, SequenceId};
+use crate::kv::BlockId;
+use crate::model::ModelError;
 use escadre_verify::structure::gguf::TensorType;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -44,6 +45,27 @@ pub struct StoredMatrix<'a> {
     pub bytes: Cow<'a, [u8]>,
 }
 
+/// How the cache holds a number of a key or a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::Display, strum::EnumString, clap::ValueEnum)]
+#[strum(serialize_all = "lowercase")]
+pub enum KvType {
+    /// Numbers of 16 bits.
+    #[default]
+    F16,
+    /// Numbers of 32 bits.
+    F32,
+}
+
+impl KvType {
+    /// Bytes of a number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// The sizes of a key and value cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
@@ -53,6 +75,10 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Values per head.
     pub head_size: usize,
+    /// Blocks of [`BLOCK_TOKENS`](crate::kv::BLOCK_TOKENS) tokens, for all sequences together.
+    pub blocks: usize,
+    /// How numbers are held.
+    pub kind: KvType,
 }
 
 /// How the pairs that a rotary embedding turns lie in a head.
@@ -76,8 +102,8 @@ pub struct Rope {
 /// The rows of one sequence in a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpanLayout {
-    /// Whose keys and values they extend.
-    pub sequence: SequenceId,
+    /// Where its keys and values are, with room for those of the rows.
+    pub blocks: Vec<BlockId>,
     /// The rows in every buffer of the step.
     pub rows: Range<usize>,
     /// The position of the first row: how many tokens of the sequence are cached.
@@ -137,17 +163,13 @@ pub trait Backend: Send {
     /// Takes over a vector.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, ModelError>;
 
-    /// An empty cache.
-    fn cache(&self, shape: CacheShape) -> Self::Cache;
-    /// Adds an empty sequence.
-    fn open_sequence(&self, cache: &mut Self::Cache, sequence: SequenceId);
-    /// Frees what a sequence holds.
-    fn close_sequence(&self, cache: &mut Self::Cache, sequence: SequenceId);
-    /// Bytes that the cache holds now.
-    fn cache_bytes(&self, cache: &Self::Cache) -> u64;
+    /// A cache with room for so many blocks.
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache, ModelError>;
+    /// Copies a block's keys and values in all layers.
+    fn copy_block(&self, cache: &mut Self::Cache, from: BlockId, to: BlockId) -> Result<(), ModelError>;
 
-    /// Starts a step: reserves cache for its rows and prepares their rotation.
-    fn begin(&self, spans: &[SpanLayout], rope: &Rope, cache: &mut Self::Cache) -> Result<Self::Step, ModelError>;
+    /// Starts a step: prepares the rotation of its rows.
+    fn begin(&self, spans: &[SpanLayout], rope: &Rope) -> Result<Self::Step, ModelError>;
     /// The rows of `table` for the tokens.
     fn embed(&self, table: &Self::Matrix, tokens: &[u32]) -> Result<Self::Buffer, ModelError>;
     /// Scales every row to a root mean square of 1, then by `weight`.

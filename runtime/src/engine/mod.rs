@@ -3,20 +3,24 @@
 //! Asynchronous code holds an [`Engine`], submits a [`Request`] and gets a [`Generation`], which is a stream of
 //! [`Event`]s. Dropping the generation cancels the request. The thread never awaits, and nothing else computes.
 
+mod pace;
 mod queue;
 mod sampler;
 mod scheduler;
+mod sequences;
 mod stop;
 mod warm_up;
 mod worker;
 
 pub use queue::{Admission, QueueLimits};
 pub use sampler::{Sampler, Sampling};
+pub use sequences::{SequenceId, Sequences};
 pub use stop::StopMatcher;
 pub use warm_up::{WarmUpError, warm_up};
 pub use worker::{Settings, Worker};
 
-use crate::model::{Decoder, Logits, ModelError, SequenceId, StepBatch, StreamDecoder};
+use crate::kv::BlockId;
+use crate::model::{Decoder, Logits, ModelError, StepBatch, StreamDecoder};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -24,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Names a request in the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(u64);
 
 /// What is to be generated.
@@ -84,6 +88,14 @@ pub enum EngineError {
     /// The model gave no numbers to draw from.
     #[error("the model's output is not finite")]
     NotFinite,
+    /// The request may need more keys and values than the whole cache has room for.
+    #[error("the request may need {tokens} tokens of keys and values, {missing_blocks} blocks more than there are")]
+    TooLong {
+        /// Prompt and answer.
+        tokens: usize,
+        /// What is missing.
+        missing_blocks: usize,
+    },
     /// The engine is ending.
     #[error("the server is shutting down")]
     Ending,
@@ -203,31 +215,25 @@ impl Drop for Generation {
 
 /// The model as the engine sees it.
 pub trait StepModel: Send {
-    /// Begins a sequence without tokens.
-    fn add_sequence(&mut self) -> SequenceId;
-    /// Forgets a sequence.
-    fn remove_sequence(&mut self, sequence: SequenceId);
     /// Computes one step of several sequences.
     fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError>;
-    /// Bytes of keys and values of all sequences.
-    fn kv_bytes(&self) -> u64;
+    /// Copies a block of keys and values.
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError>;
+    /// Blocks of keys and values that there are.
+    fn blocks(&self) -> usize;
 }
 
 impl StepModel for Decoder {
-    fn add_sequence(&mut self) -> SequenceId {
-        Self::add_sequence(self)
-    }
-
-    fn remove_sequence(&mut self, sequence: SequenceId) {
-        Self::remove_sequence(self, sequence);
-    }
-
     fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
         Self::forward(self, batch)
     }
 
-    fn kv_bytes(&self) -> u64 {
-        Self::kv_bytes(self)
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError> {
+        Self::copy_block(self, from, to)
+    }
+
+    fn blocks(&self) -> usize {
+        Self::blocks(self)
     }
 }
 

@@ -1,76 +1,273 @@
-//! Who gets how many tokens of the next step. Pure.
+//! Which sequences run, who gets how many tokens of the next step, and who gives way when the cache is full. Pure.
 //!
-//! Invariants: every sequence that generates gets its one token in every step, so a long prompt never stalls running
-//! answers; prompts get what is left of the step's budget, in the order of arrival; some token is always computed.
+//! Invariants, checked in the simulation:
+//! - every sequence that generates gets its one token in every step, so that a long prompt never stalls running answers;
+//! - prompts get what is left of the step: half of it the oldest, the rest the shortest, so that neither waits for ever;
+//! - sequences start in the order of arrival, with room for their whole prompt; the youngest gives way first, so that
+//!   the oldest always comes to its end;
+//! - who gave way loses no token: what was computed is computed again, or found in the cache.
+
+use super::RequestId;
+use crate::kv::{Chain, Kv, Shortage, Table};
+use crate::model::{LogitsWanted, Span};
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// So many prompts are read beside each other, though the first uses the step up: a short one overtakes a long one.
+const READERS: usize = 2;
 
 /// One sequence's part in the next step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// Its place in the list that was planned for.
-    pub(crate) index: usize,
-    /// How many tokens.
-    pub(crate) tokens: usize,
+    /// Whose.
+    pub(crate) id: RequestId,
+    /// Which of its tokens.
+    pub(crate) tokens: Range<usize>,
+    /// It is a part of a prompt, or of what is computed again.
+    pub(crate) is_prompt: bool,
+    /// A token is drawn after it.
+    pub(crate) draws: bool,
 }
 
-/// Plans a step. `pending` has for each sequence, in the order of arrival, how many tokens of its prompt are still to
-/// be computed; 0 for one that generates.
-pub(crate) fn plan(pending: &[usize], budget: usize) -> Vec<Share> {
-    let mut shares: Vec<Share> = pending
-        .iter()
-        .enumerate()
-        .filter(|(_, tokens)| **tokens == 0)
-        .map(|(index, _)| Share { index, tokens: 1 })
-        .collect();
-    let mut left = budget.saturating_sub(shares.len()).max(usize::from(shares.is_empty()));
-    for (index, &tokens) in pending.iter().enumerate().filter(|(_, tokens)| **tokens > 0) {
-        if left == 0 {
-            break;
-        }
-        let tokens = tokens.min(left);
-        left -= tokens;
-        shares.push(Share { index, tokens });
+/// The next step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Sequences that generate, then prompts.
+    pub(crate) shares: Vec<Share>,
+    /// Those that begin with it, and how many of their tokens are in the cache already.
+    pub(crate) started: Vec<(RequestId, usize)>,
+    /// Those that gave way. They start again by themselves.
+    pub(crate) preempted: Vec<RequestId>,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    id: RequestId,
+    root: Chain,
+    /// Its prompt, and what was drawn.
+    tokens: Vec<u32>,
+    /// Tokens in the cache.
+    computed: usize,
+    table: Table,
+}
+
+impl Sequence {
+    fn open(&self) -> usize {
+        self.tokens.len() - self.computed
     }
-    shares
+}
+
+/// All sequences of the engine, and the books of the cache.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    kv: Kv,
+    concurrency: usize,
+    /// In the order of arrival.
+    waiting: VecDeque<Sequence>,
+    /// In the order of arrival.
+    running: Vec<Sequence>,
+}
+
+impl Scheduler {
+    /// For a cache of so many blocks, and so many sequences at the same time.
+    pub(crate) fn new(blocks: usize, concurrency: usize) -> Self {
+        Self {
+            kv: Kv::new(blocks),
+            concurrency: concurrency.max(1),
+            waiting: VecDeque::new(),
+            running: vec![],
+        }
+    }
+
+    /// Takes a sequence that may come to have `most` tokens.
+    ///
+    /// # Errors
+    /// When the whole cache is too small for it.
+    pub(crate) fn add(&mut self, id: RequestId, root: Chain, prompt: Vec<u32>, most: usize) -> Result<(), Shortage> {
+        let table = Table::new(root);
+        let missing = Kv::needed(&table, most).saturating_sub(self.kv.total());
+        if missing > 0 {
+            return Err(Shortage { missing });
+        }
+        self.waiting.push_back(Sequence {
+            id,
+            root,
+            tokens: prompt,
+            computed: 0,
+            table,
+        });
+        Ok(())
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Sequences that have blocks.
+    pub(crate) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences that generate: each gets a token in every step.
+    pub(crate) fn generating(&self) -> usize {
+        self.running.iter().filter(|one| one.open() == 1).count()
+    }
+
+    /// The books of the cache.
+    pub(crate) fn kv(&self) -> &Kv {
+        &self.kv
+    }
+
+    /// Plans a step with at most so many tokens of prompts. Never empty unless it [is idle](Self::is_idle).
+    pub(crate) fn plan(&mut self, prompt_tokens: usize) -> Plan {
+        let mut plan = Plan::default();
+        self.give_rooms(&mut plan);
+        for one in self.running.iter().filter(|one| one.open() == 1) {
+            plan.shares.push(one.share(1, false));
+        }
+        let least = usize::from(plan.shares.is_empty());
+        let mut left = prompt_tokens.max(least);
+        self.start(&mut plan, left);
+        let mut reading: Vec<&Sequence> = self.running.iter().filter(|one| one.open() > 1).collect();
+        // The oldest has half of it for sure, then the shortest go first.
+        let half = left.div_ceil(2);
+        if let Some(oldest) = reading.first().copied() {
+            let others: usize = reading[1..].iter().map(|one| one.open()).sum();
+            let tokens = oldest.open().min(half.max(left.saturating_sub(others)));
+            if tokens > 0 {
+                plan.shares.push(oldest.share(tokens, true));
+                left -= tokens;
+            }
+            reading.remove(0);
+        }
+        reading.sort_by_key(|one| one.open());
+        for one in reading {
+            let tokens = one.open().min(left);
+            if tokens == 0 {
+                break;
+            }
+            plan.shares.push(one.share(tokens, true));
+            left -= tokens;
+        }
+        plan
+    }
+
+    /// Room for the next token of each sequence that generates. The youngest give way when there is none.
+    fn give_rooms(&mut self, plan: &mut Plan) {
+        let mut at = 0;
+        while at < self.running.len() {
+            let one = &mut self.running[at];
+            let tokens = one.tokens.len();
+            if self.kv.grow(&mut one.table, tokens).is_ok() {
+                at += 1;
+            } else if let Some(mut youngest) = self.running.pop() {
+                self.kv
+                    .release(std::mem::replace(&mut youngest.table, Table::new(youngest.root)));
+                youngest.computed = 0;
+                plan.preempted.push(youngest.id);
+                self.waiting.push_front(youngest);
+            }
+        }
+    }
+
+    /// Starts what waits, in the order of arrival, as long as there is room and something left to compute it with.
+    fn start(&mut self, plan: &mut Plan, prompt_tokens: usize) {
+        let reading = self.running.iter().map(Sequence::open).filter(|open| *open > 1);
+        let (mut reading, mut open) = reading.fold((0, 0), |(count, sum), open| (count + 1, sum + open));
+        while self.running.len() < self.concurrency && (reading < READERS || open < prompt_tokens) {
+            let Some(next) = self.waiting.front() else { return };
+            // Those that run need a block each before long.
+            let needed = self.kv.cost(next.root, &next.tokens, next.tokens.len() + 1) + self.running.len();
+            if needed > self.kv.available() && !self.running.is_empty() {
+                return;
+            }
+            let Some(mut next) = self.waiting.pop_front() else {
+                return;
+            };
+            next.table = self.kv.begin(next.root, &next.tokens);
+            next.computed = next.table.capacity();
+            if self.kv.grow(&mut next.table, next.tokens.len()).is_err() {
+                // Only when nothing runs, and then everything is available; `add` made sure that this is enough.
+                self.kv
+                    .release(std::mem::replace(&mut next.table, Table::new(next.root)));
+                next.computed = 0;
+                self.waiting.push_front(next);
+                return;
+            }
+            plan.started.push((next.id, next.computed));
+            if next.open() == 1 {
+                plan.shares.push(next.share(1, true));
+            } else {
+                reading += 1;
+                open += next.open();
+            }
+            self.running.push(next);
+        }
+    }
+
+    /// What the model computes for a share.
+    pub(crate) fn span(&self, share: &Share) -> Option<Span> {
+        let one = self.find(share.id)?;
+        Some(Span {
+            blocks: one.table.blocks().to_vec(),
+            tokens: one.tokens[share.tokens.clone()].to_vec(),
+            start: share.tokens.start,
+            logits: if share.draws {
+                LogitsWanted::Last
+            } else {
+                LogitsWanted::None
+            },
+            ..Span::default()
+        })
+    }
+
+    /// A share was computed.
+    pub(crate) fn computed(&mut self, share: &Share) {
+        if let Some(one) = self.running.iter_mut().find(|one| one.id == share.id) {
+            one.computed = share.tokens.end;
+            self.kv.name(&mut one.table, &one.tokens[..one.computed]);
+        }
+    }
+
+    /// A token was drawn.
+    pub(crate) fn push(&mut self, id: RequestId, token: u32) {
+        if let Some(one) = self.running.iter_mut().find(|one| one.id == id) {
+            one.tokens.push(token);
+        }
+    }
+
+    /// Forgets a sequence. Returns whether it was there.
+    pub(crate) fn remove(&mut self, id: RequestId) -> bool {
+        if let Some(at) = self.running.iter().position(|one| one.id == id) {
+            let one = self.running.remove(at);
+            self.kv.release(one.table);
+            return true;
+        }
+        let at = self.waiting.iter().position(|one| one.id == id);
+        at.and_then(|at| self.waiting.remove(at)).is_some_and(|one| {
+            self.kv.release(one.table);
+            true
+        })
+    }
+
+    fn find(&self, id: RequestId) -> Option<&Sequence> {
+        self.running.iter().find(|one| one.id == id)
+    }
+}
+
+impl Sequence {
+    fn share(&self, tokens: usize, is_prompt: bool) -> Share {
+        let end = self.computed + tokens;
+        Share {
+            id: self.id,
+            tokens: self.computed..end,
+            is_prompt,
+            draws: end == self.tokens.len(),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shares(pending: &[usize], budget: usize) -> Vec<(usize, usize)> {
-        plan(pending, budget)
-            .into_iter()
-            .map(|share| (share.index, share.tokens))
-            .collect()
-    }
-
-    #[test]
-    fn generating_sequences_come_first_and_prompts_share_the_rest() {
-        assert_eq!(shares(&[0, 300, 0, 5], 128), [(0, 1), (2, 1), (1, 126)]);
-        assert_eq!(shares(&[100, 50], 128), [(0, 100), (1, 28)]);
-        assert_eq!(shares(&[], 128), []);
-    }
-
-    #[test]
-    fn progress_is_made_in_every_step_of_any_load() {
-        for budget in 0..6 {
-            let mut pending = vec![7, 0, 3, 11];
-            for _ in 0..100 {
-                let step = plan(&pending, budget);
-                assert!(!step.is_empty());
-                let generating = pending.iter().filter(|tokens| **tokens == 0).count();
-                assert_eq!(
-                    step.iter().filter(|share| pending[share.index] == 0).count(),
-                    generating
-                );
-                for share in step {
-                    assert!(share.tokens >= 1);
-                    pending[share.index] = pending[share.index].saturating_sub(share.tokens);
-                }
-            }
-            if budget > 4 {
-                assert_eq!(pending, [0; 4]);
-            }
-        }
-    }
-}
+#[path = "scheduler_simulation.rs"]
+mod simulation;

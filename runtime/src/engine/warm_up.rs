@@ -1,7 +1,7 @@
 //! Before the first request: measures the speeds of one stream, and checks that the model gives numbers.
 
-use super::StepModel;
-use crate::model::{Logits, LogitsWanted, ModelError, SequenceId, Span, StepBatch};
+use super::{Sequences, StepModel};
+use crate::model::{Logits, LogitsWanted, ModelError};
 use crate::status::Performance;
 use std::time::{Duration, Instant};
 
@@ -37,35 +37,16 @@ pub fn warm_up(model: &mut impl StepModel, prompt: &[u32], context: usize) -> Re
 
 /// Computes `prompt` and then `count` tokens greedily. Returns how long either took.
 fn pass(model: &mut impl StepModel, prompt: &[u32], count: usize) -> Result<(Duration, Duration), WarmUpError> {
-    let sequence = model.add_sequence();
-    let result = (|| {
-        let began = Instant::now();
-        let mut next = greedy(&forward(model, sequence, prompt, 0)?)?;
-        let prefill = began.elapsed();
-        let began = Instant::now();
-        for step in 0..count {
-            next = greedy(&forward(model, sequence, &[next], prompt.len() + step)?)?;
-        }
-        Ok((prefill, began.elapsed()))
-    })();
-    model.remove_sequence(sequence);
-    result
-}
-
-fn forward(
-    model: &mut impl StepModel,
-    sequence: SequenceId,
-    tokens: &[u32],
-    start: usize,
-) -> Result<Logits, ModelError> {
-    model.forward(&StepBatch {
-        spans: vec![Span {
-            sequence,
-            tokens: tokens.to_vec(),
-            start,
-            logits: LogitsWanted::Last,
-        }],
-    })
+    let mut sequences = Sequences::new(model);
+    let sequence = sequences.add();
+    let began = Instant::now();
+    let mut next = greedy(&sequences.forward(&[(sequence, prompt, LogitsWanted::Last)])?)?;
+    let prefill = began.elapsed();
+    let began = Instant::now();
+    for _ in 0..count {
+        next = greedy(&sequences.forward(&[(sequence, &[next], LogitsWanted::Last)])?)?;
+    }
+    Ok((prefill, began.elapsed()))
 }
 
 fn greedy(logits: &Logits) -> Result<u32, WarmUpError> {

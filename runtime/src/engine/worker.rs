@@ -1,33 +1,58 @@
-//! The loop of the engine's thread: take commands, start what waits, plan, compute, sample, publish.
+//! The loop of the engine's thread: take commands, plan, compute, sample, publish.
 
+use super::pace::Pace;
 use super::queue::Admission;
-use super::scheduler::{Share, plan};
+use super::scheduler::{Plan, Scheduler, Share};
 use super::{
     Command, EngineError, Event, FinishReason, Job, Request, RequestId, Sampler, StepModel, StopMatcher, TextStream,
     Usage,
 };
+use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
-use crate::model::{Logits, LogitsWanted, SequenceId, Span, StepBatch};
+use crate::model::{Logits, StepBatch};
 use crate::status::{Board, Requests};
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 /// What bounds the engine.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Tokens of one step, unless more sequences than that generate.
-    pub step_tokens: usize,
     /// Sequences at the same time.
     pub concurrency: usize,
-    /// Tokens of keys and values that there is room for. A single sequence is never kept waiting by it.
-    pub kv_tokens: usize,
+    /// Tokens of one step, unless more sequences than that generate.
+    pub step_tokens: usize,
+    /// How long running answers may wait for a token while prompts are read. Absent: less than twice as long as
+    /// without.
+    pub inter_token_latency: Option<Duration>,
+    /// Prompt tokens and answer tokens per second of one stream, as the warm-up measured them.
+    pub rates: (f64, f64),
+    /// The beginning of the names of blocks: of another model or type of cache nothing is used again.
+    pub root: Chain,
+    /// Bytes of a block of keys and values.
+    pub block_bytes: u64,
     /// Tokens that end an answer.
     pub end_tokens: Vec<u32>,
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Steps of eight tokens.
+    pub(crate) fn of_tests(concurrency: usize, end_tokens: Vec<u32>) -> Self {
+        Self {
+            concurrency,
+            step_tokens: 8,
+            inter_token_latency: None,
+            rates: (0.0, 0.0),
+            root: crate::kv::root("m"),
+            block_bytes: 1,
+            end_tokens,
+        }
+    }
 }
 
 /// Makes a fresh decoder of text for each answer.
@@ -42,44 +67,31 @@ pub struct Worker<M> {
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     board: Board,
-    waiting: VecDeque<Job>,
-    running: Vec<Running>,
+    scheduler: Scheduler,
+    pace: Pace,
+    answers: HashMap<RequestId, Answer>,
     draining: bool,
 }
 
-/// A sequence that is being answered.
-struct Running {
-    id: RequestId,
-    sequence: SequenceId,
+/// An answer that is being given, or waits for its turn.
+struct Answer {
     events: mpsc::Sender<Event>,
-    prompt: Vec<u32>,
+    prompt_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
     stop: StopMatcher,
     text: Box<dyn TextStream>,
-    /// Tokens in the cache.
-    computed: usize,
-    /// The token that was drawn last and is not in the cache yet.
-    next: Option<u32>,
     generated: usize,
     arrived: Instant,
-    started: Instant,
+    /// Absent while it waits in the queue.
+    started: Option<Instant>,
     last_token: Option<Instant>,
 }
 
-impl Running {
-    /// Tokens that it may need in the cache, from its first step on, so that it never runs out of room.
-    fn reserved(&self) -> usize {
-        self.prompt.len() + self.max_tokens
-    }
-
-    fn pending(&self) -> usize {
-        self.prompt.len().saturating_sub(self.computed)
-    }
-
+impl Answer {
     fn usage(&self) -> Usage {
         Usage {
-            prompt_tokens: self.prompt.len(),
+            prompt_tokens: self.prompt_tokens,
             completion_tokens: self.generated,
         }
     }
@@ -104,6 +116,8 @@ impl<M: StepModel> Worker<M> {
         board: Board,
     ) -> Self {
         Self {
+            scheduler: Scheduler::new(model.blocks(), settings.concurrency),
+            pace: Pace::new(settings.rates, settings.inter_token_latency, settings.step_tokens),
             model,
             new_text,
             settings,
@@ -111,8 +125,7 @@ impl<M: StepModel> Worker<M> {
             admission,
             metrics,
             board,
-            waiting: VecDeque::new(),
-            running: Vec::new(),
+            answers: HashMap::new(),
             draining: false,
         }
     }
@@ -121,19 +134,17 @@ impl<M: StepModel> Worker<M> {
     pub fn run(mut self) {
         while self.take_commands().is_continue() {
             self.drop_abandoned();
-            self.start_waiting();
-            self.publish_load();
-            if !self.running.is_empty() {
+            if !self.scheduler.is_idle() {
                 self.step();
-                self.publish_load();
             }
+            self.publish_load();
         }
     }
 
     /// Takes what was submitted; waits for it when there is nothing else to do.
     fn take_commands(&mut self) -> ControlFlow<()> {
         loop {
-            let is_idle = self.running.is_empty() && self.waiting.is_empty();
+            let is_idle = self.scheduler.is_idle();
             if is_idle && self.draining {
                 return ControlFlow::Break(());
             }
@@ -155,64 +166,14 @@ impl<M: StepModel> Worker<M> {
                 }
             };
             match command {
-                Command::Add(job) if self.draining => {
-                    self.admission.leave(job.request.prompt.len());
-                    let _ = job.events.try_send(Event::Failed(EngineError::Ending));
-                }
-                Command::Add(job) => self.waiting.push_back(*job),
+                Command::Add(job) => self.add(*job),
                 Command::Cancel(id) => self.cancel(id),
                 Command::Drain => self.draining = true,
             }
         }
     }
 
-    /// Forgets a request. One that is complete already is not here any more, and nothing happens.
-    fn cancel(&mut self, id: RequestId) {
-        if let Some(at) = self.running.iter().position(|running| running.id == id) {
-            let running = self.running.remove(at);
-            self.model.remove_sequence(running.sequence);
-            self.metrics.requests_cancelled.inc();
-            debug!(tokens = running.generated, "request cancelled");
-        } else if let Some(at) = self.waiting.iter().position(|job| job.id == id)
-            && let Some(job) = self.waiting.remove(at)
-        {
-            self.admission.leave(job.request.prompt.len());
-            self.metrics.requests_cancelled.inc();
-        }
-    }
-
-    fn drop_abandoned(&mut self) {
-        let running = self.running.iter().map(|running| (running.id, &running.events));
-        let waiting = self.waiting.iter().map(|job| (job.id, &job.events));
-        let abandoned: Vec<RequestId> = running
-            .chain(waiting)
-            .filter(|(_, events)| events.is_closed())
-            .map(|(id, _)| id)
-            .collect();
-        for id in abandoned {
-            self.cancel(id);
-        }
-    }
-
-    /// Starts waiting requests in the order of arrival, as long as there is room.
-    fn start_waiting(&mut self) {
-        while let Some(job) = self.waiting.front() {
-            let needed = job.request.prompt.len() + job.request.max_tokens;
-            let has_room = self.reserved() + needed <= self.settings.kv_tokens;
-            if self.running.len() >= self.settings.concurrency || !(has_room || self.running.is_empty()) {
-                return;
-            }
-            if let Some(job) = self.waiting.pop_front() {
-                self.start(job);
-            }
-        }
-    }
-
-    fn reserved(&self) -> usize {
-        self.running.iter().map(Running::reserved).sum()
-    }
-
-    fn start(&mut self, job: Job) {
+    fn add(&mut self, job: Job) {
         let Job {
             id,
             request,
@@ -225,117 +186,171 @@ impl<M: StepModel> Worker<M> {
             sampling,
             stop,
         } = request;
-        self.admission.leave(prompt.len());
-        self.metrics.queue_time.observe(arrived.elapsed().as_secs_f64());
-        self.running.push(Running {
-            id,
-            sequence: self.model.add_sequence(),
+        let refuse = |problem| {
+            self.admission.leave(prompt.len());
+            let _ = events.try_send(Event::Failed(problem));
+        };
+        if self.draining {
+            return refuse(EngineError::Ending);
+        }
+        let most = prompt.len().saturating_add(max_tokens);
+        if let Err(shortage) = self.scheduler.add(id, self.settings.root, prompt.clone(), most) {
+            self.metrics.requests_failed.inc();
+            return refuse(EngineError::TooLong {
+                tokens: most,
+                missing_blocks: shortage.missing,
+            });
+        }
+        let answer = Answer {
             events,
+            prompt_tokens: prompt.len(),
+            max_tokens,
             sampler: Sampler::new(sampling, &prompt),
             stop: StopMatcher::new(&stop),
             text: (self.new_text)(),
-            prompt,
-            max_tokens,
-            computed: 0,
-            next: None,
             generated: 0,
             arrived,
-            started: Instant::now(),
+            started: None,
             last_token: None,
-        });
+        };
+        self.answers.insert(id, answer);
+    }
+
+    /// Forgets a request. One that is complete already is not here any more, and nothing happens.
+    fn cancel(&mut self, id: RequestId) {
+        if let Some(answer) = self.forget(id) {
+            self.metrics.requests_cancelled.inc();
+            debug!(tokens = answer.generated, "request cancelled");
+        }
+    }
+
+    /// Takes a request out of everything.
+    fn forget(&mut self, id: RequestId) -> Option<Answer> {
+        let answer = self.answers.remove(&id)?;
+        self.scheduler.remove(id);
+        if answer.started.is_none() {
+            self.admission.leave(answer.prompt_tokens);
+        }
+        Some(answer)
+    }
+
+    fn drop_abandoned(&mut self) {
+        let abandoned = self.answers.iter().filter(|(_, answer)| answer.events.is_closed());
+        let abandoned: Vec<RequestId> = abandoned.map(|(id, _)| *id).collect();
+        for id in abandoned {
+            self.cancel(id);
+        }
     }
 
     /// One call of the model for everything that runs.
     fn step(&mut self) {
-        let pending: Vec<usize> = self.running.iter().map(Running::pending).collect();
-        let shares = plan(&pending, self.settings.step_tokens);
-        let spans: Vec<Span> = shares
-            .iter()
-            .map(|share| span(&self.running[share.index], share.tokens))
-            .collect();
-        match self.model.forward(&StepBatch { spans }) {
-            Ok(logits) => self.publish(&shares, &logits),
+        let prompt_tokens = self.pace.prompt_tokens(self.scheduler.generating());
+        let plan = self.scheduler.plan(prompt_tokens);
+        self.note(&plan);
+        self.publish_load();
+        let spans = plan.shares.iter().filter_map(|share| self.scheduler.span(share));
+        let batch = StepBatch { spans: spans.collect() };
+        let began = Instant::now();
+        match self.model.forward(&batch) {
+            Ok(logits) => {
+                let prompts = plan.shares.iter().filter(|share| share.is_prompt);
+                let tokens = prompts.clone().map(|share| share.tokens.len()).sum();
+                self.pace
+                    .learn(plan.shares.len() - prompts.count(), tokens, began.elapsed());
+                self.publish(&plan.shares, &logits);
+            }
             Err(problem) => {
                 error!(error = &problem as &dyn std::error::Error, "step failed");
-                let failed: Vec<usize> = shares.iter().map(|share| share.index).collect();
                 let event = Event::Failed(EngineError::Model(problem.to_string()));
-                self.end(failed, |running, metrics| {
-                    metrics.requests_failed.inc();
-                    let _ = running.events.try_send(event.clone());
-                });
+                for share in &plan.shares {
+                    self.end(share.id, event.clone());
+                }
             }
         }
+    }
+
+    /// Counts who starts and who gives way.
+    fn note(&mut self, plan: &Plan) {
+        for (id, known) in &plan.started {
+            let Some(answer) = self.answers.get_mut(id) else {
+                continue;
+            };
+            if answer.started.is_none() {
+                answer.started = Some(Instant::now());
+                self.admission.leave(answer.prompt_tokens);
+                self.metrics.queue_time.observe(answer.arrived.elapsed().as_secs_f64());
+                self.metrics.prefix_cache_queries.inc_by(answer.prompt_tokens as u64);
+                self.metrics.prefix_cache_hits.inc_by(*known as u64);
+                self.metrics.prompt_tokens.inc_by(answer.prompt_tokens as u64);
+            }
+        }
+        self.metrics.preemptions.inc_by(plan.preempted.len() as u64);
     }
 
     /// Draws and hands out what the step gave.
     fn publish(&mut self, shares: &[Share], logits: &Logits) {
         let mut row = 0;
-        let mut done = Vec::new();
         for share in shares {
-            let running = &mut self.running[share.index];
-            if running.pending() > 0 {
-                self.metrics.prompt_tokens.inc_by(share.tokens as u64);
-            }
-            running.computed += share.tokens;
-            if running.pending() > 0 {
+            self.scheduler.computed(share);
+            if !share.draws {
                 continue;
             }
-            let drawn = running.sampler.sample(logits.row(row));
             row += 1;
-            observe_token(running, &self.metrics);
+            let Some(answer) = self.answers.get_mut(&share.id) else {
+                continue;
+            };
+            let drawn = answer.sampler.sample(logits.row(row - 1));
+            observe_token(answer, &self.metrics);
             let ended = match drawn {
                 None => Some(Event::Failed(EngineError::NotFinite)),
-                Some(token) => accept(running, token, &self.settings.end_tokens),
+                Some(token) => {
+                    self.scheduler.push(share.id, token);
+                    accept(answer, token, &self.settings.end_tokens)
+                }
             };
             if let Some(event) = ended {
-                done.push((share.index, event));
+                self.end(share.id, event);
             }
         }
-        for (index, event) in &done {
-            let running = &self.running[*index];
-            let _ = running.events.try_send(event.clone());
-            match event {
-                Event::Finished { reason, .. } => {
-                    self.admission.learn(running.started.elapsed());
-                    self.metrics
-                        .request_latency
-                        .observe(running.arrived.elapsed().as_secs_f64());
-                    let finished_reason = reason.into();
-                    self.metrics
-                        .requests_finished
-                        .get_or_create(&Finished { finished_reason })
-                        .inc();
-                }
-                Event::Failed(_) | Event::Text(_) => {
-                    self.metrics.requests_failed.inc();
-                }
-            }
-        }
-        self.end(done.into_iter().map(|(index, _)| index).collect(), |_, _| ());
     }
 
-    /// Takes sequences out, after telling `say` about each.
-    fn end(&mut self, mut indices: Vec<usize>, say: impl Fn(&Running, &Metrics)) {
-        indices.sort_unstable();
-        for index in indices.into_iter().rev() {
-            let running = self.running.remove(index);
-            self.model.remove_sequence(running.sequence);
-            say(&running, &self.metrics);
+    /// The last event of a request.
+    fn end(&mut self, id: RequestId, event: Event) {
+        let Some(answer) = self.forget(id) else { return };
+        match &event {
+            Event::Finished { reason, .. } => {
+                if let Some(started) = answer.started {
+                    self.admission.learn(started.elapsed());
+                }
+                self.metrics
+                    .request_latency
+                    .observe(answer.arrived.elapsed().as_secs_f64());
+                let finished_reason = reason.into();
+                self.metrics
+                    .requests_finished
+                    .get_or_create(&Finished { finished_reason })
+                    .inc();
+            }
+            Event::Failed(_) | Event::Text(_) => {
+                self.metrics.requests_failed.inc();
+            }
         }
+        let _ = answer.events.try_send(event);
     }
 
     fn publish_load(&self) {
         let requests = Requests {
-            running: self.running.len(),
+            running: self.scheduler.running(),
             waiting: self.admission.waiting(),
         };
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.metrics.requests_running.set(gauge(requests.running));
         self.metrics.requests_waiting.set(gauge(requests.waiting));
+        let kv = self.scheduler.kv();
         #[expect(clippy::cast_precision_loss, reason = "shown with a few digits")]
-        let usage = self.reserved() as f64 / self.settings.kv_tokens.max(1) as f64;
-        self.metrics.kv_cache_usage.set(usage.min(1.0));
-        let kv_bytes = self.model.kv_bytes();
+        let usage = kv.used() as f64 / kv.total().max(1) as f64;
+        self.metrics.kv_cache_usage.set(usage);
+        let kv_bytes = kv.used() as u64 * self.settings.block_bytes;
         self.board.update(|status| {
             status.requests = requests;
             status.memory.kv_cache_bytes = Some(kv_bytes);
@@ -343,76 +358,54 @@ impl<M: StepModel> Worker<M> {
     }
 }
 
-/// What a sequence computes next. The last chunk of a prompt, and every token after it, needs a row of logits.
-fn span(running: &Running, tokens: usize) -> Span {
-    let (tokens, logits) = if let Some(token) = running.next {
-        (vec![token], LogitsWanted::Last)
-    } else {
-        let end = running.computed + tokens;
-        let logits = if end == running.prompt.len() {
-            LogitsWanted::Last
-        } else {
-            LogitsWanted::None
-        };
-        (running.prompt[running.computed..end].to_vec(), logits)
-    };
-    Span {
-        sequence: running.sequence,
-        tokens,
-        start: running.computed,
-        logits,
-    }
-}
-
 /// Takes a drawn token into the answer. Returns the last event when it ends the answer.
-fn accept(running: &mut Running, token: u32, end_tokens: &[u32]) -> Option<Event> {
-    running.generated += 1;
-    running.next = Some(token);
+fn accept(answer: &mut Answer, token: u32, end_tokens: &[u32]) -> Option<Event> {
+    answer.generated += 1;
     let mut reason = None;
     if end_tokens.contains(&token) {
         reason = Some(FinishReason::Stop);
     } else {
-        let piece = running.text.push(token);
-        let passed = running.stop.push(&piece);
-        running.say(passed.text);
+        let piece = answer.text.push(token);
+        let passed = answer.stop.push(&piece);
+        answer.say(passed.text);
         if passed.stopped {
-            return Some(finished(running, FinishReason::Stop));
+            return Some(finished(answer, FinishReason::Stop));
         }
-        if running.generated >= running.max_tokens {
+        if answer.generated >= answer.max_tokens {
             reason = Some(FinishReason::Length);
         }
     }
     let mut reason = reason?;
-    let rest = running.text.finish();
-    let passed = running.stop.push(&rest);
+    let rest = answer.text.finish();
+    let passed = answer.stop.push(&rest);
     if passed.stopped {
         reason = FinishReason::Stop;
     }
-    let held = running.stop.finish();
-    running.say(passed.text + &held);
-    Some(finished(running, reason))
+    let held = answer.stop.finish();
+    answer.say(passed.text + &held);
+    Some(finished(answer, reason))
 }
 
-fn finished(running: &Running, reason: FinishReason) -> Event {
+fn finished(answer: &Answer, reason: FinishReason) -> Event {
     Event::Finished {
         reason,
-        usage: running.usage(),
+        usage: answer.usage(),
     }
 }
 
-fn observe_token(running: &mut Running, metrics: &Metrics) {
+fn observe_token(answer: &mut Answer, metrics: &Metrics) {
     let now = Instant::now();
     metrics.generation_tokens.inc();
-    match running.last_token {
+    match answer.last_token {
         None => {
-            let waited = now.duration_since(running.arrived);
+            let waited = now.duration_since(answer.arrived);
             metrics.time_to_first_token.observe(waited.as_secs_f64());
         }
         Some(before) => metrics
             .inter_token_latency
             .observe(now.duration_since(before).as_secs_f64()),
     }
-    running.last_token = Some(now);
+    answer.last_token = Some(now);
 }
 
 #[cfg(test)]

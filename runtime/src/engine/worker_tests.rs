@@ -3,7 +3,8 @@
 use super::*;
 use crate::args::Identity;
 use crate::engine::{Engine, Generation, QueueLimits, Sampling, SubmitError};
-use crate::model::ModelError;
+use crate::kv::{BLOCK_TOKENS, BlockId};
+use crate::model::{LogitsWanted, ModelError};
 use crate::status::Stage;
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -12,26 +13,17 @@ use std::thread::JoinHandle;
 const VOCABULARY: usize = 64;
 const END: u32 = 60;
 
-/// Counts up, checks that spans continue their sequences, and waits for permission before each step.
+/// Counts up, checks that what a span continues is in its blocks, and waits for permission before each step.
 struct Counting {
-    lengths: HashMap<SequenceId, usize>,
-    next: u64,
+    blocks: usize,
+    /// What was computed into each place of each block.
+    cache: HashMap<(BlockId, usize), u32>,
     steps: Arc<Mutex<Vec<usize>>>,
     permits: Option<std::sync::mpsc::Receiver<()>>,
     fails_at: Option<u32>,
 }
 
 impl StepModel for Counting {
-    fn add_sequence(&mut self) -> SequenceId {
-        self.next += 1;
-        self.lengths.insert(SequenceId(self.next), 0);
-        SequenceId(self.next)
-    }
-
-    fn remove_sequence(&mut self, sequence: SequenceId) {
-        self.lengths.remove(&sequence).unwrap();
-    }
-
     fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
         if let Some(permits) = &self.permits {
             let _ = permits.recv();
@@ -42,9 +34,11 @@ impl StepModel for Counting {
             .push(batch.spans.iter().map(|span| span.tokens.len()).sum());
         let mut values = Vec::new();
         for span in &batch.spans {
-            let length = self.lengths.get_mut(&span.sequence).unwrap();
-            assert_eq!(span.start, *length);
-            *length += span.tokens.len();
+            let place = |position: usize| (span.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+            assert!((0..span.start).all(|position| self.cache.contains_key(&place(position))));
+            for (position, token) in (span.start..).zip(&span.tokens) {
+                self.cache.insert(place(position), *token);
+            }
             let last = *span.tokens.last().unwrap();
             if self.fails_at == Some(last) {
                 return Err(ModelError::Tensor("boom".into()));
@@ -58,8 +52,12 @@ impl StepModel for Counting {
         Ok(Logits::new(values, VOCABULARY))
     }
 
-    fn kv_bytes(&self) -> u64 {
-        self.lengths.values().sum::<usize>() as u64
+    fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks
     }
 }
 
@@ -86,6 +84,10 @@ struct Harness {
 }
 
 fn start(concurrency: usize, gated: bool, fails_at: Option<u32>) -> Harness {
+    start_with(concurrency, gated, fails_at, 8)
+}
+
+fn start_with(concurrency: usize, gated: bool, fails_at: Option<u32>, blocks: usize) -> Harness {
     let limits = QueueLimits {
         requests: 2,
         tokens: 1000,
@@ -98,18 +100,13 @@ fn start(concurrency: usize, gated: bool, fails_at: Option<u32>) -> Harness {
     let steps = Arc::default();
     let (permits, received) = std::sync::mpsc::channel();
     let model = Counting {
-        lengths: HashMap::new(),
-        next: 0,
+        blocks,
+        cache: HashMap::new(),
         steps: Arc::clone(&steps),
         permits: gated.then_some(received),
         fails_at,
     };
-    let settings = Settings {
-        step_tokens: 8,
-        concurrency,
-        kv_tokens: 100,
-        end_tokens: vec![END],
-    };
+    let settings = Settings::of_tests(concurrency, vec![END]);
     let text: NewText = Box::new(|| Box::new(Brackets));
     let parts = (commands, admission);
     let worker = Worker::new(model, text, settings, parts, Arc::clone(&metrics), board.clone());
@@ -228,21 +225,49 @@ async fn full_queue_refuses_at_once_and_cancelled_requests_make_room() {
 }
 
 #[tokio::test]
-async fn request_waits_until_there_is_room_for_its_keys_and_values() {
-    let harness = start(2, true, None);
-    let large = harness.engine.submit(request(&[1], 90)).unwrap();
-    let second = harness.engine.submit(request(&[1], 90)).unwrap();
-    harness.permits.send(()).unwrap();
-    while harness.steps.lock().unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    let requests = harness.board.snapshot().requests;
-    assert_eq!((requests.running, requests.waiting), (1, 1));
-    drop(large);
-    for _ in 0..100 {
+async fn youngest_gives_way_when_the_cache_is_full_and_its_answer_is_whole_all_the_same() {
+    let harness = start_with(2, true, None, 3);
+    let first = harness.engine.submit(request(&[1; 30], 50)).unwrap();
+    let second = harness.engine.submit(request(&[20; 30], 30)).unwrap();
+    for _ in 0..200 {
         harness.permits.send(()).unwrap();
     }
-    assert_eq!(collect(second).await.1, finish(FinishReason::Stop, 1, 59));
+    let (first, second) = tokio::join!(collect(first), collect(second));
+    assert_eq!(first.1, finish(FinishReason::Length, 30, 50));
+    let expected: String = (21..51).map(|token| format!("<{token}>")).collect();
+    assert_eq!(second, (expected, finish(FinishReason::Length, 30, 30)));
+    assert!(harness.metrics.preemptions.get() > 0, "there was room for both");
+    assert_eq!(harness.board.snapshot().requests.waiting, 0);
+}
+
+#[tokio::test]
+async fn request_that_the_whole_cache_cannot_hold_is_refused() {
+    let harness = start_with(2, false, None, 2);
+    let (_, last) = collect(harness.engine.submit(request(&[1; 30], 35)).unwrap()).await;
+    let refused = EngineError::TooLong {
+        tokens: 65,
+        missing_blocks: 1,
+    };
+    assert_eq!(last, Event::Failed(refused));
+    assert_eq!(
+        collect(harness.engine.submit(request(&[1; 30], 34)).unwrap()).await.1,
+        finish(FinishReason::Length, 30, 34)
+    );
+}
+
+#[tokio::test]
+async fn beginning_that_was_computed_before_is_not_computed_again() {
+    let harness = start(1, false, None);
+    let prompt = [[7; 40].as_slice(), &[1]].concat();
+    collect(harness.engine.submit(request(&prompt, 1)).unwrap()).await;
+    let before = harness.steps.lock().unwrap().iter().sum::<usize>();
+    let (text, _) = collect(harness.engine.submit(request(&prompt, 1)).unwrap()).await;
+    assert_eq!(text, "<2>");
+    assert_eq!(
+        harness.steps.lock().unwrap().iter().sum::<usize>() - before,
+        41 - BLOCK_TOKENS
+    );
+    assert_eq!(harness.metrics.prefix_cache_hits.get(), BLOCK_TOKENS as u64);
 }
 
 #[tokio::test]

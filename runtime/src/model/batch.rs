@@ -1,10 +1,11 @@
 //! What one call of the decoder works on, and what it gives back. Plain values; no tensors.
 
+use crate::kv::BlockId;
 use std::ops::Range;
 
-/// Names one sequence (a conversation with keys and values in the cache) of one decoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub(crate) u64);
+/// Names what is added to a model's weights for some sequences. The model alone is the only one that there is yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct AdapterId(pub u32);
 
 /// Which positions of a span need logits. Those that are not asked for are not computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,10 +31,13 @@ impl LogitsWanted {
 }
 
 /// New tokens of one sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Span {
-    /// The sequence that the tokens continue.
-    pub sequence: SequenceId,
+    /// Where keys and values of the sequence are, in the order of its tokens: those that are cached, with room for the
+    /// new ones. Blocks that get new ones belong to this sequence alone.
+    pub blocks: Vec<BlockId>,
+    /// What is added to the weights.
+    pub adapter: AdapterId,
     /// At least one token.
     pub tokens: Vec<u32>,
     /// The absolute position of `tokens[0]`: how many tokens of this sequence are in the cache already.
@@ -42,7 +46,8 @@ pub struct Span {
     pub logits: LogitsWanted,
 }
 
-/// Spans of several sequences, computed in one call. A sequence appears at most once.
+/// Spans of several sequences, computed in one call: some with one token, some with a part of a prompt. A sequence
+/// appears at most once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepBatch {
     /// In any order; [`Logits`] keeps it.

@@ -3,38 +3,38 @@
 //! Names no tensor library. What differs between models of the family is a value in [`ModelSpec`] or an absent
 //! weight; a backend with other memory and other kernels changes no line here.
 
-use super::batch::{Logits, SequenceId, Span, StepBatch};
+use super::batch::{AdapterId, Logits, Span, StepBatch};
 use super::error::ModelError;
 use super::spec::ModelSpec;
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Projections, Rope, SpanLayout};
-use std::collections::{BTreeMap, HashSet};
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvType, Projections, Rope, SpanLayout};
+use crate::kv::{BLOCK_TOKENS, BlockId, blocks_for};
+use std::collections::HashSet;
 use std::fmt;
 
 /// Rows computed at a time, which bounds the memory of activations for prompts of any length. Large enough that
 /// reading the weights is shared well between rows.
 pub(super) const MAX_STEP_ROWS: usize = 512;
 
-/// A loaded model that computes. Owned by one thread at a time.
+/// A loaded model that computes. Owned by one thread at a time. It keeps no books of sequences: a batch says where
+/// everything is.
 pub struct Decoder {
     graph: Box<dyn Graph>,
     vocabulary: usize,
     context: usize,
-    next: u64,
-    /// Tokens in the cache of every open sequence.
-    lengths: BTreeMap<SequenceId, usize>,
+    /// Blocks of the cache.
+    blocks: usize,
 }
 
 /// What a step asks of a graph; hides the type of the backend.
 trait Graph: Send {
-    fn open(&mut self, sequence: SequenceId);
-    fn close(&mut self, sequence: SequenceId);
-    fn cache_bytes(&self) -> u64;
+    fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError>;
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError>;
     fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError>;
 }
 
 /// A part of a span that fits into one step.
 struct Piece<'a> {
-    sequence: SequenceId,
+    blocks: &'a [BlockId],
     tokens: &'a [u32],
     start: usize,
     /// Rows of this piece that need logits, ascending.
@@ -47,7 +47,7 @@ impl fmt::Debug for Decoder {
             .debug_struct("Decoder")
             .field("vocabulary", &self.vocabulary)
             .field("context", &self.context)
-            .field("sequences", &self.lengths.len())
+            .field("blocks", &self.blocks)
             .finish_non_exhaustive()
     }
 }
@@ -58,8 +58,7 @@ impl Decoder {
             vocabulary: spec.vocabulary,
             context: spec.context,
             graph: Box::new(Transformer::new(backend, spec, weights)),
-            next: 0,
-            lengths: BTreeMap::new(),
+            blocks: 0,
         }
     }
 
@@ -73,32 +72,31 @@ impl Decoder {
         self.vocabulary
     }
 
-    /// Opens an empty sequence.
-    pub fn add_sequence(&mut self) -> SequenceId {
-        let sequence = SequenceId(self.next);
-        self.next += 1;
-        self.lengths.insert(sequence, 0);
-        self.graph.open(sequence);
-        sequence
+    /// Makes the cache: so many blocks of keys and values, which replace those that were there. Without it there is none.
+    pub fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError> {
+        self.graph.allocate(blocks, kind)?;
+        self.blocks = blocks;
+        Ok(())
     }
 
-    /// Frees a sequence. Does nothing when it is not open.
-    pub fn remove_sequence(&mut self, sequence: SequenceId) {
-        if self.lengths.remove(&sequence).is_some() {
-            self.graph.close(sequence);
+    /// Blocks of the cache.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Copies a block's keys and values.
+    pub fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError> {
+        for id in [from, to] {
+            self.check_block(id).map_err(ModelError::Batch)?;
         }
+        self.graph.copy_block(from, to)
     }
 
-    /// Bytes that keys and values hold now.
-    pub fn kv_bytes(&self) -> u64 {
-        self.graph.cache_bytes()
-    }
-
-    /// Computes a batch and appends its tokens to their sequences.
+    /// Computes a batch, and writes the keys and values of its tokens to the blocks.
     ///
     /// # Errors
-    /// A batch that breaks a rule is refused before anything changes. After any other error the sequences of the
-    /// batch must be removed.
+    /// A batch that breaks a rule is refused before anything changes. After any other error the blocks that the batch
+    /// writes hold nothing of use.
     pub fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
         self.check(batch)?;
         let mut values = Vec::new();
@@ -121,44 +119,50 @@ impl Decoder {
         if !pieces.is_empty() {
             self.graph.step(&pieces, &mut values)?;
         }
-        for span in &batch.spans {
-            self.lengths.insert(span.sequence, span.start + span.tokens.len());
-        }
         Ok(Logits::new(values, self.vocabulary))
     }
 
     fn check(&self, batch: &StepBatch) -> Result<(), ModelError> {
-        let mut seen = HashSet::new();
+        let mut written = HashSet::new();
         for span in &batch.spans {
             self.check_span(span).map_err(ModelError::Batch)?;
-            if !seen.insert(span.sequence) {
-                return Err(ModelError::Batch(format!("{:?} occurs twice", span.sequence)));
+            let end = blocks_for(span.start + span.tokens.len());
+            for id in &span.blocks[span.start / BLOCK_TOKENS..end] {
+                if !written.insert(*id) {
+                    return Err(ModelError::Batch(format!("{id:?} is written by two spans")));
+                }
             }
         }
         Ok(())
     }
 
+    fn check_block(&self, id: BlockId) -> Result<(), String> {
+        if (id.0 as usize) < self.blocks {
+            return Ok(());
+        }
+        Err(format!("{id:?} is none of {} blocks", self.blocks))
+    }
+
     fn check_span(&self, span: &Span) -> Result<(), String> {
-        let sequence = span.sequence;
-        let length = *self
-            .lengths
-            .get(&sequence)
-            .ok_or_else(|| format!("{sequence:?} is not open"))?;
+        if span.adapter != AdapterId::default() {
+            return Err(format!("{:?} is not loaded", span.adapter));
+        }
         if span.tokens.is_empty() {
-            return Err(format!("{sequence:?} has no tokens"));
+            return Err("a span has no tokens".to_owned());
         }
-        if span.start != length {
+        let end = span.start.saturating_add(span.tokens.len());
+        if end > self.context {
             return Err(format!(
-                "{sequence:?} starts at {}, but has {length} tokens",
-                span.start
-            ));
-        }
-        if span.tokens.len() > self.context - length {
-            let end = length + span.tokens.len();
-            return Err(format!(
-                "{sequence:?} would have {end} tokens, more than {}",
+                "a sequence would have {end} tokens, more than {}",
                 self.context
             ));
+        }
+        let room = span.blocks.len() * BLOCK_TOKENS;
+        if end > room {
+            return Err(format!("a sequence would have {end} tokens, and blocks for {room}"));
+        }
+        for id in &span.blocks {
+            self.check_block(*id)?;
         }
         match span.tokens.iter().find(|&&token| token as usize >= self.vocabulary) {
             Some(token) => Err(format!("token {token} is not in the vocabulary of {}", self.vocabulary)),
@@ -170,7 +174,7 @@ impl Decoder {
 fn piece(span: &Span, from: usize, to: usize) -> Piece<'_> {
     let wanted = span.logits.rows(span.tokens.len());
     Piece {
-        sequence: span.sequence,
+        blocks: &span.blocks,
         tokens: &span.tokens[from..to],
         start: span.start + from,
         wanted: wanted.start.clamp(from, to) - from..wanted.end.clamp(from, to) - from,
@@ -208,7 +212,8 @@ pub(super) struct Weights<B: Backend> {
 struct Transformer<B: Backend> {
     backend: B,
     weights: Weights<B>,
-    cache: B::Cache,
+    cache: Option<B::Cache>,
+    layout: CacheShape,
     rope: Rope,
     attention: AttentionShape,
     epsilon: f32,
@@ -216,13 +221,15 @@ struct Transformer<B: Backend> {
 
 impl<B: Backend> Transformer<B> {
     fn new(backend: B, spec: &ModelSpec, weights: Weights<B>) -> Self {
-        let cache = backend.cache(CacheShape {
-            layers: spec.layers,
-            kv_heads: spec.kv_heads,
-            head_size: spec.head_size,
-        });
         Self {
-            cache,
+            cache: None,
+            layout: CacheShape {
+                layers: spec.layers,
+                kv_heads: spec.kv_heads,
+                head_size: spec.head_size,
+                blocks: 0,
+                kind: KvType::default(),
+            },
             rope: spec.rope.table(),
             attention: spec.attention_shape(),
             epsilon: spec.norm_epsilon,
@@ -244,12 +251,11 @@ impl<B: Backend> Transformer<B> {
             key: self.project(&normed, &layer.key)?,
             value: self.project(&normed, &layer.value)?,
         };
+        let cache = self.cache.as_mut().ok_or_else(no_cache)?;
         let query = self
             .backend
-            .rope_append(projections, self.attention, index, step, &mut self.cache)?;
-        let mixed = self
-            .backend
-            .attention(query, self.attention, index, step, &self.cache)?;
+            .rope_append(projections, self.attention, index, step, cache)?;
+        let mixed = self.backend.attention(query, self.attention, index, step, cache)?;
         let x = self.backend.add(x, self.project(&mixed, &layer.output)?)?;
 
         let normed = self.backend.rms_norm(&x, &layer.feed_forward_norm, self.epsilon)?;
@@ -261,17 +267,26 @@ impl<B: Backend> Transformer<B> {
     }
 }
 
+fn no_cache() -> ModelError {
+    ModelError::Batch("the cache was not allocated".to_owned())
+}
+
 impl<B: Backend> Graph for Transformer<B> {
-    fn open(&mut self, sequence: SequenceId) {
-        self.backend.open_sequence(&mut self.cache, sequence);
+    fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError> {
+        // The old one first: both at once may be more than there is.
+        self.cache = None;
+        self.layout = CacheShape {
+            blocks,
+            kind,
+            ..self.layout
+        };
+        self.cache = Some(self.backend.cache(self.layout)?);
+        Ok(())
     }
 
-    fn close(&mut self, sequence: SequenceId) {
-        self.backend.close_sequence(&mut self.cache, sequence);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.backend.cache_bytes(&self.cache)
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError> {
+        let cache = self.cache.as_mut().ok_or_else(no_cache)?;
+        self.backend.copy_block(cache, from, to)
     }
 
     fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError> {
@@ -281,12 +296,12 @@ impl<B: Backend> Graph for Transformer<B> {
             tokens.extend_from_slice(piece.tokens);
             wanted.extend(piece.wanted.clone().map(|row| first + row));
             spans.push(SpanLayout {
-                sequence: piece.sequence,
+                blocks: piece.blocks.to_vec(),
                 rows: first..tokens.len(),
                 start: piece.start,
             });
         }
-        let step = self.backend.begin(&spans, &self.rope, &mut self.cache)?;
+        let step = self.backend.begin(&spans, &self.rope)?;
         let mut x = self.backend.embed(&self.weights.embedding, &tokens)?;
         for index in 0..self.weights.layers.len() {
             x = self.layer(x, index, &step)?;
@@ -309,10 +324,10 @@ mod tests {
     #[test]
     fn pieces_want_exactly_the_rows_of_their_span() {
         let span = |logits| Span {
-            sequence: SequenceId(1),
             tokens: vec![5; 10],
             start: 3,
             logits,
+            ..Span::default()
         };
         let wanted = |logits, from, to| piece(&span(logits), from, to).wanted;
         assert_eq!(wanted(LogitsWanted::All, 4, 10), 0..6);

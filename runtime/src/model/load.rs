@@ -12,10 +12,10 @@ mod pack;
 mod safetensors;
 
 pub(crate) use examine::{Examined, examine};
-pub(crate) use memory::{CACHE_VALUE_BYTES, CONTEXT_TO_FIT};
+pub(crate) use memory::CONTEXT_TO_FIT;
 
 use super::spec::ModelSpec;
-use super::{Format, LoadError, LoadOptions, Loaded};
+use super::{Format, KvType, LoadError, LoadOptions, Loaded};
 use crate::backend::Precision;
 use crate::backend::candle::Candle;
 use escadre_verify::structure::content;
@@ -193,6 +193,7 @@ fn parameters(inventory: &Inventory) -> u64 {
 struct Facts<'a> {
     format: Format,
     spec: &'a ModelSpec,
+    kv_type: KvType,
     parameters: u64,
     quantization: String,
     weights_bytes: u64,
@@ -204,6 +205,7 @@ impl Facts<'_> {
         let Self {
             format,
             spec,
+            kv_type,
             parameters,
             quantization,
             weights_bytes,
@@ -216,7 +218,7 @@ impl Facts<'_> {
             quantization,
             context_length: spec.context,
             weights_bytes,
-            kv_bytes_per_token: spec.kv_bytes_per_token(memory::CACHE_VALUE_BYTES),
+            kv_bytes_per_token: spec.kv_bytes_per_token(kv_type.bytes()),
             template_digest,
         }
     }

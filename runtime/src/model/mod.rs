@@ -11,7 +11,8 @@ pub mod spec;
 mod template;
 mod tokenizer;
 
-pub use batch::{Logits, LogitsWanted, SequenceId, Span, StepBatch};
+pub use crate::backend::KvType;
+pub use batch::{AdapterId, Logits, LogitsWanted, Span, StepBatch};
 pub use decoder::Decoder;
 pub use error::{LoadError, ModelError};
 pub use load::{load, load_exact};
@@ -29,6 +30,8 @@ pub struct LoadOptions {
     pub memory_limit: Option<u64>,
     /// How the weights must be stored. Absent: in any way that can be loaded.
     pub format: Option<Format>,
+    /// How keys and values will be held.
+    pub kv_type: KvType,
 }
 
 /// Everything that serving needs from a model.
@@ -40,7 +43,7 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// Absent when the model has none: chat is then refused, completion works.
     pub template: Option<ChatTemplate>,
-    /// The weights and the graph.
+    /// The weights and the graph. Its cache is not allocated yet.
     pub decoder: Decoder,
     /// What the model's authors suggest.
     pub generation: GenerationDefaults,
@@ -71,7 +74,7 @@ pub struct ModelDescription {
     pub context_length: usize,
     /// Bytes of weights as they are held in memory.
     pub weights_bytes: u64,
-    /// Bytes of keys and values per token, as this process holds them.
+    /// Bytes of keys and values per token, as [`LoadOptions::kv_type`] holds them.
     pub kv_bytes_per_token: u64,
     /// SHA-256 of the chat template's text.
     pub template_digest: Option<String>,

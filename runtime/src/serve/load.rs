@@ -1,28 +1,29 @@
 //! The engine's thread from its first line: verify, load, warm up, then answer until it is drained.
 
 use super::overlay;
+use crate::backend::KvType;
 use crate::context::unix_seconds;
-use crate::engine::{self, Admission, Engine, QueueLimits, Settings, Worker};
+use crate::engine::{self, Admission, Engine, QueueLimits, Settings, WarmUpError, Worker};
 use crate::failure::{Failure, chain};
+use crate::kv::{self, BLOCK_TOKENS, blocks_for};
 use crate::metrics::Metrics;
-use crate::model::{self, Format, LoadError, LoadOptions, Loaded, ModelDescription, SpecialTokens, Tokenizer};
+use crate::model::load::CONTEXT_TO_FIT;
+use crate::model::{self, Decoder, Format, LoadError, LoadOptions, Loaded, ModelDescription, SpecialTokens, Tokenizer};
 use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
 use escadre_verify::{Digest, Refusal, VerifiedModel};
 use std::num::NonZeroUsize;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::info;
 
-/// How long one step may take: running answers wait for as long when somebody else's prompt is read, and so does the
-/// end of a prompt that nobody waits for any more.
-const STEP_SECONDS: f64 = 0.5;
-/// The fewest and the most tokens of a step: enough to use the cores, and no more than helps.
-const STEP_TOKENS: RangeInclusive<f64> = 16.0..=256.0;
+/// The most tokens of a step: more do not use the cores better.
+const STEP_TOKENS: usize = 512;
+/// Tokens that there is room for while the model warms up.
+const WARM_UP_TOKENS: usize = 128;
 /// How many requests may wait for each that is answered.
 const WAITING_PER_RUNNING: usize = 16;
 /// How many contexts of prompt tokens may wait.
@@ -40,6 +41,8 @@ pub(super) struct Plan {
     pub(super) served_name: String,
     pub(super) max_context: Option<NonZeroUsize>,
     pub(super) concurrency: usize,
+    pub(super) kv_type: KvType,
+    pub(super) inter_token_latency: Option<Duration>,
     pub(super) format: Option<Format>,
     pub(super) overlay: Option<PathBuf>,
     pub(super) threads: usize,
@@ -112,7 +115,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     let began = Instant::now();
     let (verified, loaded) = load(plan, board, began)?;
     let Loaded {
-        description,
+        mut description,
         tokenizer,
         template,
         mut decoder,
@@ -120,13 +123,22 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     } = loaded;
     board.update(|status| status.stage = Stage::WarmingUp);
     let prompt = warm_up_prompt(&tokenizer);
-    let performance = engine::warm_up(&mut decoder, &prompt, description.context_length)
-        .map_err(|error| Failure::new("SelfTestFailed", error.to_string()))?;
+    let failed = |error: WarmUpError| Failure::new("SelfTestFailed", error.to_string());
+    let allocate = |decoder: &mut Decoder, blocks| decoder.allocate(blocks, plan.kv_type).map_err(WarmUpError::from);
+    allocate(&mut decoder, blocks_for(WARM_UP_TOKENS)).map_err(failed)?;
+    let performance =
+        engine::warm_up(&mut decoder, &prompt, description.context_length.min(WARM_UP_TOKENS)).map_err(failed)?;
+    // What is prepared in the first steps is there now, and what is left can be given to keys and values.
+    let blocks = cache_blocks(plan, &description, board);
+    allocate(&mut decoder, blocks).map_err(failed)?;
+    description.context_length = description.context_length.min(blocks * BLOCK_TOKENS);
     describe(board, &description, performance);
     info!(
         architecture = description.architecture,
         quantization = description.quantization,
         context_length = description.context_length,
+        kv_cache_tokens = blocks * BLOCK_TOKENS,
+        kv_cache_type = %plan.kv_type,
         prefill_tokens_per_second = performance.prefill_tokens_per_second,
         decode_tokens_per_second = performance.decode_tokens_per_second,
         seconds = began.elapsed().as_secs_f64(),
@@ -138,10 +150,17 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         concurrency: plan.concurrency,
     }));
     let (engine, commands) = Engine::new(Arc::clone(&admission));
+    let digest = verified.digest();
     let settings = Settings {
-        step_tokens: step_tokens(performance),
         concurrency: plan.concurrency,
-        kv_tokens: kv_tokens(plan, &description, board),
+        step_tokens: STEP_TOKENS,
+        inter_token_latency: plan.inter_token_latency,
+        rates: (
+            performance.prefill_tokens_per_second,
+            performance.decode_tokens_per_second,
+        ),
+        root: kv::root(&format!("{digest} {}", plan.kv_type)),
+        block_bytes: description.kv_bytes_per_token * BLOCK_TOKENS as u64,
         end_tokens: generation.end_tokens.clone(),
     };
     let tokenizer = Arc::new(tokenizer);
@@ -155,7 +174,6 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         metrics,
         board.clone(),
     );
-    let digest = verified.digest();
     let served = Served {
         name: plan.served_name.clone(),
         digest,
@@ -205,6 +223,7 @@ fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Lo
         max_context: plan.max_context.map(NonZeroUsize::get),
         threads: plan.threads,
         memory_limit: plan.memory_limit,
+        kv_type: plan.kv_type,
     };
     let loaded = model::load(&verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
         if let LoadError::Refused(refusal) = &error {
@@ -255,21 +274,11 @@ fn describe(board: &Board, description: &ModelDescription, performance: Performa
     });
 }
 
-/// As many tokens as are computed in the time of a step.
-fn step_tokens(performance: Performance) -> usize {
-    let tokens = performance.prefill_tokens_per_second * STEP_SECONDS;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "clamped to small positive numbers"
-    )]
-    let tokens = tokens.clamp(*STEP_TOKENS.start(), *STEP_TOKENS.end()) as usize;
-    tokens
-}
-
-/// Tokens of keys and values that there is room for in the memory that is left now.
-fn kv_tokens(plan: &Plan, description: &ModelDescription, board: &Board) -> usize {
-    let wanted = description.context_length.saturating_mul(plan.concurrency);
+/// Blocks of keys and values: for as many whole contexts as there may be requests, if there is room; for one context if
+/// that was asked for, else for what can be served at least.
+fn cache_blocks(plan: &Plan, description: &ModelDescription, board: &Board) -> usize {
+    let context = description.context_length;
+    let wanted = blocks_for(context).saturating_mul(plan.concurrency);
     let (Some(limit), Some(resident)) = (plan.memory_limit, board.snapshot().memory.resident_bytes) else {
         return wanted;
     };
@@ -280,10 +289,15 @@ fn kv_tokens(plan: &Plan, description: &ModelDescription, board: &Board) -> usiz
         reason = "a share of some gigabytes"
     )]
     let free = (limit.saturating_sub(resident) as f64 * KV_SHARE) as u64;
-    let room = free.checked_div(description.kv_bytes_per_token).unwrap_or(u64::MAX);
-    usize::try_from(room)
-        .unwrap_or(usize::MAX)
-        .clamp(description.context_length.min(wanted), wanted)
+    let room = free.checked_div(description.kv_bytes_per_token * BLOCK_TOKENS as u64);
+    let room = room.and_then(|room| usize::try_from(room).ok()).unwrap_or(usize::MAX);
+    // The loader made sure that this fits.
+    let least = if plan.max_context.is_some() {
+        context
+    } else {
+        context.min(CONTEXT_TO_FIT)
+    };
+    room.clamp(blocks_for(least).min(wanted), wanted)
 }
 
 #[cfg(test)]

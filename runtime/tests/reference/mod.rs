@@ -1,12 +1,17 @@
 //! The real model of the tests, and reference values that llama.cpp computed (see the scripts beside this file).
 
-use escadre_runtime::model::{LoadOptions, Loaded, Logits, LogitsWanted, Span, StepBatch, load, load_exact};
+use escadre_runtime::engine::Sequences;
+use escadre_runtime::kv::blocks_for;
+use escadre_runtime::model::{KvType, LoadOptions, Loaded, Logits, LogitsWanted, load, load_exact};
 use escadre_verify::VerifiedModel;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 /// One model at a time: tests of one process would otherwise hold several copies, and disturb each other's timing.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Tokens of all sequences of a test.
+const CACHE: usize = 1024;
 
 pub(crate) const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -39,25 +44,18 @@ pub(crate) fn verified() -> VerifiedModel {
 pub(crate) fn with_model<R>(exact: bool, test: impl FnOnce(Loaded) -> R) -> R {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let loader = if exact { load_exact } else { load };
-    test(loader(&verified(), &LoadOptions::default(), &mut |_, _| {}).unwrap())
+    let mut loaded = loader(&verified(), &LoadOptions::default(), &mut |_, _| {}).unwrap();
+    loaded.decoder.allocate(blocks_for(CACHE), KvType::F32).unwrap();
+    test(loaded)
 }
 
 /// Rows of all tokens of one new sequence, computed `chunk` tokens at a time.
 pub(crate) fn rows(loaded: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
-    let sequence = loaded.decoder.add_sequence();
-    let mut rows = Vec::new();
-    for (index, part) in tokens.chunks(chunk).enumerate() {
-        let span = Span {
-            sequence,
-            tokens: part.to_vec(),
-            start: index * chunk,
-            logits: LogitsWanted::All,
-        };
-        let logits = loaded.decoder.forward(&StepBatch { spans: vec![span] }).unwrap();
-        rows.extend(copies(&logits));
-    }
-    loaded.decoder.remove_sequence(sequence);
-    rows
+    let mut sequences = Sequences::new(&mut loaded.decoder);
+    let sequence = sequences.add();
+    let parts = tokens.chunks(chunk);
+    let rows = parts.map(|part| copies(&sequences.forward(&[(sequence, part, LogitsWanted::All)]).unwrap()));
+    rows.flatten().collect()
 }
 
 pub(crate) fn copies(logits: &Logits) -> Vec<Vec<f32>> {

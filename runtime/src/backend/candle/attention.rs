@@ -1,15 +1,20 @@
-//! Causal attention, one sequence after the other, as two matrix products per block of queries.
+//! Causal attention over the blocks of each sequence. Prompts: two matrix products per block of queries. Sequences that
+//! get a token or a few: products of vectors, straight from the blocks, heads and sequences beside each other.
 
 use super::super::{AttentionShape, SpanLayout};
-use super::cache::Cache;
+use super::cache::{Cache, Side};
 use super::ops::{self, values_mut, with_values};
+use crate::kv::BLOCK_TOKENS;
 use crate::model::ModelError;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 /// Scores held at a time, in values. Bounds scratch memory to 32 MiB for prompts of any length.
 const MAX_SCORES: usize = 8 << 20;
 /// Queries in one block at most: more gain nothing in the products, and compute more scores that are masked.
 const MAX_QUERIES: usize = 128;
+/// Up to so many rows a span is computed straight from the blocks: copying them together costs more than it gains.
+const FEW_ROWS: usize = 4;
 
 pub(super) fn attend(
     query: &Tensor,
@@ -19,9 +24,16 @@ pub(super) fn attend(
     cache: &Cache,
 ) -> Result<Tensor, ModelError> {
     let (rows, width) = query.dims2()?;
+    let (keys, values) = cache.sides(layer)?;
     let mut out = vec![0.0; rows * width];
-    for span in spans {
+    let (few, many): (Vec<&SpanLayout>, Vec<&SpanLayout>) = spans.iter().partition(|span| span.rows.len() <= FEW_ROWS);
+    with_values(query, |query| few_rows(query, shape, &few, (keys, values), &mut out))?;
+    for span in many {
         let longest = span.start + span.rows.len();
+        let keys = keys.gather(&span.blocks, longest);
+        let keys = ops::buffer(keys, shape.head_size)?.reshape((shape.kv_heads, longest, shape.head_size))?;
+        let values = values.gather(&span.blocks, longest);
+        let values = ops::buffer(values, shape.head_size)?.reshape((shape.kv_heads, longest, shape.head_size))?;
         let block = (MAX_SCORES / (shape.heads * longest)).clamp(1, MAX_QUERIES);
         for first in span.rows.clone().step_by(block) {
             let block = Block {
@@ -29,12 +41,93 @@ pub(super) fn attend(
                 count: block.min(span.rows.end - first),
                 position: span.start + first - span.rows.start,
             };
-            let (keys, values) = cache.view(layer, span.sequence, block.position + block.count)?;
-            let mixed = block.attend(query, shape, &keys, &values)?;
+            let seen = block.position + block.count;
+            let mixed = block.attend(query, shape, &keys.narrow(1, 0, seen)?, &values.narrow(1, 0, seen)?)?;
             with_values(&mixed, |mixed| block.scatter(mixed, shape, &mut out))?;
         }
     }
     ops::buffer(out, width)
+}
+
+/// Spans of a few rows, each with each head of keys by itself.
+fn few_rows(
+    query: &[f32],
+    shape: AttentionShape,
+    spans: &[&SpanLayout],
+    (keys, values): (Side<'_>, Side<'_>),
+    out: &mut [f32],
+) {
+    let parts = spans
+        .iter()
+        .flat_map(|span| (0..shape.kv_heads).map(move |head| (*span, head)));
+    let parts: Vec<(&SpanLayout, usize)> = parts.collect();
+    let mixed: Vec<Vec<f32>> = parts
+        .clone()
+        .into_par_iter()
+        .map(|(span, head)| one_head(query, shape, span, head, (keys, values)))
+        .collect();
+    let size = shape.head_size;
+    let group = shape.heads / shape.kv_heads;
+    for ((span, head), mixed) in parts.into_iter().zip(mixed) {
+        for (row, mixed) in span.rows.clone().zip(mixed.chunks_exact(group * size)) {
+            let start = (row * shape.heads + head * group) * size;
+            out[start..start + group * size].copy_from_slice(mixed);
+        }
+    }
+}
+
+/// All queries of a span that share a head of keys, as `[rows, group, head_size]`.
+fn one_head(
+    query: &[f32],
+    shape: AttentionShape,
+    span: &SpanLayout,
+    head: usize,
+    (keys, values): (Side<'_>, Side<'_>),
+) -> Vec<f32> {
+    let size = shape.head_size;
+    let group = shape.heads / shape.kv_heads;
+    let tokens = span.start + span.rows.len();
+    let queries = span.rows.clone().flat_map(|row| {
+        let start = (row * shape.heads + head * group) * size;
+        query[start..start + group * size].chunks_exact(size)
+    });
+    let queries: Vec<&[f32]> = queries.collect();
+    let mut scores = vec![0.0; queries.len() * tokens];
+    let mut block = vec![0.0; BLOCK_TOKENS * size];
+    let of_blocks = |side: Side<'_>, block: &mut [f32], each: &mut dyn FnMut(usize, &[f32])| {
+        for (first, id) in (0..tokens).step_by(BLOCK_TOKENS).zip(&span.blocks) {
+            let rows = &mut block[..BLOCK_TOKENS.min(tokens - first) * size];
+            side.rows(*id, head, rows);
+            for (at, row) in (first..).zip(rows.chunks_exact(size)) {
+                each(at, row);
+            }
+        }
+    };
+    of_blocks(keys, &mut block, &mut |at, key| {
+        for (index, query) in queries.iter().enumerate() {
+            scores[index * tokens + at] = ops::dot(query, key);
+        }
+    });
+    for (index, scores) in scores.chunks_exact_mut(tokens).enumerate() {
+        mask_softmax(scores, span.start + index / group, shape.scale);
+    }
+    let mut out = vec![0.0; queries.len() * size];
+    of_blocks(values, &mut block, &mut |at, value| {
+        for (index, out) in out.chunks_exact_mut(size).enumerate() {
+            let weight = scores[index * tokens + at];
+            for (out, value) in out.iter_mut().zip(value) {
+                *out += weight * value;
+            }
+        }
+    });
+    out
+}
+
+/// Turns the scores of the query at `position` into weights: softmax over the keys that it may see, 0 for the others.
+fn mask_softmax(scores: &mut [f32], position: usize, scale: f32) {
+    let (seen, hidden) = scores.split_at_mut(position + 1);
+    softmax(seen, scale);
+    hidden.fill(0.0);
 }
 
 /// Some queries of one sequence.
@@ -105,10 +198,7 @@ impl InplaceOp1 for CausalSoftmax<'_> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let keys = self.block.position + self.block.count;
         for (index, row) in values_mut(storage, layout)?.chunks_exact_mut(keys).enumerate() {
-            let seen = self.block.position + index % self.block.count + 1;
-            let (seen, hidden) = row.split_at_mut(seen);
-            softmax(seen, self.scale);
-            hidden.fill(0.0);
+            mask_softmax(row, self.block.position + index % self.block.count, self.scale);
         }
         Ok(())
     }

@@ -1,140 +1,172 @@
-//! Keys and values in f32: per sequence and layer one tensor `[kv_heads, capacity, head_size]`, grown in chunks.
+//! Keys and values in a pool of blocks: per layer and side `[blocks, kv_heads, BLOCK_TOKENS, head_size]`.
+//!
+//! The pool is allocated as zeros, so that the system gives memory to a block when it is first written.
 
-use super::super::{CacheShape, SpanLayout};
-use super::ops::{self, with_values};
-use crate::model::{ModelError, SequenceId};
-use candle_core::{DType, Device, Tensor};
-use std::collections::HashMap;
-
-/// The smallest growth in tokens. A sequence doubles until `LARGEST_GROWTH`, so that copying stays rare without
-/// holding much more than is used.
-const SMALLEST_GROWTH: usize = 64;
-const LARGEST_GROWTH: usize = 1024;
+use super::super::{CacheShape, KvType, SpanLayout};
+use crate::kv::{BLOCK_TOKENS, BlockId};
+use crate::model::ModelError;
+use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 
 /// Keys and values of all sequences.
 #[derive(Debug)]
 pub struct Cache {
     shape: CacheShape,
-    sequences: HashMap<SequenceId, Sequence>,
-}
-
-#[derive(Debug, Default)]
-struct Sequence {
-    capacity: usize,
     layers: Vec<Layer>,
 }
 
 #[derive(Debug)]
 struct Layer {
-    keys: Tensor,
-    values: Tensor,
+    keys: Pool,
+    values: Pool,
 }
 
-impl Cache {
-    pub(super) fn new(shape: CacheShape) -> Self {
-        Self {
-            shape,
-            sequences: HashMap::new(),
-        }
+/// The numbers of one side of a layer.
+#[derive(Debug)]
+pub(super) enum Pool {
+    /// Bits of f16, which the system can give as zeros.
+    F16(Vec<u16>),
+    F32(Vec<f32>),
+}
+
+impl Pool {
+    fn new(kind: KvType, length: usize) -> Result<Self, ModelError> {
+        // vec! asks the system for zeros, which no fallible call does; a length that no memory holds ends here.
+        isize::try_from(length.saturating_mul(size_of::<f32>())).map_err(|_| {
+            ModelError::Tensor(format!(
+                "a cache of {length} numbers per layer is larger than any memory"
+            ))
+        })?;
+        Ok(match kind {
+            KvType::F16 => Self::F16(vec![0; length]),
+            KvType::F32 => Self::F32(vec![0.0; length]),
+        })
     }
 
-    pub(super) fn open(&mut self, sequence: SequenceId) {
-        self.sequences.insert(sequence, Sequence::default());
-    }
-
-    pub(super) fn close(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
-    }
-
-    /// Bytes that are allocated.
-    pub(super) fn bytes(&self) -> u64 {
-        let tokens: usize = self.sequences.values().map(|sequence| sequence.capacity).sum();
-        let CacheShape {
-            layers,
-            kv_heads,
-            head_size,
-        } = self.shape;
-        (tokens * layers * kv_heads * head_size * 2 * size_of::<f32>()) as u64
-    }
-
-    /// Makes room for `tokens` tokens in all.
-    pub(super) fn reserve(&mut self, sequence: SequenceId, tokens: usize) -> Result<(), ModelError> {
-        let shape = self.shape;
-        let sequence = self.sequences.get_mut(&sequence).ok_or_else(|| unknown(sequence))?;
-        if tokens <= sequence.capacity {
-            return Ok(());
-        }
-        let growth = sequence.capacity.clamp(SMALLEST_GROWTH, LARGEST_GROWTH);
-        let capacity = tokens.max(sequence.capacity + growth).next_multiple_of(SMALLEST_GROWTH);
-        let empty = || Tensor::zeros((shape.kv_heads, capacity, shape.head_size), DType::F32, &Device::Cpu);
-        let mut layers = Vec::with_capacity(shape.layers);
-        for index in 0..shape.layers {
-            let layer = Layer {
-                keys: empty()?,
-                values: empty()?,
-            };
-            if let Some(old) = sequence.layers.get(index) {
-                layer.keys.slice_set(&old.keys, 1, 0)?;
-                layer.values.slice_set(&old.values, 1, 0)?;
+    fn write(&mut self, at: usize, numbers: &[f32]) {
+        match self {
+            Self::F16(pool) => {
+                let place: &mut [half::f16] = pool[at..at + numbers.len()].reinterpret_cast_mut();
+                place.convert_from_f32_slice(numbers);
             }
-            layers.push(layer);
+            Self::F32(pool) => pool[at..at + numbers.len()].copy_from_slice(numbers),
         }
-        *sequence = Sequence { capacity, layers };
-        Ok(())
     }
 
-    /// Writes the keys and values of a span behind those that are there; room was reserved.
-    pub(super) fn append(
-        &self,
-        layer: usize,
-        span: &SpanLayout,
-        key: &Tensor,
-        value: &Tensor,
-    ) -> Result<(), ModelError> {
-        let layer = self.layer(layer, span.sequence)?;
-        layer.keys.slice_set(&self.by_head(key, span)?, 1, span.start)?;
-        layer.values.slice_set(&self.by_head(value, span)?, 1, span.start)?;
-        Ok(())
+    /// Reads as many numbers as `out` has.
+    pub(super) fn read(&self, at: usize, out: &mut [f32]) {
+        match self {
+            Self::F16(pool) => pool[at..at + out.len()]
+                .reinterpret_cast::<half::f16>()
+                .convert_to_f32_slice(out),
+            Self::F32(pool) => out.copy_from_slice(&pool[at..at + out.len()]),
+        }
     }
 
-    /// The rows of a span as `[kv_heads, rows, head_size]`.
-    fn by_head(&self, x: &Tensor, span: &SpanLayout) -> Result<Tensor, ModelError> {
+    fn copy(&mut self, from: usize, to: usize, length: usize) {
+        match self {
+            Self::F16(pool) => pool.copy_within(from..from + length, to),
+            Self::F32(pool) => pool.copy_within(from..from + length, to),
+        }
+    }
+}
+
+/// One side of one layer, as attention reads it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Side<'a> {
+    pool: &'a Pool,
+    shape: CacheShape,
+}
+
+impl Side<'_> {
+    /// The rows of one head in a block: as many as `out` has room for.
+    pub(super) fn rows(&self, block: BlockId, head: usize, out: &mut [f32]) {
+        self.pool.read(place(self.shape, block, head, 0), out);
+    }
+
+    /// The first `tokens` rows of a sequence as `[kv_heads, tokens, head_size]`.
+    pub(super) fn gather(&self, blocks: &[BlockId], tokens: usize) -> Vec<f32> {
         let CacheShape {
             kv_heads, head_size, ..
         } = self.shape;
-        let width = kv_heads * head_size;
-        let values = with_values(x, |values| {
-            let mut out = Vec::with_capacity(span.rows.len() * width);
-            for head in 0..kv_heads {
-                for row in span.rows.clone() {
-                    let start = row * width + head * head_size;
-                    out.extend_from_slice(&values[start..start + head_size]);
-                }
+        let mut out = vec![0.0; kv_heads * tokens * head_size];
+        for (head, rows) in out.chunks_exact_mut(tokens * head_size).enumerate() {
+            for (rows, block) in rows.chunks_mut(BLOCK_TOKENS * head_size).zip(blocks) {
+                self.rows(*block, head, rows);
             }
-            out
-        })?;
-        Ok(ops::buffer(values, head_size)?.reshape((kv_heads, span.rows.len(), head_size))?)
-    }
-
-    /// Views of the first `tokens` keys and values, `[kv_heads, tokens, head_size]`.
-    pub(super) fn view(
-        &self,
-        layer: usize,
-        sequence: SequenceId,
-        tokens: usize,
-    ) -> Result<(Tensor, Tensor), ModelError> {
-        let layer = self.layer(layer, sequence)?;
-        Ok((layer.keys.narrow(1, 0, tokens)?, layer.values.narrow(1, 0, tokens)?))
-    }
-
-    fn layer(&self, layer: usize, sequence: SequenceId) -> Result<&Layer, ModelError> {
-        let held = self.sequences.get(&sequence).ok_or_else(|| unknown(sequence))?;
-        held.layers.get(layer).ok_or_else(|| unknown(sequence))
+        }
+        out
     }
 }
 
-fn unknown(sequence: SequenceId) -> ModelError {
-    ModelError::Batch(format!("{sequence:?} has no cache"))
+/// Where a row is in a pool.
+fn place(shape: CacheShape, block: BlockId, head: usize, row: usize) -> usize {
+    ((block.0 as usize * shape.kv_heads + head) * BLOCK_TOKENS + row) * shape.head_size
+}
+
+impl Cache {
+    pub(super) fn new(shape: CacheShape) -> Result<Self, ModelError> {
+        let length = shape
+            .blocks
+            .saturating_mul(shape.kv_heads * BLOCK_TOKENS * shape.head_size);
+        let layers = (0..shape.layers).map(|_| {
+            Ok(Layer {
+                keys: Pool::new(shape.kind, length)?,
+                values: Pool::new(shape.kind, length)?,
+            })
+        });
+        Ok(Self {
+            shape,
+            layers: layers.collect::<Result<_, ModelError>>()?,
+        })
+    }
+
+    pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        let length = self.shape.kv_heads * BLOCK_TOKENS * self.shape.head_size;
+        let (from, to) = (place(self.shape, from, 0, 0), place(self.shape, to, 0, 0));
+        for layer in &mut self.layers {
+            layer.keys.copy(from, to, length);
+            layer.values.copy(from, to, length);
+        }
+    }
+
+    /// Writes the rows of a step, `[rows, kv_heads * head_size]` each, behind what their sequences have.
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        spans: &[SpanLayout],
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<(), ModelError> {
+        let shape = self.shape;
+        let width = shape.kv_heads * shape.head_size;
+        let layer = self.layers.get_mut(layer).ok_or_else(|| unknown(layer))?;
+        for span in spans {
+            for (position, row) in (span.start..).zip(span.rows.clone()) {
+                let block = span.blocks[position / BLOCK_TOKENS];
+                for head in 0..shape.kv_heads {
+                    let at = place(shape, block, head, position % BLOCK_TOKENS);
+                    let from = row * width + head * shape.head_size;
+                    layer.keys.write(at, &keys[from..from + shape.head_size]);
+                    layer.values.write(at, &values[from..from + shape.head_size]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys and values of a layer.
+    pub(super) fn sides(&self, layer: usize) -> Result<(Side<'_>, Side<'_>), ModelError> {
+        let layer = self.layers.get(layer).ok_or_else(|| unknown(layer))?;
+        let side = |pool| Side {
+            pool,
+            shape: self.shape,
+        };
+        Ok((side(&layer.keys), side(&layer.values)))
+    }
+}
+
+fn unknown(layer: usize) -> ModelError {
+    ModelError::Tensor(format!("layer {layer} has no cache"))
 }
 
 #[cfg(test)]
@@ -142,34 +174,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growing_keeps_what_was_appended() {
-        let shape = CacheShape {
-            layers: 2,
-            kv_heads: 2,
-            head_size: 3,
-        };
-        let mut cache = Cache::new(shape);
-        let sequence = SequenceId(4);
-        cache.open(sequence);
-        for position in 0..200_u16 {
-            let row: Vec<f32> = (0..6_u16)
-                .map(|column| f32::from(position) + f32::from(column) * 1000.0)
-                .collect();
-            let x = ops::buffer(row, 6).unwrap();
-            let start = usize::from(position);
-            let span = SpanLayout {
-                sequence,
-                rows: 0..1,
-                start,
+    fn what_was_appended_is_read_in_order_through_any_blocks() {
+        for (kind, tolerance) in [(KvType::F32, 0.0), (KvType::F16, 1.0)] {
+            let shape = CacheShape {
+                layers: 2,
+                kv_heads: 2,
+                head_size: 3,
+                blocks: 5,
+                kind,
             };
-            cache.reserve(sequence, start + 1).unwrap();
-            cache.append(1, &span, &x, &x).unwrap();
+            let mut cache = Cache::new(shape).unwrap();
+            let blocks = vec![BlockId(4), BlockId(0), BlockId(2)];
+            for position in 0..70_u16 {
+                let row: Vec<f32> = (0..6_u16)
+                    .map(|column| f32::from(position) + f32::from(column) * 100.0)
+                    .collect();
+                let negative: Vec<f32> = row.iter().map(|value| -value).collect();
+                let span = SpanLayout {
+                    blocks: blocks.clone(),
+                    rows: 0..1,
+                    start: usize::from(position),
+                };
+                cache.append(1, &[span], &row, &negative).unwrap();
+            }
+            cache.copy_block(BlockId(0), BlockId(3));
+            let (keys, values) = cache.sides(1).unwrap();
+            let at = |rows: &[f32], head: usize, position: usize| rows[(head * 70 + position) * 3];
+            let keys = keys.gather(&[BlockId(4), BlockId(3), BlockId(2)], 70);
+            let values = values.gather(&blocks, 70);
+            for (position, expected) in [(0, 300.0), (33, 333.0), (69, 369.0_f32)] {
+                assert!((at(&keys, 1, position) - expected).abs() <= tolerance);
+                assert!((at(&values, 1, position) + expected).abs() <= tolerance);
+            }
         }
-        let (keys, _) = cache.view(1, sequence, 200).unwrap();
-        let keys = keys.to_vec3::<f32>().unwrap();
-        assert_eq!(keys[1][123], [3123.0, 4123.0, 5123.0]);
-        assert!(cache.bytes() >= 200 * 2 * 2 * 3 * 2 * 4);
-        cache.close(sequence);
-        assert_eq!(cache.bytes(), 0);
     }
 }

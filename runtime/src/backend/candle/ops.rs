@@ -22,6 +22,21 @@ pub(super) fn buffer(values: Vec<f32>, width: usize) -> Result<Tensor, ModelErro
     Ok(Tensor::from_vec(values, (rows, width), &Device::Cpu)?)
 }
 
+/// The product of two vectors of the same length, in several sums that the compiler computes beside each other.
+pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let (one, one_rest) = one.as_chunks::<LANES>();
+    let (other, other_rest) = other.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for (one, other) in one.iter().zip(other) {
+        for ((sum, one), other) in sums.iter_mut().zip(one).zip(other) {
+            *sum += one * other;
+        }
+    }
+    let rest = one_rest.iter().zip(other_rest).map(|(one, other)| one * other);
+    sums.iter().sum::<f32>() + rest.sum::<f32>()
+}
+
 pub(super) fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor, ModelError> {
     let width = weight.len();
     let values = with_values(x, |values| {

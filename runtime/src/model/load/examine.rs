@@ -3,6 +3,7 @@
 use super::memory::Need;
 use super::pack::Target;
 use super::{Container, find, gguf, pack, safetensors};
+use crate::backend::KvType;
 use crate::backend::candle::Candle;
 use crate::model::spec::ModelSpec;
 use crate::model::{Format, LoadError};
@@ -39,9 +40,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Memory for `concurrency` sequences of `context` tokens.
-    pub(crate) fn need(&self, context: usize, concurrency: usize) -> Need {
-        let mut need = Need::new(&self.spec, self.weights, self.largest, context);
+    /// Memory for `concurrency` sequences of `context` tokens whose keys and values are held so.
+    pub(crate) fn need(&self, context: usize, concurrency: usize, kv_type: KvType) -> Need {
+        let mut need = Need::new(&self.spec, self.weights, self.largest, (context, kv_type));
         need.kv_cache = need.kv_cache.saturating_mul(concurrency as u64);
         need
     }

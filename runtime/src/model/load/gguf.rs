@@ -43,13 +43,15 @@ pub(super) fn load<B: Backend + 'static>(
     let weights_bytes = pack::resident_bytes(&backend, &inventory, target);
     let largest = inventory.entries().map(|entry| entry.range.len()).max().unwrap_or(0);
     let context = memory::context_to_fit(&spec, options.max_context);
-    Need::new(&spec, weights_bytes.max(size), largest as u64, context).check(options.memory_limit)?;
+    let cache = (context, options.kv_type);
+    Need::new(&spec, weights_bytes.max(size), largest as u64, cache).check(options.memory_limit)?;
 
     let tokenizer = tokenizer(file, &gguf, &spec)?;
     let template = template(model, file, &gguf, &tokenizer)?;
     let facts = Facts {
         format: Format::Gguf,
         spec: &spec,
+        kv_type: options.kv_type,
         parameters: parameters(&inventory),
         quantization: main_type(&inventory),
         weights_bytes,

@@ -1,12 +1,11 @@
 //! How much memory a model needs, before it is loaded. Pure.
 
+use crate::backend::KvType;
 use crate::model::LoadError;
 use crate::model::spec::ModelSpec;
 
-/// Bytes of a key's or a value's number as the cache of the present backend holds it (f32).
-pub(crate) const CACHE_VALUE_BYTES: u64 = 4;
-/// The context for which keys and values must fit when none was asked for. Longer sequences are then served as long
-/// as memory lasts.
+/// The context for which keys and values must fit when none was asked for. Longer sequences are then served when there
+/// is room for them.
 pub(crate) const CONTEXT_TO_FIT: usize = 4096;
 /// Bytes for the process itself: code, stacks, tokenizer, HTTP buffers.
 const PROCESS: u64 = 96 << 20;
@@ -24,12 +23,10 @@ pub(crate) struct Need {
 
 impl Need {
     /// `largest` is what loading holds twice for a moment: the largest tensor or file.
-    pub(crate) fn new(spec: &ModelSpec, weights: u64, largest: u64, context: usize) -> Self {
+    pub(crate) fn new(spec: &ModelSpec, weights: u64, largest: u64, (context, kv_type): (usize, KvType)) -> Self {
         Self {
             weights,
-            kv_cache: spec
-                .kv_bytes_per_token(CACHE_VALUE_BYTES)
-                .saturating_mul(context as u64),
+            kv_cache: spec.kv_bytes_per_token(kv_type.bytes()).saturating_mul(context as u64),
             headroom: PROCESS.saturating_add(largest.max(activations(spec))),
             context,
         }
@@ -97,8 +94,9 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_said_with_all_numbers() {
-        let need = Need::new(&spec(), 5_000_000_000, 600_000_000, context_to_fit(&spec(), None));
-        assert_eq!(need.kv_cache, 4096 * 262_144);
+        let cache = (context_to_fit(&spec(), None), KvType::F16);
+        let need = Need::new(&spec(), 5_000_000_000, 600_000_000, cache);
+        assert_eq!(need.kv_cache, 4096 * 131_072);
         let error = need.check(Some(4_000_000_000)).unwrap_err();
         assert_eq!(error.reason(), "OutOfMemoryHost");
         let text = error.to_string();

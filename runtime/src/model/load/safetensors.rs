@@ -66,6 +66,7 @@ pub(super) fn load<B: Backend + 'static>(
     let facts = Facts {
         format: Format::Safetensors,
         spec: &spec,
+        kv_type: options.kv_type,
         parameters: parameters(&inventory),
         quantization: main_type(&inventory),
         weights_bytes: pack::resident_bytes(&backend, &inventory, Target { spec: &spec, tied }),
@@ -245,7 +246,7 @@ fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards, tied: 
     let tables = (spec.vocabulary * spec.hidden) as u64 * if tied { 1 } else { 2 };
     let weights = layers.saturating_add(tables).saturating_mul(4);
     let context = memory::context_to_fit(spec, options.max_context);
-    Need::new(spec, weights, largest, context).check(options.memory_limit)
+    Need::new(spec, weights, largest, (context, options.kv_type)).check(options.memory_limit)
 }
 
 fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {

@@ -163,8 +163,9 @@ mod tests {
     use super::*;
     use crate::args::Identity;
     use crate::engine::{Admission, Engine, QueueLimits, Sampling, Settings, StepModel, TextStream, Worker};
+    use crate::kv::BlockId;
     use crate::metrics::Metrics;
-    use crate::model::{Logits, ModelError, SequenceId, StepBatch};
+    use crate::model::{Logits, ModelError, StepBatch};
     use crate::status::{Board, Stage};
     use crate::traffic::{Summary, Traffic};
     use std::sync::Arc;
@@ -177,12 +178,6 @@ mod tests {
     }
 
     impl StepModel for Broken {
-        fn add_sequence(&mut self) -> SequenceId {
-            SequenceId(0)
-        }
-
-        fn remove_sequence(&mut self, _: SequenceId) {}
-
         fn forward(&mut self, _: &StepBatch) -> Result<Logits, ModelError> {
             self.steps += 1;
             assert!(!self.has_bug || self.steps < 2, "as the test wants it");
@@ -192,8 +187,12 @@ mod tests {
             }
         }
 
-        fn kv_bytes(&self) -> u64 {
-            0
+        fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn blocks(&self) -> usize {
+            4
         }
     }
 
@@ -217,12 +216,7 @@ mod tests {
             concurrency: 1,
         }));
         let (engine, commands) = Engine::new(Arc::clone(&admission));
-        let settings = Settings {
-            step_tokens: 8,
-            concurrency: 1,
-            kv_tokens: 100,
-            end_tokens: vec![],
-        };
+        let settings = Settings::of_tests(1, vec![]);
         let worker = Worker::new(
             Broken { steps: 0, has_bug },
             Box::new(|| Box::new(Letters)),
