@@ -40,10 +40,16 @@ impl Candle {
     }
 }
 
-/// Cosine and sine of every row and pair, and where rows belong.
+/// Where rows belong, and how far they are turned.
 #[derive(Debug)]
 pub struct Step {
     spans: Vec<SpanLayout>,
+    turns: Vec<Turns>,
+}
+
+/// Cosine and sine of every row and pair for one rotation.
+#[derive(Debug)]
+struct Turns {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     pairs: usize,
@@ -51,18 +57,26 @@ pub struct Step {
 }
 
 impl Step {
+    fn new(spans: &[SpanLayout], ropes: &[Rope]) -> Self {
+        Self {
+            spans: spans.to_vec(),
+            turns: ropes.iter().map(|rope| Turns::new(spans, rope)).collect(),
+        }
+    }
+}
+
+impl Turns {
     fn new(spans: &[SpanLayout], rope: &Rope) -> Self {
         let positions = spans.iter().flat_map(|span| span.start..span.start + span.rows.len());
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
         for position in positions {
             for frequency in &rope.frequencies {
                 let (sine, cosine) = (position_value(position) * frequency).sin_cos();
-                cosines.push(to_f32(cosine));
-                sines.push(to_f32(sine));
+                cosines.push(to_f32(cosine * rope.magnitude));
+                sines.push(to_f32(sine * rope.magnitude));
             }
         }
         Self {
-            spans: spans.to_vec(),
             cosines,
             sines,
             pairs: rope.frequencies.len(),
@@ -78,7 +92,7 @@ fn position_value(position: usize) -> f64 {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "rounding a value of at most 1 is what is wanted"
+    reason = "rounding a value of about 1 is what is wanted"
 )]
 fn to_f32(value: f64) -> f32 {
     value as f32
@@ -123,11 +137,11 @@ impl Backend for Candle {
         cache.bytes()
     }
 
-    fn begin(&self, spans: &[SpanLayout], rope: &Rope, cache: &mut Cache) -> Result<Step, ModelError> {
+    fn begin(&self, spans: &[SpanLayout], ropes: &[Rope], cache: &mut Cache) -> Result<Step, ModelError> {
         for span in spans {
             cache.reserve(span.sequence, span.start + span.rows.len())?;
         }
-        Ok(Step::new(spans, rope))
+        Ok(Step::new(spans, ropes))
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Tensor, ModelError> {
@@ -136,6 +150,15 @@ impl Backend for Candle {
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, epsilon: f32) -> Result<Tensor, ModelError> {
         ops::rms_norm(x, weight, epsilon)
+    }
+
+    fn head_norm(&self, x: Tensor, weight: &Vec<f32>, epsilon: f32) -> Result<Tensor, ModelError> {
+        let width = x.dim(1)?;
+        Ok(ops::rms_norm(&x, weight, epsilon)?.reshape(((), width))?)
+    }
+
+    fn scale(&self, x: Tensor, factor: f32) -> Result<Tensor, ModelError> {
+        Ok((x * f64::from(factor))?)
     }
 
     fn linear(&self, x: &Tensor, weight: &Matrix, bias: Option<&Vec<f32>>) -> Result<Tensor, ModelError> {
@@ -155,8 +178,10 @@ impl Backend for Candle {
         cache: &mut Cache,
     ) -> Result<Tensor, ModelError> {
         let Projections { query, key, value } = projections;
-        ops::rotate(&query, shape.head_size, step)?;
-        ops::rotate(&key, shape.head_size, step)?;
+        if let Some(rope) = shape.rope {
+            ops::rotate(&query, shape.head_size, &step.turns[rope])?;
+            ops::rotate(&key, shape.head_size, &step.turns[rope])?;
+        }
         for span in &step.spans {
             cache.append(layer, span, &key, &value)?;
         }
@@ -176,7 +201,8 @@ impl Backend for Candle {
 
     fn gate(&self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor, ModelError> {
         match activation {
-            Activation::Silu => ops::silu_times(&gate, &up),
+            Activation::Silu => ops::gate_times(&gate, &up, ops::silu),
+            Activation::GeluTanh => ops::gate_times(&gate, &up, ops::gelu_tanh),
         }
     }
 

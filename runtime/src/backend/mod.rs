@@ -71,6 +71,8 @@ pub struct Rope {
     pub frequencies: Vec<f64>,
     /// Where the pairs are.
     pub pairs: RopePairs,
+    /// What turned pairs are multiplied with; 1 in most models.
+    pub magnitude: f64,
 }
 
 /// The rows of one sequence in a step.
@@ -84,7 +86,7 @@ pub struct SpanLayout {
     pub start: usize,
 }
 
-/// The heads of an attention layer.
+/// What attention does in a layer; layers of one model may differ in their window and rotation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Heads of queries; a multiple of `kv_heads`.
@@ -95,6 +97,12 @@ pub struct AttentionShape {
     pub head_size: usize,
     /// What scores are multiplied with.
     pub scale: f32,
+    /// Scaled scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// How many tokens a query sees, itself included; all before it when absent.
+    pub window: Option<usize>,
+    /// Which of the step's rotations turns queries and keys; none when absent.
+    pub rope: Option<usize>,
 }
 
 /// Queries, keys and values of one layer before their rotation.
@@ -113,6 +121,8 @@ pub struct Projections<B> {
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
+    /// The Gaussian error linear unit in its approximation by the hyperbolic tangent.
+    GeluTanh,
 }
 
 /// Arithmetic on activations. Buffers are `[rows, width]` of f32, one row per token of the step.
@@ -146,12 +156,16 @@ pub trait Backend: Send {
     /// Bytes that the cache holds now.
     fn cache_bytes(&self, cache: &Self::Cache) -> u64;
 
-    /// Starts a step: reserves cache for its rows and prepares their rotation.
-    fn begin(&self, spans: &[SpanLayout], rope: &Rope, cache: &mut Self::Cache) -> Result<Self::Step, ModelError>;
+    /// Starts a step: reserves cache for its rows and prepares their rotations. A layer chooses one by its index.
+    fn begin(&self, spans: &[SpanLayout], ropes: &[Rope], cache: &mut Self::Cache) -> Result<Self::Step, ModelError>;
     /// The rows of `table` for the tokens.
     fn embed(&self, table: &Self::Matrix, tokens: &[u32]) -> Result<Self::Buffer, ModelError>;
     /// Scales every row to a root mean square of 1, then by `weight`.
     fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Vector, epsilon: f32) -> Result<Self::Buffer, ModelError>;
+    /// Does to every head what [`rms_norm`](Self::rms_norm) does to a row; `weight` has the size of a head.
+    fn head_norm(&self, x: Self::Buffer, weight: &Self::Vector, epsilon: f32) -> Result<Self::Buffer, ModelError>;
+    /// `x * factor`.
+    fn scale(&self, x: Self::Buffer, factor: f32) -> Result<Self::Buffer, ModelError>;
     /// `x` times the transposed matrix, plus the bias.
     fn linear(
         &self,
@@ -159,7 +173,7 @@ pub trait Backend: Send {
         weight: &Self::Matrix,
         bias: Option<&Self::Vector>,
     ) -> Result<Self::Buffer, ModelError>;
-    /// Turns queries and keys, appends keys and values to the cache of `layer`, gives the queries back.
+    /// Turns queries and keys by the rotation that `shape` names, appends keys and values to the cache of `layer`, gives the queries back.
     fn rope_append(
         &self,
         projections: Projections<Self::Buffer>,
@@ -168,7 +182,7 @@ pub trait Backend: Send {
         step: &Self::Step,
         cache: &mut Self::Cache,
     ) -> Result<Self::Buffer, ModelError>;
-    /// Causal attention of every row over its own sequence, the step's rows included.
+    /// Causal attention of every row over its own sequence, the step's rows included, within the window of `shape`.
     fn attention(
         &self,
         query: Self::Buffer,

@@ -30,11 +30,20 @@ pub(super) fn attend(
                 position: span.start + first - span.rows.start,
             };
             let (keys, values) = cache.view(layer, span.sequence, block.position + block.count)?;
+            // Keys that no query of the block sees are left out.
+            let hidden = hidden_keys(shape, block.position);
+            let seen = block.position + block.count - hidden;
+            let (keys, values) = (keys.narrow(1, hidden, seen)?, values.narrow(1, hidden, seen)?);
             let mixed = block.attend(query, shape, &keys, &values)?;
             with_values(&mixed, |mixed| block.scatter(mixed, shape, &mut out))?;
         }
     }
     ops::buffer(out, width)
+}
+
+/// How many keys from the beginning are outside the window of the query at `position`.
+fn hidden_keys(shape: AttentionShape, position: usize) -> usize {
+    shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 /// Some queries of one sequence.
@@ -63,7 +72,7 @@ impl Block {
         let scores = query.matmul(&keys.transpose(1, 2)?)?;
         scores.inplace_op1(&CausalSoftmax {
             block: self,
-            scale: shape.scale,
+            shape,
         })?;
         Ok(scores.matmul(values)?)
     }
@@ -94,7 +103,7 @@ impl Block {
 /// Softmax over the keys that a query may see; the weights of the others become 0.
 struct CausalSoftmax<'a> {
     block: &'a Block,
-    scale: f32,
+    shape: AttentionShape,
 }
 
 impl InplaceOp1 for CausalSoftmax<'_> {
@@ -103,12 +112,23 @@ impl InplaceOp1 for CausalSoftmax<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let keys = self.block.position + self.block.count;
+        let first = hidden_keys(self.shape, self.block.position);
+        let keys = self.block.position + self.block.count - first;
         for (index, row) in values_mut(storage, layout)?.chunks_exact_mut(keys).enumerate() {
-            let seen = self.block.position + index % self.block.count + 1;
-            let (seen, hidden) = row.split_at_mut(seen);
-            softmax(seen, self.scale);
-            hidden.fill(0.0);
+            let position = self.block.position + index % self.block.count;
+            let (row, later) = row.split_at_mut(position + 1 - first);
+            let (earlier, seen) = row.split_at_mut(hidden_keys(self.shape, position) - first);
+            match self.shape.soft_cap {
+                None => softmax(seen, self.shape.scale),
+                Some(cap) => {
+                    for score in seen.iter_mut() {
+                        *score = (*score * self.shape.scale / cap).tanh();
+                    }
+                    softmax(seen, cap);
+                }
+            }
+            earlier.fill(0.0);
+            later.fill(0.0);
         }
         Ok(())
     }

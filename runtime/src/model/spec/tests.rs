@@ -77,7 +77,7 @@ fn position_scaling_is_read_from_both_places() {
     old["rope_scaling"] = parameters.clone();
     let mut new = llama(2, 64, 4, 2);
     new["rope_parameters"] = parameters;
-    let (old, new) = (read(&old).unwrap().rope, read(&new).unwrap().rope);
+    let (old, new) = (read(&old).unwrap().ropes.remove(0), read(&new).unwrap().ropes.remove(0));
     assert_eq!(old, new);
     assert!(matches!(old.scaling, RopeScaling::Llama3 { .. }));
 }
@@ -108,10 +108,14 @@ fn metadata(changes: &[(&str, Option<Value>)]) -> Gguf {
     }
 }
 
+fn from_gguf(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
+    ModelSpec::from_gguf("m.gguf", gguf, 49_152, RopeFactors::default())
+}
+
 #[test]
 fn gguf_metadata_gives_a_specification() {
-    let spec = ModelSpec::from_gguf("m.gguf", &metadata(&[]), 49_152).unwrap();
-    assert_eq!((spec.layers, spec.head_size, spec.kv_heads), (30, 64, 3));
+    let spec = from_gguf(&metadata(&[])).unwrap();
+    assert_eq!((spec.layers.len(), spec.head_size, spec.kv_heads), (30, 64, 3));
     assert_eq!(spec.kv_bytes_per_token(2), 23_040);
 }
 
@@ -134,13 +138,13 @@ fn gguf_metadata_out_of_bounds_is_refused() {
         ("general.architecture", None),
     ];
     for (key, value) in table {
-        let error = ModelSpec::from_gguf("m.gguf", &metadata(&[(key, value.clone())]), 100).unwrap_err();
+        let error = from_gguf(&metadata(&[(key, value.clone())])).unwrap_err();
         assert_eq!(error.reason(), "ConfigInvalid", "{key} = {value:?}");
     }
 }
 
 #[test]
 fn experts_are_another_architecture() {
-    let error = ModelSpec::from_gguf("m", &metadata(&[("llama.expert_count", Some(Value::U32(8)))]), 100).unwrap_err();
+    let error = from_gguf(&metadata(&[("llama.expert_count", Some(Value::U32(8)))])).unwrap_err();
     assert_eq!(error.reason(), "ArchitectureUnsupported");
 }
