@@ -238,7 +238,9 @@ impl<B: Backend> Transformer<B> {
         Self {
             cache,
             ropes: spec.rope_tables(),
-            attention: (0..spec.layers.len()).map(|layer| spec.attention_shape(layer)).collect(),
+            attention: (0..spec.layers.len())
+                .map(|layer| spec.attention_shape(layer))
+                .collect(),
             constants: spec.constants,
             backend,
             weights,

@@ -70,10 +70,7 @@ impl Block {
         let query =
             ops::buffer(query, shape.head_size)?.reshape((shape.kv_heads, group * self.count, shape.head_size))?;
         let scores = query.matmul(&keys.transpose(1, 2)?)?;
-        scores.inplace_op1(&CausalSoftmax {
-            block: self,
-            shape,
-        })?;
+        scores.inplace_op1(&CausalSoftmax { block: self, shape })?;
         Ok(scores.matmul(values)?)
     }
 

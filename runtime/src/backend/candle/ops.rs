@@ -107,11 +107,7 @@ impl<F: Fn(f32) -> f32> InplaceOp2 for GateTimes<F> {
 }
 
 /// Overwrites `gate`, which nothing else refers to, with `activation(gate) * up`.
-pub(super) fn gate_times(
-    gate: &Tensor,
-    up: &Tensor,
-    activation: impl Fn(f32) -> f32,
-) -> Result<Tensor, ModelError> {
+pub(super) fn gate_times(gate: &Tensor, up: &Tensor, activation: impl Fn(f32) -> f32) -> Result<Tensor, ModelError> {
     gate.inplace_op2(up, &GateTimes(activation))?;
     Ok(gate.clone())
 }
@@ -206,7 +202,11 @@ mod tests {
 
     #[test]
     fn gates_have_the_published_values() {
-        let table = [(0.0, 0.0, 0.0), (1.0, 0.731_058_6, 0.841_192), (-2.0, -0.238_405_8, -0.045_402_3)];
+        let table = [
+            (0.0, 0.0, 0.0),
+            (1.0, 0.731_058_6, 0.841_192),
+            (-2.0, -0.238_405_8, -0.045_402_3),
+        ];
         for (x, with_silu, with_gelu) in table {
             assert!((silu(x) - with_silu).abs() < 1e-6, "{x}: {}", silu(x));
             assert!((gelu_tanh(x) - with_gelu).abs() < 1e-6, "{x}: {}", gelu_tanh(x));

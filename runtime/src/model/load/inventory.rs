@@ -273,7 +273,9 @@ impl Inventory {
             Presence::AsStored => layers.clone().any(|index| has(&Slot::Layer(index, *part))),
         };
         let parts: Vec<_> = Part::ALL.into_iter().filter(is_required).collect();
-        let in_layers = layers.clone().flat_map(|index| parts.iter().map(move |&part| Slot::Layer(index, part)));
+        let in_layers = layers
+            .clone()
+            .flat_map(|index| parts.iter().map(move |&part| Slot::Layer(index, part)));
         let head = (!spec.tied).then_some(Slot::Head);
         let required = [Slot::Embedding, Slot::Norm].into_iter().chain(head).chain(in_layers);
         let missing: Vec<_> = required.filter(|slot| !has(slot)).collect();
@@ -325,7 +327,10 @@ fn place(entry: &Entry, names: &dyn Names, spec: &ModelSpec) -> Result<Vec<(Slot
     for (slot, shape) in slots.into_iter().zip(shapes) {
         let end = first + shape.rows();
         let rows = entry.rows(first, end).ok_or_else(|| {
-            mismatch(format!("tensor {:?} has rows that are no whole blocks of its type", entry.name))
+            mismatch(format!(
+                "tensor {:?} has rows that are no whole blocks of its type",
+                entry.name
+            ))
         })?;
         placed.push((slot, rows));
         first = end;
@@ -355,7 +360,10 @@ mod tests {
             range: 100..100 + 6 * 68,
         };
         let rows = entry.rows(4, 6).unwrap();
-        assert_eq!((rows.shape.as_slice(), rows.range), ([2, 64].as_slice(), 100 + 4 * 68..100 + 6 * 68));
+        assert_eq!(
+            (rows.shape.as_slice(), rows.range),
+            ([2, 64].as_slice(), 100 + 4 * 68..100 + 6 * 68)
+        );
         let odd = Entry {
             shape: vec![12, 16],
             range: 0..204,

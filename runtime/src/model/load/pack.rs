@@ -50,14 +50,7 @@ impl<B: Backend> Packed<B> {
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        backend: &B,
-        bytes: &[u8],
-        slot: Slot,
-        entry: &Entry,
-        spec: &ModelSpec,
-    ) -> Result<(), LoadError> {
+    fn add(&mut self, backend: &B, bytes: &[u8], slot: Slot, entry: &Entry, spec: &ModelSpec) -> Result<(), LoadError> {
         let failed = |source: ModelError| LoadError::Backend {
             tensor: entry.name.clone(),
             source,

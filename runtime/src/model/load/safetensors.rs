@@ -225,7 +225,9 @@ fn shards(model: &VerifiedModel) -> Result<Shards, Refusal> {
 /// The specification says how many numbers there are, so the memory is known before a shard is read.
 fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards) -> Result<(), LoadError> {
     let largest = shards.files.values().copied().max().unwrap_or(0);
-    let parts = Part::ALL.into_iter().filter(|part| part.presence(spec) == Presence::Present);
+    let parts = Part::ALL
+        .into_iter()
+        .filter(|part| part.presence(spec) == Presence::Present);
     let layer: u64 = parts.map(|part| Slot::Layer(0, part).shape(spec).elements()).sum();
     let layers = layer.saturating_mul(spec.layers.len() as u64);
     let tables = (spec.vocabulary * spec.hidden) as u64 * if spec.tied { 1 } else { 2 };
@@ -389,7 +391,12 @@ impl Names for HfNames {
                 layer_slots(rest, &|rest| match rest {
                     "self_attn.qkv_proj.weight" => FUSED_ATTENTION.to_vec(),
                     "mlp.gate_up_proj.weight" => FUSED_FEED_FORWARD.to_vec(),
-                    _ => self.parts.iter().filter(|(name, _)| *name == rest).map(|part| part.1).collect(),
+                    _ => self
+                        .parts
+                        .iter()
+                        .filter(|(name, _)| *name == rest)
+                        .map(|part| part.1)
+                        .collect(),
                 })
             }),
         }

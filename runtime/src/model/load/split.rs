@@ -13,7 +13,9 @@ struct Place<'a> {
 
 fn place(file: &str) -> Option<Place<'_>> {
     let (stem, extension) = file.rsplit_once('.')?;
-    let (stem, count) = stem.rsplit_once("-of-").filter(|_| extension.eq_ignore_ascii_case("gguf"))?;
+    let (stem, count) = stem
+        .rsplit_once("-of-")
+        .filter(|_| extension.eq_ignore_ascii_case("gguf"))?;
     let (stem, number) = stem.rsplit_once('-')?;
     let digits = |text: &str| {
         let is_number = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -34,7 +36,10 @@ pub(super) fn parts(files: &[&str]) -> Result<Vec<String>, Refusal> {
             _ => Err(several(files)),
         };
     };
-    let mut sorted: Vec<_> = files.iter().map(|file| place(file).map(|place| (place, *file))).collect();
+    let mut sorted: Vec<_> = files
+        .iter()
+        .map(|file| place(file).map(|place| (place, *file)))
+        .collect();
     sorted.sort_by_key(|place| place.as_ref().map_or(0, |(place, _)| place.number));
     let is_same = |place: &Place<'_>| place.stem == first.stem && place.count == first.count;
     let Some(sorted) = sorted.into_iter().collect::<Option<Vec<_>>>() else {
@@ -93,8 +98,16 @@ mod tests {
 
     #[test]
     fn parts_are_put_in_order() {
-        let files = ["m-00002-of-00003.gguf", "m-00003-of-00003.gguf", "m-00001-of-00003.gguf"];
-        let sorted = ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"];
+        let files = [
+            "m-00002-of-00003.gguf",
+            "m-00003-of-00003.gguf",
+            "m-00001-of-00003.gguf",
+        ];
+        let sorted = [
+            "m-00001-of-00003.gguf",
+            "m-00002-of-00003.gguf",
+            "m-00003-of-00003.gguf",
+        ];
         assert_eq!(parts(&files).unwrap(), sorted);
         assert_eq!(parts(&["model.gguf"]).unwrap(), ["model.gguf"]);
         assert_eq!(parts(&["a-of-b.gguf"]).unwrap(), ["a-of-b.gguf"]);
@@ -106,7 +119,10 @@ mod tests {
             (&["a.gguf", "b.gguf"], Reason::FormatRefused),
             (&["m-00001-of-00002.gguf"], Reason::FileMissing),
             (&["m-00001-of-00002.gguf", "m-00003-of-00002.gguf"], Reason::FileMissing),
-            (&["m-00001-of-00002.gguf", "n-00002-of-00002.gguf"], Reason::FormatRefused),
+            (
+                &["m-00001-of-00002.gguf", "n-00002-of-00002.gguf"],
+                Reason::FormatRefused,
+            ),
             (&["m-00001-of-00002.gguf", "other.gguf"], Reason::FormatRefused),
             (
                 &["m-00000-of-00001.gguf", "m-00001-of-00001.gguf"],

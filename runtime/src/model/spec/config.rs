@@ -43,11 +43,7 @@ pub(super) fn read(file: &str, config: &Value) -> Result<ModelSpec, LoadError> {
             "the configuration names code of its own (auto_map); it is ignored"
         );
     }
-    let source = Source {
-        fields,
-        config,
-        family,
-    };
+    let source = Source { fields, config, family };
     source.refuse_foreign()?;
     Ok(source.spec(architecture)?)
 }

@@ -77,7 +77,11 @@ impl Family {
 
     /// The gate when a file does not name one.
     pub(super) fn activation(self) -> Activation {
-        if self.is_gemma() { Activation::GeluTanh } else { Activation::Silu }
+        if self.is_gemma() {
+            Activation::GeluTanh
+        } else {
+            Activation::Silu
+        }
     }
 
     /// The norms; `less_one` is how the family's own files store them.

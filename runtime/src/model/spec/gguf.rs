@@ -27,12 +27,7 @@ pub struct RopeFactors {
     pub long: Option<Vec<f32>>,
 }
 
-pub(super) fn read(
-    file: &str,
-    gguf: &Gguf,
-    vocabulary: usize,
-    factors: RopeFactors,
-) -> Result<ModelSpec, LoadError> {
+pub(super) fn read(file: &str, gguf: &Gguf, vocabulary: usize, factors: RopeFactors) -> Result<ModelSpec, LoadError> {
     let architecture = architecture(file, gguf)?;
     let Some(family) = Family::from_gguf(architecture) else {
         return Err(unsupported(architecture, Family::gguf_names()));
@@ -119,7 +114,9 @@ impl Source<'_> {
             _ => Some("final_logit_softcapping"),
         };
         let foreign = FOREIGN.into_iter().chain(caps);
-        let found = foreign.into_iter().find(|name| (self.get)(name).is_some_and(|value| !is_neutral(value)));
+        let found = foreign
+            .into_iter()
+            .find(|name| (self.get)(name).is_some_and(|value| !is_neutral(value)));
         let found = found.or_else(|| {
             let is_causal = (self.get)("attention.causal").and_then(Value::as_bool);
             (is_causal == Some(false)).then_some("attention.causal")
@@ -336,13 +333,17 @@ impl Source<'_> {
     }
 
     fn original_context(&self) -> Result<Option<usize>, Refusal> {
-        self.fields.optional("rope.scaling.original_context_length", MAX_CONTEXT)
+        self.fields
+            .optional("rope.scaling.original_context_length", MAX_CONTEXT)
     }
 
     fn yarn(&self, factor: f64, context: usize) -> Result<RopeScaling, Refusal> {
         for name in ["yarn_ext_factor", "yarn_log_multiplier", "attn_factor"] {
             let name = &format!("rope.scaling.{name}");
-            if self.positive(name)?.is_some_and(|value| value.to_bits() != 1_f64.to_bits()) {
+            if self
+                .positive(name)?
+                .is_some_and(|value| value.to_bits() != 1_f64.to_bits())
+            {
                 return Err(self.refuse(format!("{name:?} is not supported for this architecture")));
             }
         }

@@ -86,7 +86,11 @@ impl Yarn {
 
     fn frequency(&self, pair: usize, frequency: f64, rope: &RopeSpec) -> f64 {
         let (low, high) = (self.pair_of(self.fast, rope), self.pair_of(self.slow, rope));
-        let (low, high) = if self.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = if self.truncate {
+            (low.floor(), high.ceil())
+        } else {
+            (low, high)
+        };
         let (low, high) = (low.max(0.0), high.min(size(rope.dimensions) - 1.0));
         let width = if high > low { high - low } else { 0.001 };
         let divided = ((size(pair) - low) / width).clamp(0.0, 1.0);
@@ -164,7 +168,10 @@ impl RopeSpec {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "contexts and sizes of a head are far below 2^52")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "contexts and sizes of a head are far below 2^52"
+)]
 fn size(value: usize) -> f64 {
     value as f64
 }
@@ -238,7 +245,12 @@ mod tests {
             })
         };
         let (short, long) = (frequencies(scaling(), 4096), frequencies(scaling(), 4097));
-        assert!(short.iter().zip(&long).all(|(short, long)| (short / long - 4.0).abs() < 1e-12));
+        assert!(
+            short
+                .iter()
+                .zip(&long)
+                .all(|(short, long)| (short / long - 4.0).abs() < 1e-12)
+        );
         let magnitude = Long::default_magnitude(32.0, 4096);
         assert!((magnitude - 1.190_238).abs() < 1e-6, "{magnitude}");
     }
@@ -256,7 +268,11 @@ mod tests {
         assert!((yarn.magnitude - 1.138_629).abs() < 1e-6);
         let plain = frequencies(RopeScaling::None, 1);
         let stretched = frequencies(RopeScaling::Yarn(yarn), 1);
-        let ratios: Vec<f64> = plain.iter().zip(&stretched).map(|(plain, other)| plain / other).collect();
+        let ratios: Vec<f64> = plain
+            .iter()
+            .zip(&stretched)
+            .map(|(plain, other)| plain / other)
+            .collect();
         assert!((ratios[0] - 1.0).abs() < 1e-12 && (ratios[63] - 4.0).abs() < 1e-12);
         assert!(ratios.windows(2).all(|pair| pair[0] <= pair[1]));
         assert!(ratios.iter().any(|&ratio| ratio > 1.5 && ratio < 3.5));

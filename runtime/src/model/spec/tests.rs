@@ -54,7 +54,7 @@ fn configurations_out_of_bounds_are_refused_by_field() {
         ("max_position_embeddings", json!(0)),
         ("rms_norm_eps", json!(-1.0)),
         ("rope_theta", json!(0)),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+        ("rope_scaling", json!({"rope_type": "dynamic", "factor": 4.0})),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0})),
         ("hidden_act", json!("gelu")),
         ("architectures", json!([])),

@@ -66,7 +66,10 @@ impl Source<'_> {
         let is_used = self.window()?.is_some();
         // These have one window for all layers or none at all, and their code does not look at the list.
         let is_fixed = matches!(self.family, Family::Llama | Family::Mistral | Family::Phi3);
-        let contradicts = named.iter().zip(&usual).any(|(named, usual)| *named != (*usual && is_used));
+        let contradicts = named
+            .iter()
+            .zip(&usual)
+            .any(|(named, usual)| *named != (*usual && is_used));
         if is_fixed && contradicts || !is_used && named.contains(&true) {
             return Err(self.refuse("\"layer_types\" contradicts the architecture or the window"));
         }
@@ -100,7 +103,10 @@ impl Source<'_> {
             return Ok(vec![true; count]);
         };
         let Some(list) = self.present("no_rope_layers") else {
-            let period = self.fields.optional("no_rope_layer_interval", MAX_LAYERS)?.unwrap_or(period);
+            let period = self
+                .fields
+                .optional("no_rope_layer_interval", MAX_LAYERS)?
+                .unwrap_or(period);
             return Ok((1..=count).map(|layer| !layer.is_multiple_of(period)).collect());
         };
         let flags = list.as_array().and_then(|flags| {

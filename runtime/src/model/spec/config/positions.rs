@@ -26,7 +26,10 @@ impl Source<'_> {
             ropes.push(match present(nested, "sliding_attention") {
                 Some(local) => self.rope(local, head_size, context)?,
                 None => RopeSpec {
-                    base: self.fields.float("rope_local_base_freq", 0.0, MAX_BASE)?.unwrap_or(default),
+                    base: self
+                        .fields
+                        .float("rope_local_base_freq", 0.0, MAX_BASE)?
+                        .unwrap_or(default),
                     dimensions: head_size,
                     pairs: RopePairs::Halves,
                     scaling: RopeScaling::None,
@@ -198,6 +201,10 @@ impl Stretch<'_> {
     fn divisors(&self, name: &str) -> Result<Vec<f32>, Refusal> {
         let list = present(self.nested, name).and_then(Value::as_array);
         let list = list.and_then(|list| list.iter().map(|value| value.as_f64().map(narrow)).collect());
-        list.ok_or_else(|| self.refuse(format!("{name:?} is missing from the position scaling or no list of numbers")))
+        list.ok_or_else(|| {
+            self.refuse(format!(
+                "{name:?} is missing from the position scaling or no list of numbers"
+            ))
+        })
     }
 }
