@@ -55,9 +55,9 @@ pub(crate) fn examine(model: &VerifiedModel) -> Result<Examined, LoadError> {
 }
 
 fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, LoadError> {
-    let (headers, spec) = gguf::headers(model, files)?;
+    let gguf::Headers { files, spec } = gguf::headers(model, files)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
-    for tensor in headers.iter().flat_map(|(_, gguf)| &gguf.tensors) {
+    for tensor in files.iter().flat_map(|(_, gguf)| &gguf.tensors) {
         let total = types.entry(tensor.kind.to_string()).or_default();
         total.tensors += 1;
         total.elements += tensor.elements() as u64;
@@ -67,7 +67,7 @@ fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, Loa
         Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
         Err(other) => return Err(other),
         Ok(spec) => {
-            let inventory = gguf::inventory(&headers, &spec)?;
+            let inventory = gguf::inventory(&files, &spec)?;
             let plan = Plan {
                 weights: pack::resident_bytes(&Candle::default(), &inventory, &spec),
                 largest: inventory

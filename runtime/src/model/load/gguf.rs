@@ -35,7 +35,7 @@ pub(super) fn load<B: Backend + 'static>(
     let total = sizes.iter().sum();
     memory::check_file(total, options.memory_limit)?;
     let mut progress = |done| progress(done, total);
-    let first = Part1::read(model, files, &mut |done| progress(done / 2))?;
+    let first = FirstPart::read(model, files, &mut |done| progress(done / 2))?;
 
     let mut spec = first.specification(model, files)?;
     limit_context(&mut spec, options)?;
@@ -128,13 +128,13 @@ fn check_memory<B: Backend>(
 }
 
 /// The first file of a model: only it has metadata.
-struct Part1<'a> {
+struct FirstPart<'a> {
     file: &'a str,
     gguf: Gguf,
     bytes: Vec<u8>,
 }
 
-impl<'a> Part1<'a> {
+impl<'a> FirstPart<'a> {
     fn read(model: &VerifiedModel, files: &'a [String], progress: &mut dyn FnMut(u64)) -> Result<Self, Refusal> {
         let file = files.first().map_or("", String::as_str);
         let bytes = model.read_with(file, &mut |done, _| progress(done))?;
@@ -160,18 +160,22 @@ impl<'a> Part1<'a> {
     }
 }
 
-/// The headers of all files, and what the first one says the model is: for a look at a model without loading it.
-pub(super) fn headers(
-    model: &VerifiedModel,
-    files: &[String],
-) -> Result<(Vec<(String, Gguf)>, Result<ModelSpec, LoadError>), Refusal> {
-    let first = Part1::read(model, files, &mut |_| {})?;
-    let spec = first.specification(model, files);
-    let mut headers = vec![(first.file.to_owned(), first.gguf)];
-    for (index, file) in files.iter().enumerate().skip(1) {
-        headers.push((file.clone(), parse(file, &model.read(file)?, index, files.len())?));
+/// Everything but the bytes, for a look at a model without loading it.
+pub(super) struct Headers {
+    /// Every file and its header.
+    pub(super) files: Vec<(String, Gguf)>,
+    /// What the first one says the model is.
+    pub(super) spec: Result<ModelSpec, LoadError>,
+}
+
+pub(super) fn headers(model: &VerifiedModel, names: &[String]) -> Result<Headers, Refusal> {
+    let first = FirstPart::read(model, names, &mut |_| {})?;
+    let spec = first.specification(model, names);
+    let mut files = vec![(first.file.to_owned(), first.gguf)];
+    for (index, name) in names.iter().enumerate().skip(1) {
+        files.push((name.clone(), parse(name, &model.read(name)?, index, names.len())?));
     }
-    Ok((headers, spec))
+    Ok(Headers { files, spec })
 }
 
 /// Checks that all weights are there, and the tokenizer.
@@ -231,10 +235,10 @@ fn factors(file: &str, gguf: &Gguf, bytes: &[u8], name: &str) -> Result<Option<V
 }
 
 /// The rows of the embedding, which is in the first part or in one of the later ones.
-fn vocabulary<'a>(
+fn vocabulary(
     file: &str,
     first: &Gguf,
-    later: &mut dyn Iterator<Item = Result<(&'a str, Gguf), Refusal>>,
+    later: &mut dyn Iterator<Item = Result<(&str, Gguf), Refusal>>,
 ) -> Result<usize, Refusal> {
     let name = "token_embd.weight";
     let rows = |file: &str, gguf: &Gguf| match gguf.tensor(name).map(|tensor| tensor.dims.as_slice()) {

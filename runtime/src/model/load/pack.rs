@@ -59,7 +59,9 @@ impl<B: Backend> Packed<B> {
             Shape::Vector(_) => {
                 let mut values = widen(entry, bytes)?;
                 if spec.norms.less_one && slot.is_norm() {
-                    values.iter_mut().for_each(|value| *value += 1.0);
+                    for value in &mut values {
+                        *value += 1.0;
+                    }
                 }
                 self.vectors.insert(slot, backend.vector(values).map_err(failed)?);
             }

@@ -81,7 +81,8 @@ const FOREIGN: [&str; 14] = [
 
 /// Whether a value of such a field does nothing: off, or a factor of 1.
 fn is_neutral(value: &Value) -> bool {
-    value.as_bool() == Some(false) || value.as_f64().is_some_and(|value| value == 0.0 || value == 1.0)
+    let factors = [0.0, 1.0].map(f64::to_bits);
+    value.as_bool() == Some(false) || value.as_f64().is_some_and(|value| factors.contains(&value.to_bits()))
 }
 
 /// A configuration of a known family.

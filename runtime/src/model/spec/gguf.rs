@@ -293,8 +293,9 @@ impl Source<'_> {
         let kind = (self.get)("rope.scaling.type").and_then(Value::as_str);
         let factor = self.fields.float("rope.scaling.factor", 0.0, 1e6)?;
         let by_rule = match (kind, factor) {
-            (None | Some("none"), None) | (Some("none"), Some(_)) | (Some("longrope"), _) => RopeScaling::None,
-            (None | Some("linear"), Some(1.0)) => RopeScaling::None,
+            (None | Some("none" | "longrope"), None)
+            | (Some("none" | "longrope"), Some(_))
+            | (None | Some("linear"), Some(1.0)) => RopeScaling::None,
             (None | Some("linear"), Some(factor)) => RopeScaling::Linear(factor),
             (Some("yarn"), Some(factor)) => self.yarn(factor, context)?,
             (Some(kind), _) => {
