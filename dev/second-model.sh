@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Puts the second model of the tests into the cache: the first one with its weights as Q8_0, so that an update has
-# another digest to come to. Made on this machine in less than a minute, once.
+# another digest to come to. Made on this machine in less than a minute, once. Then the other models of the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . dev/cache.sh
 
 dev/models.sh
+dev/gemma-model.sh
 file=SmolLM2-135M-Instruct.Q8_0-1.gguf # the last number changes with what dev/second_model.py writes
 digest=0c1d3326cd9793cfb7296113c063dd5c24e2bd734b48ec1a3d01b7158eca9387
 target=$cache/models/$file

@@ -41,10 +41,16 @@ impl Candle {
     }
 }
 
-/// Cosine and sine of every row and pair, and where rows belong.
+/// Where rows belong, and how far they are turned.
 #[derive(Debug)]
 pub struct Step {
     spans: Vec<SpanLayout>,
+    turns: Vec<Turns>,
+}
+
+/// Cosine and sine of every row and pair for one rotation.
+#[derive(Debug)]
+struct Turns {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     pairs: usize,
@@ -52,18 +58,26 @@ pub struct Step {
 }
 
 impl Step {
+    fn new(spans: &[SpanLayout], ropes: &[Rope]) -> Self {
+        Self {
+            spans: spans.to_vec(),
+            turns: ropes.iter().map(|rope| Turns::new(spans, rope)).collect(),
+        }
+    }
+}
+
+impl Turns {
     fn new(spans: &[SpanLayout], rope: &Rope) -> Self {
         let positions = spans.iter().flat_map(|span| span.start..span.start + span.rows.len());
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
         for position in positions {
             for frequency in &rope.frequencies {
                 let (sine, cosine) = (position_value(position) * frequency).sin_cos();
-                cosines.push(to_f32(cosine));
-                sines.push(to_f32(sine));
+                cosines.push(to_f32(cosine * rope.magnitude));
+                sines.push(to_f32(sine * rope.magnitude));
             }
         }
         Self {
-            spans: spans.to_vec(),
             cosines,
             sines,
             pairs: rope.frequencies.len(),
@@ -79,7 +93,7 @@ fn position_value(position: usize) -> f64 {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "rounding a value of at most 1 is what is wanted"
+    reason = "rounding a value of about 1 is what is wanted"
 )]
 fn to_f32(value: f64) -> f32 {
     value as f32
@@ -117,8 +131,8 @@ impl Backend for Candle {
         Ok(())
     }
 
-    fn begin(&self, spans: &[SpanLayout], rope: &Rope) -> Result<Step, ModelError> {
-        Ok(Step::new(spans, rope))
+    fn begin(&self, spans: &[SpanLayout], ropes: &[Rope]) -> Result<Step, ModelError> {
+        Ok(Step::new(spans, ropes))
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32]) -> Result<Tensor, ModelError> {
@@ -127,6 +141,15 @@ impl Backend for Candle {
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, epsilon: f32) -> Result<Tensor, ModelError> {
         ops::rms_norm(x, weight, epsilon)
+    }
+
+    fn head_norm(&self, x: Tensor, weight: &Vec<f32>, epsilon: f32) -> Result<Tensor, ModelError> {
+        let width = x.dim(1)?;
+        Ok(ops::rms_norm(&x, weight, epsilon)?.reshape(((), width))?)
+    }
+
+    fn scale(&self, x: Tensor, factor: f32) -> Result<Tensor, ModelError> {
+        Ok((x * f64::from(factor))?)
     }
 
     fn linear(&self, x: &Tensor, weight: &Matrix, bias: Option<&Vec<f32>>) -> Result<Tensor, ModelError> {
@@ -146,8 +169,10 @@ impl Backend for Candle {
         cache: &mut Cache,
     ) -> Result<Tensor, ModelError> {
         let Projections { query, key, value } = projections;
-        ops::rotate(&query, shape.head_size, step)?;
-        ops::rotate(&key, shape.head_size, step)?;
+        if let Some(rope) = shape.rope {
+            ops::rotate(&query, shape.head_size, &step.turns[rope])?;
+            ops::rotate(&key, shape.head_size, &step.turns[rope])?;
+        }
         ops::with_values(&key, |key| {
             ops::with_values(&value, |value| cache.append(layer, &step.spans, key, value))
         })???;
@@ -167,7 +192,8 @@ impl Backend for Candle {
 
     fn gate(&self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor, ModelError> {
         match activation {
-            Activation::Silu => ops::silu_times(&gate, &up),
+            Activation::Silu => ops::gate_times(&gate, &up, ops::silu),
+            Activation::GeluTanh => ops::gate_times(&gate, &up, ops::gelu_tanh),
         }
     }
 

@@ -97,6 +97,8 @@ pub struct Rope {
     pub frequencies: Vec<f64>,
     /// Where the pairs are.
     pub pairs: RopePairs,
+    /// What turned pairs are multiplied with; 1 in most models.
+    pub magnitude: f64,
 }
 
 /// The rows of one sequence in a step.
@@ -110,7 +112,7 @@ pub struct SpanLayout {
     pub start: usize,
 }
 
-/// The heads of an attention layer.
+/// What attention does in a layer; layers of one model may differ in their window and rotation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Heads of queries; a multiple of `kv_heads`.
@@ -121,6 +123,12 @@ pub struct AttentionShape {
     pub head_size: usize,
     /// What scores are multiplied with.
     pub scale: f32,
+    /// Scaled scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// How many tokens a query sees, itself included; all before it when absent.
+    pub window: Option<usize>,
+    /// Which of the step's rotations turns queries and keys; none when absent.
+    pub rope: Option<usize>,
 }
 
 /// Queries, keys and values of one layer before their rotation.
@@ -139,6 +147,8 @@ pub struct Projections<B> {
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
+    /// The Gaussian error linear unit in its approximation by the hyperbolic tangent.
+    GeluTanh,
 }
 
 /// Arithmetic on activations. Buffers are `[rows, width]` of f32, one row per token of the step.
@@ -168,12 +178,16 @@ pub trait Backend: Send {
     /// Copies a block's keys and values in all layers.
     fn copy_block(&self, cache: &mut Self::Cache, from: BlockId, to: BlockId) -> Result<(), ModelError>;
 
-    /// Starts a step: prepares the rotation of its rows.
-    fn begin(&self, spans: &[SpanLayout], rope: &Rope) -> Result<Self::Step, ModelError>;
+    /// Starts a step: prepares the rotations of its rows. A layer chooses one by its index.
+    fn begin(&self, spans: &[SpanLayout], ropes: &[Rope]) -> Result<Self::Step, ModelError>;
     /// The rows of `table` for the tokens.
     fn embed(&self, table: &Self::Matrix, tokens: &[u32]) -> Result<Self::Buffer, ModelError>;
     /// Scales every row to a root mean square of 1, then by `weight`.
     fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Vector, epsilon: f32) -> Result<Self::Buffer, ModelError>;
+    /// Does to every head what [`rms_norm`](Self::rms_norm) does to a row; `weight` has the size of a head.
+    fn head_norm(&self, x: Self::Buffer, weight: &Self::Vector, epsilon: f32) -> Result<Self::Buffer, ModelError>;
+    /// `x * factor`.
+    fn scale(&self, x: Self::Buffer, factor: f32) -> Result<Self::Buffer, ModelError>;
     /// `x` times the transposed matrix, plus the bias.
     fn linear(
         &self,
@@ -181,7 +195,7 @@ pub trait Backend: Send {
         weight: &Self::Matrix,
         bias: Option<&Self::Vector>,
     ) -> Result<Self::Buffer, ModelError>;
-    /// Turns queries and keys, appends keys and values to the cache of `layer`, gives the queries back.
+    /// Turns queries and keys by the rotation that `shape` names, appends keys and values to the cache of `layer`, gives the queries back.
     fn rope_append(
         &self,
         projections: Projections<Self::Buffer>,
@@ -190,7 +204,7 @@ pub trait Backend: Send {
         step: &Self::Step,
         cache: &mut Self::Cache,
     ) -> Result<Self::Buffer, ModelError>;
-    /// Causal attention of every row over its own sequence, the step's rows included.
+    /// Causal attention of every row over its own sequence, the step's rows included, within the window of `shape`.
     fn attention(
         &self,
         query: Self::Buffer,

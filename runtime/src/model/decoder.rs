@@ -5,8 +5,8 @@
 
 use super::batch::{AdapterId, Logits, Span, StepBatch};
 use super::error::ModelError;
-use super::spec::ModelSpec;
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvType, Projections, Rope, SpanLayout};
+use super::spec::{Constants, ModelSpec};
+use crate::backend::{AttentionShape, Backend, CacheShape, KvType, Projections, Rope, SpanLayout};
 use crate::kv::{BLOCK_TOKENS, BlockId, blocks_for};
 use std::collections::HashSet;
 use std::fmt;
@@ -181,17 +181,30 @@ fn piece(span: &Span, from: usize, to: usize) -> Piece<'_> {
     }
 }
 
-/// The weights of one layer. Biases are absent in most models.
+/// The weights of one layer. What is optional here is absent in most models.
 pub(super) struct Layer<B: Backend> {
     pub(super) attention_norm: B::Vector,
     pub(super) query: Projection<B>,
     pub(super) key: Projection<B>,
     pub(super) value: Projection<B>,
+    /// Of every head of queries, before it is turned.
+    pub(super) query_norm: Option<B::Vector>,
+    /// Of every head of keys, before it is turned.
+    pub(super) key_norm: Option<B::Vector>,
     pub(super) output: Projection<B>,
-    pub(super) feed_forward_norm: B::Vector,
+    /// Of what attention adds to the stream.
+    pub(super) post_attention_norm: Option<B::Vector>,
+    pub(super) feed_forward: FeedForward<B>,
+}
+
+/// The feed-forward half of a layer, dense. Experts will be another form of it.
+pub(super) struct FeedForward<B: Backend> {
+    pub(super) norm: B::Vector,
     pub(super) gate: Projection<B>,
     pub(super) up: Projection<B>,
     pub(super) down: Projection<B>,
+    /// Of what the block adds to the stream.
+    pub(super) post_norm: Option<B::Vector>,
 }
 
 /// A matrix and its bias.
@@ -214,9 +227,10 @@ struct Transformer<B: Backend> {
     weights: Weights<B>,
     cache: Option<B::Cache>,
     layout: CacheShape,
-    rope: Rope,
-    attention: AttentionShape,
-    epsilon: f32,
+    ropes: Vec<Rope>,
+    /// One per layer.
+    attention: Vec<AttentionShape>,
+    constants: Constants,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -224,15 +238,17 @@ impl<B: Backend> Transformer<B> {
         Self {
             cache: None,
             layout: CacheShape {
-                layers: spec.layers,
+                layers: spec.layers.len(),
                 kv_heads: spec.kv_heads,
                 head_size: spec.head_size,
                 blocks: 0,
                 kind: KvType::default(),
             },
-            rope: spec.rope.table(),
-            attention: spec.attention_shape(),
-            epsilon: spec.norm_epsilon,
+            ropes: spec.rope_tables(),
+            attention: (0..spec.layers.len())
+                .map(|layer| spec.attention_shape(layer))
+                .collect(),
+            constants: spec.constants,
             backend,
             weights,
         }
@@ -242,28 +258,78 @@ impl<B: Backend> Transformer<B> {
         self.backend.linear(x, &projection.weight, projection.bias.as_ref())
     }
 
+    fn norm(&self, x: &B::Buffer, weight: &B::Vector) -> Result<B::Buffer, ModelError> {
+        self.backend.rms_norm(x, weight, self.constants.norm_epsilon)
+    }
+
+    fn post_norm(&self, x: B::Buffer, weight: Option<&B::Vector>) -> Result<B::Buffer, ModelError> {
+        match weight {
+            None => Ok(x),
+            Some(weight) => self.norm(&x, weight),
+        }
+    }
+
+    fn head_norm(&self, x: B::Buffer, weight: Option<&B::Vector>) -> Result<B::Buffer, ModelError> {
+        match weight {
+            None => Ok(x),
+            Some(weight) => self.backend.head_norm(x, weight, self.constants.norm_epsilon),
+        }
+    }
+
     /// One layer: attention and feed-forward, each on a normalised copy and added to the stream.
     fn layer(&mut self, x: B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
-        let layer = &self.weights.layers[index];
-        let normed = self.backend.rms_norm(&x, &layer.attention_norm, self.epsilon)?;
+        let mixed = self.attention(&x, index, step)?;
+        let x = self.backend.add(x, mixed)?;
+        let fed = self.feed_forward(&x, &self.weights.layers[index].feed_forward)?;
+        self.backend.add(x, fed)
+    }
+
+    fn attention(&mut self, x: &B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
+        let (layer, shape) = (&self.weights.layers[index], self.attention[index]);
+        let normed = self.norm(x, &layer.attention_norm)?;
+        let query = self.project(&normed, &layer.query)?;
+        let key = self.project(&normed, &layer.key)?;
         let projections = Projections {
-            query: self.project(&normed, &layer.query)?,
-            key: self.project(&normed, &layer.key)?,
+            query: self.head_norm(query, layer.query_norm.as_ref())?,
+            key: self.head_norm(key, layer.key_norm.as_ref())?,
             value: self.project(&normed, &layer.value)?,
         };
         let cache = self.cache.as_mut().ok_or_else(no_cache)?;
-        let query = self
-            .backend
-            .rope_append(projections, self.attention, index, step, cache)?;
-        let mixed = self.backend.attention(query, self.attention, index, step, cache)?;
-        let x = self.backend.add(x, self.project(&mixed, &layer.output)?)?;
+        let query = self.backend.rope_append(projections, shape, index, step, cache)?;
+        let mixed = self.backend.attention(query, shape, index, step, cache)?;
+        let output = self.project(&mixed, &layer.output)?;
+        self.post_norm(output, layer.post_attention_norm.as_ref())
+    }
 
-        let normed = self.backend.rms_norm(&x, &layer.feed_forward_norm, self.epsilon)?;
-        let gate = self.project(&normed, &layer.gate)?;
-        let up = self.project(&normed, &layer.up)?;
-        let gated = self.backend.gate(gate, up, Activation::Silu)?;
-        let down = self.project(&gated, &layer.down)?;
-        self.backend.add(x, down)
+    fn feed_forward(&self, x: &B::Buffer, block: &FeedForward<B>) -> Result<B::Buffer, ModelError> {
+        let normed = self.norm(x, &block.norm)?;
+        let gate = self.project(&normed, &block.gate)?;
+        let up = self.project(&normed, &block.up)?;
+        let gated = self.backend.gate(gate, up, self.constants.activation)?;
+        let down = self.project(&gated, &block.down)?;
+        self.post_norm(down, block.post_norm.as_ref())
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<B::Buffer, ModelError> {
+        let x = self.backend.embed(&self.weights.embedding, tokens)?;
+        match self.constants.embedding_scale {
+            None => Ok(x),
+            Some(factor) => self.backend.scale(x, factor),
+        }
+    }
+
+    /// Appends the logits of every row to `out`.
+    fn logits(&self, x: &B::Buffer, out: &mut Vec<f32>) -> Result<(), ModelError> {
+        let x = self.norm(x, &self.weights.norm)?;
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        let first = out.len();
+        self.backend.lm_head(&x, head, out)?;
+        if let Some(cap) = self.constants.logit_soft_cap {
+            for value in &mut out[first..] {
+                *value = cap * (*value / cap).tanh();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -301,8 +367,8 @@ impl<B: Backend> Graph for Transformer<B> {
                 start: piece.start,
             });
         }
-        let step = self.backend.begin(&spans, &self.rope)?;
-        let mut x = self.backend.embed(&self.weights.embedding, &tokens)?;
+        let step = self.backend.begin(&spans, &self.ropes)?;
+        let mut x = self.embed(&tokens)?;
         for index in 0..self.weights.layers.len() {
             x = self.layer(x, index, &step)?;
         }
@@ -310,9 +376,7 @@ impl<B: Backend> Graph for Transformer<B> {
             return Ok(());
         }
         let x = self.backend.select(&x, &wanted)?;
-        let x = self.backend.rms_norm(&x, &self.weights.norm, self.epsilon)?;
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
-        self.backend.lm_head(&x, head, out)
+        self.logits(&x, out)
     }
 }
 

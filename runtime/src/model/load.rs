@@ -8,8 +8,10 @@ mod examine;
 mod gguf;
 mod inventory;
 mod memory;
+mod names;
 mod pack;
 mod safetensors;
+mod split;
 
 pub(crate) use examine::{Examined, examine};
 pub(crate) use memory::CONTEXT_TO_FIT;
@@ -55,7 +57,7 @@ fn load_with(
     let container = find(model)?;
     check_format(&container, options.format)?;
     match container {
-        Container::Gguf(file) => gguf::load(model, &file, options, backend, progress),
+        Container::Gguf(files) => gguf::load(model, &files, options, backend, progress),
         Container::Safetensors => safetensors::load(model, options, backend, progress),
     }
 }
@@ -63,8 +65,8 @@ fn load_with(
 /// How a model is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Container {
-    /// One file has everything.
-    Gguf(String),
+    /// One file has everything, or its parts do, in their order.
+    Gguf(Vec<String>),
     /// A folder with `config.json`.
     Safetensors,
 }
@@ -76,16 +78,11 @@ pub(crate) fn find(model: &VerifiedModel) -> Result<Container, Refusal> {
         files.filter(|name| has_extension(name, extension)).collect::<Vec<_>>()
     };
     let (gguf, safetensors) = (with_extension("gguf"), with_extension("safetensors"));
-    match (gguf.as_slice(), safetensors.is_empty()) {
-        ([file], true) => Ok(Container::Gguf((*file).to_owned())),
-        ([], false) => Ok(Container::Safetensors),
-        ([], true) => without_extension(model),
-        (several, true) => Err(Refusal::new(
-            Reason::FormatRefused,
-            "there are several GGUF files; name one of them (split files must be joined first)",
-        )
-        .values("one .gguf file", several.join(", "))),
-        (_, false) => Err(Refusal::new(
+    match (gguf.is_empty(), safetensors.is_empty()) {
+        (false, true) => Ok(Container::Gguf(split::parts(&gguf)?)),
+        (true, false) => Ok(Container::Safetensors),
+        (true, true) => without_extension(model),
+        (false, false) => Err(Refusal::new(
             Reason::FormatRefused,
             "there are GGUF and safetensors files; name those of one format",
         )),
@@ -124,7 +121,7 @@ fn without_extension(model: &VerifiedModel) -> Result<Container, Refusal> {
         ));
     };
     match content::require_weights(name, &model.read(name)?)? {
-        content::Kind::Gguf if files.len() == 1 => Ok(Container::Gguf((*name).to_owned())),
+        content::Kind::Gguf if files.len() == 1 => Ok(Container::Gguf(vec![(*name).to_owned()])),
         kind => Err(Refusal::new(
             Reason::FormatRefused,
             format!("the content is {kind}, but the name does not say so, and the files that belong to it are missing"),

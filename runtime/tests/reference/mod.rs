@@ -15,19 +15,24 @@ const CACHE: usize = 1024;
 
 pub(crate) const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+}
+
 /// Where `make models` puts the model, or where `ESCADRE_TEST_MODEL` says that it is.
 pub(crate) fn model_path() -> PathBuf {
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    variable("ESCADRE_TEST_MODEL").unwrap_or_else(|| cached(FILE))
+}
+
+/// A model that `make models` puts into the cache.
+pub(crate) fn cached(file: &str) -> PathBuf {
     let cache = || {
         let cache = variable("ESCADRE_CACHE").or_else(|| Some(variable("XDG_CACHE_HOME")?.join("escadre")));
         cache.or_else(|| Some(variable("HOME")?.join(".cache/escadre")))
     };
-    let path = variable("ESCADRE_TEST_MODEL").or_else(|| Some(cache()?.join("models").join(FILE)));
-    let path = path.expect("HOME is set");
+    let path = cache().expect("HOME is set").join("models").join(file);
     assert!(
         path.is_file(),
         "{} is not there; fetch it with `make models`",
@@ -88,7 +93,10 @@ struct Position {
 
 impl Reference {
     pub(crate) fn read() -> Self {
-        let bytes = include_bytes!("logits.bin").as_slice();
+        Self::parse(include_bytes!("logits.bin"))
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let (magic, mut rest) = bytes.split_at(8);
         assert_eq!(magic, b"ESCREF1\n");
         let mut word = || {

@@ -41,8 +41,11 @@ pub(super) fn attend(
                 count: block.min(span.rows.end - first),
                 position: span.start + first - span.rows.start,
             };
-            let seen = block.position + block.count;
-            let mixed = block.attend(query, shape, &keys.narrow(1, 0, seen)?, &values.narrow(1, 0, seen)?)?;
+            // Keys that no query of the block sees are left out.
+            let hidden = hidden_keys(shape, block.position);
+            let seen = block.position + block.count - hidden;
+            let (keys, values) = (keys.narrow(1, hidden, seen)?, values.narrow(1, hidden, seen)?);
+            let mixed = block.attend(query, shape, &keys, &values)?;
             with_values(&mixed, |mixed| block.scatter(mixed, shape, &mut out))?;
         }
     }
@@ -92,29 +95,35 @@ fn one_head(
         query[start..start + group * size].chunks_exact(size)
     });
     let queries: Vec<&[f32]> = queries.collect();
-    let mut scores = vec![0.0; queries.len() * tokens];
+    // What no query sees is left out, by whole blocks.
+    let first = hidden_keys(shape, span.start) / BLOCK_TOKENS * BLOCK_TOKENS;
+    let seen = tokens - first;
+    let mut scores = vec![0.0; queries.len() * seen];
     let mut block = vec![0.0; BLOCK_TOKENS * size];
     let of_blocks = |side: Side<'_>, block: &mut [f32], each: &mut dyn FnMut(usize, &[f32])| {
-        for (first, id) in (0..tokens).step_by(BLOCK_TOKENS).zip(&span.blocks) {
-            let rows = &mut block[..BLOCK_TOKENS.min(tokens - first) * size];
+        for (at, id) in (0..seen)
+            .step_by(BLOCK_TOKENS)
+            .zip(&span.blocks[first / BLOCK_TOKENS..])
+        {
+            let rows = &mut block[..BLOCK_TOKENS.min(seen - at) * size];
             side.rows(*id, head, rows);
-            for (at, row) in (first..).zip(rows.chunks_exact(size)) {
+            for (at, row) in (at..).zip(rows.chunks_exact(size)) {
                 each(at, row);
             }
         }
     };
     of_blocks(keys, &mut block, &mut |at, key| {
         for (index, query) in queries.iter().enumerate() {
-            scores[index * tokens + at] = ops::dot(query, key);
+            scores[index * seen + at] = ops::dot(query, key);
         }
     });
-    for (index, scores) in scores.chunks_exact_mut(tokens).enumerate() {
-        mask_softmax(scores, span.start + index / group, shape.scale);
+    for (index, scores) in scores.chunks_exact_mut(seen).enumerate() {
+        weigh(scores, first, span.start + index / group, shape);
     }
     let mut out = vec![0.0; queries.len() * size];
     of_blocks(values, &mut block, &mut |at, value| {
         for (index, out) in out.chunks_exact_mut(size).enumerate() {
-            let weight = scores[index * tokens + at];
+            let weight = scores[index * seen + at];
             for (out, value) in out.iter_mut().zip(value) {
                 *out += weight * value;
             }
@@ -123,11 +132,27 @@ fn one_head(
     out
 }
 
+/// How many keys from the beginning are outside the window of the query at `position`.
+fn hidden_keys(shape: AttentionShape, position: usize) -> usize {
+    shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
 /// Turns the scores of the query at `position` into weights: softmax over the keys that it may see, 0 for the others.
-fn mask_softmax(scores: &mut [f32], position: usize, scale: f32) {
-    let (seen, hidden) = scores.split_at_mut(position + 1);
-    softmax(seen, scale);
-    hidden.fill(0.0);
+/// The first score is that of the key at `first`.
+fn weigh(scores: &mut [f32], first: usize, position: usize, shape: AttentionShape) {
+    let (row, later) = scores.split_at_mut(position + 1 - first);
+    let (earlier, seen) = row.split_at_mut(hidden_keys(shape, position).saturating_sub(first));
+    match shape.soft_cap {
+        None => softmax(seen, shape.scale),
+        Some(cap) => {
+            for score in seen.iter_mut() {
+                *score = (*score * shape.scale / cap).tanh();
+            }
+            softmax(seen, cap);
+        }
+    }
+    earlier.fill(0.0);
+    later.fill(0.0);
 }
 
 /// Some queries of one sequence.
@@ -154,10 +179,7 @@ impl Block {
         let query =
             ops::buffer(query, shape.head_size)?.reshape((shape.kv_heads, group * self.count, shape.head_size))?;
         let scores = query.matmul(&keys.transpose(1, 2)?)?;
-        scores.inplace_op1(&CausalSoftmax {
-            block: self,
-            scale: shape.scale,
-        })?;
+        scores.inplace_op1(&CausalSoftmax { block: self, shape })?;
         Ok(scores.matmul(values)?)
     }
 
@@ -187,7 +209,7 @@ impl Block {
 /// Softmax over the keys that a query may see; the weights of the others become 0.
 struct CausalSoftmax<'a> {
     block: &'a Block,
-    scale: f32,
+    shape: AttentionShape,
 }
 
 impl InplaceOp1 for CausalSoftmax<'_> {
@@ -196,9 +218,11 @@ impl InplaceOp1 for CausalSoftmax<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let keys = self.block.position + self.block.count;
+        let first = hidden_keys(self.shape, self.block.position);
+        let keys = self.block.position + self.block.count - first;
         for (index, row) in values_mut(storage, layout)?.chunks_exact_mut(keys).enumerate() {
-            mask_softmax(row, self.block.position + index % self.block.count, self.scale);
+            let position = self.block.position + index % self.block.count;
+            weigh(row, first, position, self.shape);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Row-wise operations that candle's core does not have.
 
 use super::super::RopePairs;
-use super::Step;
+use super::Turns;
 use crate::model::ModelError;
 use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Storage, Tensor};
 
@@ -89,11 +89,21 @@ pub(super) fn add_bias(x: Tensor, bias: &[f32]) -> Result<Tensor, ModelError> {
     Ok(x)
 }
 
-struct SiluTimes;
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
 
-impl InplaceOp2 for SiluTimes {
+pub(super) fn gelu_tanh(x: f32) -> f32 {
+    /// The square root of 2 / pi.
+    const SLOPE: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + (SLOPE * (x + 0.044_715 * x * x * x)).tanh())
+}
+
+struct GateTimes<F>(F);
+
+impl<F: Fn(f32) -> f32> InplaceOp2 for GateTimes<F> {
     fn name(&self) -> &'static str {
-        "silu-times"
+        "gate-times"
     }
 
     fn cpu_fwd(
@@ -105,20 +115,20 @@ impl InplaceOp2 for SiluTimes {
     ) -> candle_core::Result<()> {
         let up = values(up, up_layout)?;
         for (gate, up) in values_mut(gate, gate_layout)?.iter_mut().zip(up) {
-            *gate = *gate / (1.0 + (-*gate).exp()) * up;
+            *gate = (self.0)(*gate) * up;
         }
         Ok(())
     }
 }
 
-/// Overwrites `gate`, which nothing else refers to.
-pub(super) fn silu_times(gate: &Tensor, up: &Tensor) -> Result<Tensor, ModelError> {
-    gate.inplace_op2(up, &SiluTimes)?;
+/// Overwrites `gate`, which nothing else refers to, with `activation(gate) * up`.
+pub(super) fn gate_times(gate: &Tensor, up: &Tensor, activation: impl Fn(f32) -> f32) -> Result<Tensor, ModelError> {
+    gate.inplace_op2(up, &GateTimes(activation))?;
     Ok(gate.clone())
 }
 
 struct Rotate<'a> {
-    step: &'a Step,
+    turns: &'a Turns,
     head_size: usize,
     width: usize,
 }
@@ -129,13 +139,13 @@ impl InplaceOp1 for Rotate<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let pairs = self.step.pairs;
+        let turns = self.turns;
         let rows = values_mut(storage, layout)?.chunks_exact_mut(self.width);
         for (index, row) in rows.enumerate() {
-            let turn = index * pairs..(index + 1) * pairs;
-            let (cosines, sines) = (&self.step.cosines[turn.clone()], &self.step.sines[turn]);
+            let turn = index * turns.pairs..(index + 1) * turns.pairs;
+            let (cosines, sines) = (&turns.cosines[turn.clone()], &turns.sines[turn]);
             for head in row.chunks_exact_mut(self.head_size) {
-                match self.step.layout {
+                match turns.layout {
                     RopePairs::Adjacent => rotate_adjacent(head, cosines, sines),
                     RopePairs::Halves => rotate_halves(head, cosines, sines),
                 }
@@ -162,9 +172,13 @@ fn rotate_halves(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
 }
 
 /// Turns every head of every row by its position, in place.
-pub(super) fn rotate(x: &Tensor, head_size: usize, step: &Step) -> Result<(), ModelError> {
+pub(super) fn rotate(x: &Tensor, head_size: usize, turns: &Turns) -> Result<(), ModelError> {
     let width = x.dim(1)?;
-    Ok(x.inplace_op1(&Rotate { step, head_size, width })?)
+    Ok(x.inplace_op1(&Rotate {
+        turns,
+        head_size,
+        width,
+    })?)
 }
 
 fn range(layout: &Layout) -> candle_core::Result<(usize, usize)> {
@@ -199,6 +213,19 @@ mod tests {
         rotate_halves(&mut halves, &cosines, &sines);
         let expected = [halves[0], halves[2], halves[1], halves[3], 9.0];
         assert!(adjacent.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+
+    #[test]
+    fn gates_have_the_published_values() {
+        let table = [
+            (0.0, 0.0, 0.0),
+            (1.0, 0.731_058_6, 0.841_192),
+            (-2.0, -0.238_405_8, -0.045_402_3),
+        ];
+        for (x, with_silu, with_gelu) in table {
+            assert!((silu(x) - with_silu).abs() < 1e-6, "{x}: {}", silu(x));
+            assert!((gelu_tanh(x) - with_gelu).abs() < 1e-6, "{x}: {}", gelu_tanh(x));
+        }
     }
 
     #[test]

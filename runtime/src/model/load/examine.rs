@@ -1,7 +1,6 @@
 //! What a model is, without loading it: every structure rule is checked, no weight is packed.
 
 use super::memory::Need;
-use super::pack::Target;
 use super::{Container, find, gguf, pack, safetensors};
 use crate::backend::KvType;
 use crate::backend::candle::Candle;
@@ -51,30 +50,27 @@ impl Plan {
 /// Checks a model and tells what it is.
 pub(crate) fn examine(model: &VerifiedModel) -> Result<Examined, LoadError> {
     match find(model)? {
-        Container::Gguf(file) => examine_gguf(model, &file),
+        Container::Gguf(files) => examine_gguf(model, &files),
         Container::Safetensors => examine_safetensors(model),
     }
 }
 
-fn examine_gguf(model: &VerifiedModel, file: &str) -> Result<Examined, LoadError> {
-    let bytes = model.read(file)?;
-    let header = escadre_verify::structure::gguf::parse(file, &bytes)?;
+fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, LoadError> {
+    let gguf::Headers { files, spec } = gguf::headers(model, files)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
-    for tensor in &header.tensors {
+    for tensor in files.iter().flat_map(|(_, gguf)| &gguf.tensors) {
         let total = types.entry(tensor.kind.to_string()).or_default();
         total.tensors += 1;
         total.elements += tensor.elements() as u64;
         total.bytes += tensor.range.len() as u64;
     }
-    let (architecture, plan) = match gguf::specification(file, &header, &bytes) {
+    let (architecture, plan) = match spec {
         Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
         Err(other) => return Err(other),
         Ok(spec) => {
-            let inventory = gguf::inventory(file, &header, &spec)?;
-            gguf::tokenizer(file, &header, &spec)?;
-            let tied = !inventory.has_head();
+            let inventory = gguf::inventory(&files, &spec)?;
             let plan = Plan {
-                weights: pack::resident_bytes(&Candle::default(), &inventory, Target { spec: &spec, tied }),
+                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec),
                 largest: inventory
                     .entries()
                     .map(|entry| entry.range.len() as u64)
@@ -107,9 +103,8 @@ fn examine_safetensors(model: &VerifiedModel) -> Result<Examined, LoadError> {
         Err(other) => return Err(other),
         Ok(spec) => {
             let inventory = contents.inventory(&spec)?;
-            let tied = safetensors::is_tied(&contents.config);
             let plan = Plan {
-                weights: pack::resident_bytes(&Candle::default(), &inventory, Target { spec: &spec, tied }),
+                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec),
                 largest: contents.largest,
                 spec,
             };

@@ -2,7 +2,7 @@
 
 use super::inventory::{Entry, Inventory, Part, Shape, Slot};
 use crate::backend::{Backend, MatrixUse, StoredMatrix};
-use crate::model::decoder::{Layer, Projection, Weights};
+use crate::model::decoder::{FeedForward, Layer, Projection, Weights};
 use crate::model::spec::ModelSpec;
 use crate::model::{LoadError, ModelError};
 use escadre_verify::structure::gguf::TensorType;
@@ -34,13 +34,13 @@ impl<B: Backend> Packed<B> {
         backend: &B,
         mut bytes: Vec<u8>,
         entries: &[(Slot, Entry)],
-        target: Target<'_>,
+        spec: &ModelSpec,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), LoadError> {
         let mut entries: Vec<_> = entries.iter().collect();
         entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.range.start));
         for (slot, entry) in entries {
-            self.add(backend, &bytes[entry.range.clone()], *slot, entry, target)?;
+            self.add(backend, &bytes[entry.range.clone()], *slot, entry, spec)?;
             progress(entry.range.len() as u64);
             bytes.truncate(entry.range.start);
             if bytes.capacity() - bytes.len() > RELEASE {
@@ -50,21 +50,19 @@ impl<B: Backend> Packed<B> {
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        backend: &B,
-        bytes: &[u8],
-        slot: Slot,
-        entry: &Entry,
-        target: Target<'_>,
-    ) -> Result<(), LoadError> {
+    fn add(&mut self, backend: &B, bytes: &[u8], slot: Slot, entry: &Entry, spec: &ModelSpec) -> Result<(), LoadError> {
         let failed = |source: ModelError| LoadError::Backend {
             tensor: entry.name.clone(),
             source,
         };
-        match slot.shape(target.spec) {
+        match slot.shape(spec) {
             Shape::Vector(_) => {
-                let values = widen(entry, bytes)?;
+                let mut values = widen(entry, bytes)?;
+                if spec.norms.less_one && slot.is_norm() {
+                    for value in &mut values {
+                        *value += 1.0;
+                    }
+                }
                 self.vectors.insert(slot, backend.vector(values).map_err(failed)?);
             }
             Shape::Matrix { rows, columns } => {
@@ -74,7 +72,7 @@ impl<B: Backend> Packed<B> {
                     columns,
                     bytes: Cow::Borrowed(bytes),
                 };
-                let matrix = backend.matrix(stored, usage(slot, target.tied)).map_err(failed)?;
+                let matrix = backend.matrix(stored, usage(slot, spec)).map_err(failed)?;
                 self.matrices.insert(slot, matrix);
             }
         }
@@ -83,7 +81,7 @@ impl<B: Backend> Packed<B> {
 
     /// All weights of the decoder; [`Inventory::check_complete`] came before.
     pub(super) fn assemble(mut self, spec: &ModelSpec) -> Result<Weights<B>, Refusal> {
-        let layers = (0..spec.layers)
+        let layers = (0..spec.layers.len())
             .map(|index| self.layer(index))
             .collect::<Result<_, _>>()?;
         Ok(Weights {
@@ -106,12 +104,22 @@ impl<B: Backend> Packed<B> {
             key: projection(Part::Key, Part::KeyBias)?,
             value: projection(Part::Value, Part::ValueBias)?,
             output: projection(Part::Output, Part::OutputBias)?,
-            gate: projection(Part::Gate, Part::GateBias)?,
-            up: projection(Part::Up, Part::UpBias)?,
-            down: projection(Part::Down, Part::DownBias)?,
+            feed_forward: FeedForward {
+                gate: projection(Part::Gate, Part::GateBias)?,
+                up: projection(Part::Up, Part::UpBias)?,
+                down: projection(Part::Down, Part::DownBias)?,
+                norm: self.vector(Slot::Layer(index, Part::FeedForwardNorm))?,
+                post_norm: self.optional(index, Part::PostFeedForwardNorm),
+            },
             attention_norm: self.vector(Slot::Layer(index, Part::AttentionNorm))?,
-            feed_forward_norm: self.vector(Slot::Layer(index, Part::FeedForwardNorm))?,
+            query_norm: self.optional(index, Part::QueryNorm),
+            key_norm: self.optional(index, Part::KeyNorm),
+            post_attention_norm: self.optional(index, Part::PostAttentionNorm),
         })
+    }
+
+    fn optional(&mut self, index: usize, part: Part) -> Option<B::Vector> {
+        self.vectors.remove(&Slot::Layer(index, part))
     }
 
     fn matrix(&mut self, slot: Slot) -> Result<B::Matrix, Refusal> {
@@ -130,16 +138,8 @@ fn absent(slot: Slot) -> Refusal {
     )
 }
 
-/// What weights are packed for.
-#[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub(super) spec: &'a ModelSpec,
-    /// The embedding is the head too.
-    pub(super) tied: bool,
-}
-
-fn usage(slot: Slot, tied: bool) -> MatrixUse {
-    if slot == Slot::Embedding && !tied {
+fn usage(slot: Slot, spec: &ModelSpec) -> MatrixUse {
+    if slot == Slot::Embedding && !spec.tied {
         MatrixUse::Table
     } else {
         MatrixUse::Linear
@@ -166,10 +166,10 @@ pub(super) fn check_types<B: Backend>(backend: &B, file: &str, inventory: &Inven
 }
 
 /// Bytes of all weights as the backend will hold them.
-pub(crate) fn resident_bytes<B: Backend>(backend: &B, inventory: &Inventory, target: Target<'_>) -> u64 {
-    let bytes = inventory.iter().map(|(slot, entry)| match slot.shape(target.spec) {
+pub(crate) fn resident_bytes<B: Backend>(backend: &B, inventory: &Inventory, spec: &ModelSpec) -> u64 {
+    let bytes = inventory.iter().map(|(slot, entry)| match slot.shape(spec) {
         Shape::Vector(length) => 4 * length as u64,
-        Shape::Matrix { .. } => backend.resident_bytes(entry.kind, entry.elements() as u64, usage(slot, target.tied)),
+        Shape::Matrix { .. } => backend.resident_bytes(entry.kind, entry.elements() as u64, usage(slot, spec)),
     });
     bytes.fold(0, u64::saturating_add)
 }

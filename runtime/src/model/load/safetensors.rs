@@ -1,14 +1,14 @@
 //! A folder as Hugging Face's libraries write it: `config.json`, `tokenizer.json`, and weights in one or more
 //! safetensors files.
 
-use super::gguf::{layer_slot, part_name};
-use super::inventory::{Entry, Inventory, Names, Part, Slot};
+use super::inventory::{Entry, FUSED_ATTENTION, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot};
 use super::memory::{self, Need};
-use super::pack::{self, Packed, Target};
+use super::names::{layer_slots, part_name};
+use super::pack::{self, Packed};
 use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file, read_template};
 use crate::backend::Backend;
 use crate::model::decoder::Decoder;
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{ModelSpec, Presence};
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Format, LoadError, LoadOptions, Loaded};
@@ -36,9 +36,8 @@ pub(super) fn load<B: Backend + 'static>(
     let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
     let mut spec = ModelSpec::from_config(CONFIG, &config)?;
     limit_context(&mut spec, options)?;
-    let tied = is_tied(&config);
     let shards = shards(model)?;
-    check_memory(&spec, options, &shards, tied)?;
+    check_memory(&spec, options, &shards)?;
 
     let side = side_files(model)?;
     let tokenizer = Tokenizer::from_json(TOKENIZER, &read_side_file(model, TOKENIZER)?, &side.tokenizer)?;
@@ -56,20 +55,26 @@ pub(super) fn load<B: Backend + 'static>(
     let mut loading = Loading {
         model,
         backend: &backend,
-        target: Target { spec: &spec, tied },
+        spec: &spec,
+        names: HfNames::new(&spec),
         inventory: Inventory::default(),
         packed: Packed::new(),
     };
     loading.shards(&shards, progress)?;
-    let Loading { inventory, packed, .. } = loading;
-    inventory.check_complete(&HfNames, &spec, tied)?;
+    let Loading {
+        inventory,
+        packed,
+        names,
+        ..
+    } = loading;
+    inventory.check_complete(&names, &spec)?;
     let facts = Facts {
         format: Format::Safetensors,
         spec: &spec,
         kv_type: options.kv_type,
         parameters: parameters(&inventory),
         quantization: main_type(&inventory),
-        weights_bytes: pack::resident_bytes(&backend, &inventory, Target { spec: &spec, tied }),
+        weights_bytes: pack::resident_bytes(&backend, &inventory, &spec),
         template_digest: template.as_ref().map(ChatTemplate::digest),
     };
     let description = facts.describe();
@@ -81,14 +86,6 @@ pub(super) fn load<B: Backend + 'static>(
         template,
         decoder: Decoder::new(backend, &spec, weights),
     })
-}
-
-/// Whether the embedding is the head too.
-pub(super) fn is_tied(config: &Value) -> bool {
-    config
-        .get("tie_word_embeddings")
-        .and_then(Value::as_bool)
-        .unwrap_or(false)
 }
 
 /// All headers of a model, for a look at it without loading.
@@ -119,11 +116,12 @@ pub(super) fn contents(model: &VerifiedModel) -> Result<Contents, Refusal> {
 
 impl Contents {
     pub(super) fn inventory(&self, spec: &ModelSpec) -> Result<Inventory, Refusal> {
+        let names = HfNames::new(spec);
         let mut inventory = Inventory::default();
         for (file, tensor) in &self.tensors {
-            inventory.add(file, [entry(file, tensor.clone())?], &HfNames, spec)?;
+            inventory.add(file, [entry(file, tensor.clone())?], &names, spec)?;
         }
-        inventory.check_complete(&HfNames, spec, is_tied(&self.config))?;
+        inventory.check_complete(&names, spec)?;
         Ok(inventory)
     }
 }
@@ -132,7 +130,8 @@ impl Contents {
 struct Loading<'a, B: Backend> {
     model: &'a VerifiedModel,
     backend: &'a B,
-    target: Target<'a>,
+    spec: &'a ModelSpec,
+    names: HfNames,
     inventory: Inventory,
     packed: Packed<B>,
 }
@@ -151,16 +150,12 @@ impl<B: Backend> Loading<'_, B> {
             for tensor in tensors {
                 entries.push(entry(file, tensor)?);
             }
-            self.inventory
-                .add(file, entries.iter().cloned(), &HfNames, self.target.spec)?;
-            let placed: Vec<_> = entries
-                .into_iter()
-                .filter_map(|entry| Some((HfNames.slot(&entry.name)?, entry)))
-                .filter(|(slot, _)| self.target.keeps(*slot))
-                .collect();
+            let mut placed = self.inventory.add(file, entries, &self.names, self.spec)?;
+            // A head beside a tied embedding is a copy of it.
+            placed.retain(|(slot, _)| !(self.spec.tied && *slot == Slot::Head));
             let mut done = before + size / 2;
             self.packed
-                .add_file(self.backend, bytes, &placed, self.target, &mut |bytes| {
+                .add_file(self.backend, bytes, &placed, self.spec, &mut |bytes| {
                     done += bytes / 2;
                     progress(done, total);
                 })?;
@@ -168,13 +163,6 @@ impl<B: Backend> Loading<'_, B> {
             progress(before, total);
         }
         Ok(())
-    }
-}
-
-impl Target<'_> {
-    /// A head beside a tied embedding is a copy of it.
-    fn keeps(&self, slot: Slot) -> bool {
-        !(self.tied && slot == Slot::Head)
     }
 }
 
@@ -236,14 +224,14 @@ fn shards(model: &VerifiedModel) -> Result<Shards, Refusal> {
 }
 
 /// The specification says how many numbers there are, so the memory is known before a shard is read.
-fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards, tied: bool) -> Result<(), LoadError> {
+fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards) -> Result<(), LoadError> {
     let largest = shards.files.values().copied().max().unwrap_or(0);
-    let matrices = Part::REQUIRED.map(|part| match Slot::Layer(0, part).shape(spec) {
-        super::inventory::Shape::Vector(length) => length as u64,
-        super::inventory::Shape::Matrix { rows, columns } => rows as u64 * columns as u64,
-    });
-    let layers = matrices.iter().sum::<u64>().saturating_mul(spec.layers as u64);
-    let tables = (spec.vocabulary * spec.hidden) as u64 * if tied { 1 } else { 2 };
+    let parts = Part::ALL
+        .into_iter()
+        .filter(|part| part.presence(spec) == Presence::Present);
+    let layer: u64 = parts.map(|part| Slot::Layer(0, part).shape(spec).elements()).sum();
+    let layers = layer.saturating_mul(spec.layers.len() as u64);
+    let tables = (spec.vocabulary * spec.hidden) as u64 * if spec.tied { 1 } else { 2 };
     let weights = layers.saturating_add(tables).saturating_mul(4);
     let context = memory::context_to_fit(spec, options.max_context);
     Need::new(spec, weights, largest, (context, options.kv_type)).check(options.memory_limit)
@@ -342,16 +330,17 @@ fn read_json(model: &VerifiedModel, name: &str, reason: Reason) -> Result<Value,
         .map_err(|error| Refusal::new(reason, format!("it {error}")).in_file(name))
 }
 
-/// The names of `LlamaForCausalLM`.
-struct HfNames;
+/// The names that Hugging Face's libraries have.
+struct HfNames {
+    parts: Vec<(&'static str, Part)>,
+}
 
-const PARTS: [(&str, Part); 16] = [
+const PARTS: [(&str, Part); 17] = [
     ("input_layernorm.weight", Part::AttentionNorm),
     ("self_attn.q_proj.weight", Part::Query),
     ("self_attn.k_proj.weight", Part::Key),
     ("self_attn.v_proj.weight", Part::Value),
     ("self_attn.o_proj.weight", Part::Output),
-    ("post_attention_layernorm.weight", Part::FeedForwardNorm),
     ("mlp.gate_proj.weight", Part::Gate),
     ("mlp.up_proj.weight", Part::Up),
     ("mlp.down_proj.weight", Part::Down),
@@ -362,7 +351,27 @@ const PARTS: [(&str, Part); 16] = [
     ("mlp.gate_proj.bias", Part::GateBias),
     ("mlp.up_proj.bias", Part::UpBias),
     ("mlp.down_proj.bias", Part::DownBias),
+    ("self_attn.q_norm.weight", Part::QueryNorm),
+    ("self_attn.k_norm.weight", Part::KeyNorm),
 ];
+
+impl HfNames {
+    /// A name means another norm in layers that have norms behind attention and feed-forward too.
+    fn new(spec: &ModelSpec) -> Self {
+        let norms: &[_] = if spec.norms.post {
+            &[
+                ("post_attention_layernorm.weight", Part::PostAttentionNorm),
+                ("pre_feedforward_layernorm.weight", Part::FeedForwardNorm),
+                ("post_feedforward_layernorm.weight", Part::PostFeedForwardNorm),
+            ]
+        } else {
+            &[("post_attention_layernorm.weight", Part::FeedForwardNorm)]
+        };
+        Self {
+            parts: [&PARTS, norms].concat(),
+        }
+    }
+}
 
 impl Names for HfNames {
     fn name(&self, slot: Slot) -> String {
@@ -370,16 +379,27 @@ impl Names for HfNames {
             Slot::Embedding => "model.embed_tokens.weight".to_owned(),
             Slot::Norm => "model.norm.weight".to_owned(),
             Slot::Head => "lm_head.weight".to_owned(),
-            Slot::Layer(index, part) => format!("model.layers.{index}.{}", part_name(&PARTS, part)),
+            Slot::Layer(index, part) => format!("model.layers.{index}.{}", part_name(&self.parts, part)),
         }
     }
 
-    fn slot(&self, name: &str) -> Option<Slot> {
+    fn slots(&self, name: &str) -> Vec<Slot> {
         match name {
-            "model.embed_tokens.weight" => Some(Slot::Embedding),
-            "model.norm.weight" => Some(Slot::Norm),
-            "lm_head.weight" => Some(Slot::Head),
-            _ => layer_slot(&PARTS, name.strip_prefix("model.layers.")?),
+            "model.embed_tokens.weight" => vec![Slot::Embedding],
+            "model.norm.weight" => vec![Slot::Norm],
+            "lm_head.weight" => vec![Slot::Head],
+            _ => name.strip_prefix("model.layers.").map_or_else(Vec::new, |rest| {
+                layer_slots(rest, &|rest| match rest {
+                    "self_attn.qkv_proj.weight" => FUSED_ATTENTION.to_vec(),
+                    "mlp.gate_up_proj.weight" => FUSED_FEED_FORWARD.to_vec(),
+                    _ => self
+                        .parts
+                        .iter()
+                        .filter(|(name, _)| *name == rest)
+                        .map(|part| part.1)
+                        .collect(),
+                })
+            }),
         }
     }
 

@@ -1,0 +1,50 @@
+//! Gemma 3 270M as it is published, against `transformers` with the same weights in f32 (see reference/gemma3.py). The
+//! text is longer than the window of the model.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(dead_code, reason = "the module has what other tests need too")]
+
+#[path = "reference/mod.rs"]
+mod reference;
+
+use escadre_runtime::kv::blocks_for;
+use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, load, load_exact};
+use escadre_verify::VerifiedModel;
+use reference::{Reference, largest, mean, rows};
+
+const FILE: &str = "gemma-3-270m-q4_k_m.gguf";
+
+type Loader = fn(&VerifiedModel, &LoadOptions, &mut dyn FnMut(u64, u64)) -> Result<Loaded, LoadError>;
+
+fn model(loader: Loader) -> Loaded {
+    let model = VerifiedModel::open(&reference::cached(FILE), None, &mut |_, _| {}).unwrap();
+    // Keys and values of the whole context are not needed.
+    let options = LoadOptions {
+        max_context: Some(1024),
+        ..LoadOptions::default()
+    };
+    let mut loaded = loader(&model, &options, &mut |_, _| {}).unwrap();
+    loaded.decoder.allocate(blocks_for(1024), KvType::F32).unwrap();
+    loaded
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_reference() {
+    let reference = Reference::parse(include_bytes!("reference/gemma3.bin"));
+    {
+        let mut exact = model(load_exact);
+        assert_eq!(exact.description.architecture, "gemma3");
+        let rows = rows(&mut exact, &reference.tokens, 256);
+        let divergences = reference.divergences(&rows);
+        let (mean, largest) = (mean(&divergences), largest(&divergences));
+        println!("KL(ours || reference) with f32 weights: mean {mean:.3e}, largest {largest:.3e} nats");
+        assert!(mean <= 1e-5 && largest <= 1e-4, "mean {mean:e}, largest {largest:e}");
+        assert_eq!(reference.flips(&rows, 0.01), 0);
+    }
+    // Quantised products round more; how much is not compared with another implementation here.
+    let rows = rows(&mut model(load), &reference.tokens, 256);
+    let divergences = reference.divergences(&rows);
+    let (mean, largest) = (mean(&divergences), largest(&divergences));
+    println!("KL(ours || reference) with quantised weights: mean {mean:.3e}, largest {largest:.3e} nats");
+    assert!(mean <= 0.01, "mean {mean:e}");
+}
