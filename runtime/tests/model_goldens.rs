@@ -127,16 +127,16 @@ fn all_layers(case: &mut Case, kind: &str) {
 
 const WITHOUT: [(&str, &str, Change); 40] = [
     ("llama", "shared heads", |case| {
-        fill(case, "v_proj", |value| value * 1.01)
+        fill(case, "v_proj", |value| value * 1.01);
     }),
     ("llama", "the base of positions", |case| {
-        set(case, "rope_theta", json!(11_000.0))
+        set(case, "rope_theta", json!(11_000.0));
     }),
     ("llama", "a head of its own", |case| {
-        set(case, "tie_word_embeddings", json!(true))
+        set(case, "tie_word_embeddings", json!(true));
     }),
     ("llama3", "stretched positions", |case| {
-        set(case, "rope_scaling", Json::Null)
+        set(case, "rope_scaling", Json::Null);
     }),
     ("llama3", "biases of attention", |case| {
         set(case, "attention_bias", json!(false));
@@ -154,13 +154,13 @@ const WITHOUT: [(&str, &str, Change); 40] = [
     }),
     ("mistral", "the window", |case| set(case, "sliding_window", Json::Null)),
     ("mistral", "one token of the window", |case| {
-        set(case, "sliding_window", json!(7))
+        set(case, "sliding_window", json!(7));
     }),
     ("mistral", "the end of the window", |case| {
-        set(case, "sliding_window", json!(9))
+        set(case, "sliding_window", json!(9));
     }),
     ("mistral_small", "the base of positions", |case| {
-        set(case, "rope_theta", json!(1e4))
+        set(case, "rope_theta", json!(1e4));
     }),
     ("qwen2", "biases of queries", |case| fill(case, "q_proj.bias", |_| 0.0)),
     ("qwen2", "biases of keys", |case| fill(case, "k_proj.bias", |_| 0.0)),
@@ -170,7 +170,7 @@ const WITHOUT: [(&str, &str, Change); 40] = [
         set(case, "layer_types", Json::Null);
     }),
     ("qwen2", "layers without a window", |case| {
-        all_layers(case, "sliding_attention")
+        all_layers(case, "sliding_attention");
     }),
     ("qwen3", "norms of heads", |case| {
         set(case, "architectures", json!(["LlamaForCausalLM"]));
@@ -178,44 +178,44 @@ const WITHOUT: [(&str, &str, Change); 40] = [
         remove(case, "k_norm");
     }),
     ("qwen3", "stretched positions", |case| {
-        set(case, "rope_scaling", Json::Null)
+        set(case, "rope_scaling", Json::Null);
     }),
     ("qwen3", "the magnitude of positions", |case| {
         case.config["rope_scaling"]["attention_factor"] = json!(1.0);
     }),
     ("gemma2", "bounds of scores", |case| {
-        set(case, "attn_logit_softcapping", Json::Null)
+        set(case, "attn_logit_softcapping", Json::Null);
     }),
     ("gemma2", "bounds of logits", |case| {
-        set(case, "final_logit_softcapping", Json::Null)
+        set(case, "final_logit_softcapping", Json::Null);
     }),
     ("gemma2", "the window", |case| all_layers(case, "full_attention")),
     ("gemma2", "layers without a window", |case| {
-        all_layers(case, "sliding_attention")
+        all_layers(case, "sliding_attention");
     }),
     ("gemma2", "the scale of scores", |case| {
-        set(case, "query_pre_attn_scalar", json!(24))
+        set(case, "query_pre_attn_scalar", json!(24));
     }),
     ("gemma2", "the scale of embeddings", unscale_embedding),
     ("gemma2", "the gate", |case| {
-        set(case, "hidden_activation", json!("silu"))
+        set(case, "hidden_activation", json!("silu"));
     }),
     ("gemma2", "norms stored less 1", |case| {
-        fill(case, "norm", |value| value - 1.0)
+        fill(case, "norm", |value| value - 1.0);
     }),
     ("gemma2", "norms behind attention", |case| {
-        fill(case, "post_attention", |_| 0.0)
+        fill(case, "post_attention", |_| 0.0);
     }),
     ("gemma2", "norms behind feed-forward", |case| {
-        fill(case, "post_feedforward", |_| 0.0)
+        fill(case, "post_feedforward", |_| 0.0);
     }),
     ("gemma3", "norms of queries", |case| fill(case, "q_norm", |_| 0.0)),
     ("gemma3", "norms of keys", |case| fill(case, "k_norm", |_| 0.0)),
     ("gemma3", "the second base", |case| {
-        set(case, "rope_local_base_freq", json!(1e6))
+        set(case, "rope_local_base_freq", json!(1e6));
     }),
     ("gemma3", "stretched positions", |case| {
-        set(case, "rope_scaling", Json::Null)
+        set(case, "rope_scaling", Json::Null);
     }),
     ("gemma3", "the window", |case| set(case, "sliding_window", json!(100))),
     ("gemma3", "the pattern of windows", |case| {
@@ -223,16 +223,16 @@ const WITHOUT: [(&str, &str, Change); 40] = [
         set(case, "sliding_window_pattern", json!(2));
     }),
     ("phi3_short", "the list for short contexts", |case| {
-        case.max_context = None
+        case.max_context = None;
     }),
     ("phi3_short", "the window", |case| {
-        set(case, "sliding_window", Json::Null)
+        set(case, "sliding_window", Json::Null);
     }),
     ("phi3_long", "the magnitude of positions", |case| {
         case.config["rope_scaling"]["attention_factor"] = json!(1.0);
     }),
     ("smollm3", "layers that do not turn", |case| {
-        set(case, "no_rope_layers", json!([1, 1, 1, 1]))
+        set(case, "no_rope_layers", json!([1, 1, 1, 1]));
     }),
 ];
 
@@ -257,22 +257,22 @@ fn every_feature_matters_tenfold() {
 fn tensors_that_the_configuration_does_not_expect_are_refused_by_name() {
     let table: [(&str, &str, Change); 6] = [
         ("llama3", "self_attn.k_proj.bias", |case| {
-            set(case, "attention_bias", json!(false))
+            set(case, "attention_bias", json!(false));
         }),
         ("llama3", "mlp.up_proj.bias", |case| {
-            remove(case, "layers.2.mlp.up_proj.bias")
+            remove(case, "layers.2.mlp.up_proj.bias");
         }),
         ("qwen3", "self_attn.k_norm.weight", |case| {
-            set(case, "architectures", json!(["LlamaForCausalLM"]))
+            set(case, "architectures", json!(["LlamaForCausalLM"]));
         }),
         ("qwen3", "self_attn.q_norm.weight", |case| {
-            remove(case, "layers.1.self_attn.q_norm")
+            remove(case, "layers.1.self_attn.q_norm");
         }),
         ("gemma2", "post_feedforward_layernorm.weight", |case| {
-            remove(case, "layers.3.post_feedforward")
+            remove(case, "layers.3.post_feedforward");
         }),
         ("phi3_long", "self_attn.qkv_proj.weight", |case| {
-            set(case, "num_key_value_heads", json!(1))
+            set(case, "num_key_value_heads", json!(1));
         }),
     ];
     for (name, tensor, change) in table {

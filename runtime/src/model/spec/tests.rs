@@ -15,7 +15,7 @@ fn read(config: &Json) -> Result<ModelSpec, LoadError> {
 }
 
 /// Another architecture with the fields that every configuration has.
-fn other(architecture: &str, changes: Json) -> Json {
+fn other(architecture: &str, changes: &Json) -> Json {
     let mut config = llama(2, 64, 4, 2);
     config["architectures"] = json!([architecture]);
     for (name, value) in changes.as_object().unwrap() {
@@ -39,8 +39,8 @@ fn keys_and_values_per_token_match_the_published_sizes() {
         ("Llama 3.1 8B", llama(32, 4096, 32, 8), 131_072),
         ("Llama 3.1 70B", llama(80, 8192, 64, 8), 327_680),
         ("Llama 3.1 405B", llama(126, 16_384, 128, 8), 516_096),
-        ("Mistral Small 3", other("MistralForCausalLM", mistral_small), 163_840),
-        ("Qwen2.5 7B", other("Qwen2ForCausalLM", qwen), 57_344),
+        ("Mistral Small 3", other("MistralForCausalLM", &mistral_small), 163_840),
+        ("Qwen2.5 7B", other("Qwen2ForCausalLM", &qwen), 57_344),
     ];
     for (name, config, expected) in table {
         assert_eq!(read(&config).unwrap().kv_bytes_per_token(2), expected, "{name}");
@@ -66,43 +66,46 @@ fn layers_have_the_windows_that_their_family_gives_them() {
             .collect::<Vec<_>>()
     };
     let table = [
-        (other("LlamaForCausalLM", json!({"sliding_window": 8})), vec![0, 0]),
-        (other("MistralForCausalLM", json!({})), vec![4096, 4096]),
-        (other("MistralForCausalLM", json!({"sliding_window": null})), vec![0, 0]),
-        (other("Qwen2ForCausalLM", json!({"sliding_window": 8})), vec![0, 0]),
+        (other("LlamaForCausalLM", &json!({"sliding_window": 8})), vec![0, 0]),
+        (other("MistralForCausalLM", &json!({})), vec![4096, 4096]),
+        (
+            other("MistralForCausalLM", &json!({"sliding_window": null})),
+            vec![0, 0],
+        ),
+        (other("Qwen2ForCausalLM", &json!({"sliding_window": 8})), vec![0, 0]),
         (
             other(
                 "Qwen3ForCausalLM",
-                json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1}),
+                &json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1}),
             ),
             vec![0, 8],
         ),
         (
             other(
                 "Gemma2ForCausalLM",
-                json!({"num_hidden_layers": 4, "sliding_window": 8}),
+                &json!({"num_hidden_layers": 4, "sliding_window": 8}),
             ),
             vec![8, 0, 8, 0],
         ),
         (
             other(
                 "Gemma3ForCausalLM",
-                json!({"num_hidden_layers": 7, "sliding_window": 8}),
+                &json!({"num_hidden_layers": 7, "sliding_window": 8}),
             ),
             vec![8, 8, 8, 8, 8, 0, 8],
         ),
         (
             other(
                 "Gemma3ForCausalLM",
-                json!({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}),
+                &json!({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}),
             ),
             vec![0, 8],
         ),
         (
-            other("Phi3ForCausalLM", json!({"sliding_window": 2047})),
+            other("Phi3ForCausalLM", &json!({"sliding_window": 2047})),
             vec![2047, 2047],
         ),
-        (other("SmolLM3ForCausalLM", json!({"sliding_window": 8})), vec![0, 0]),
+        (other("SmolLM3ForCausalLM", &json!({"sliding_window": 8})), vec![0, 0]),
     ];
     for (config, expected) in table {
         assert_eq!(windows(&config), expected, "{config}");
@@ -117,8 +120,8 @@ fn gemma_turns_layers_with_a_window_by_another_base() {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     }});
-    let read = |changes| read(&other("Gemma3ForCausalLM", changes)).unwrap();
-    let (old, new) = (read(old), read(new));
+    let read = |changes: &Json| read(&other("Gemma3ForCausalLM", changes)).unwrap();
+    let (old, new) = (read(&old), read(&new));
     assert_eq!(old.ropes, new.ropes);
     assert_eq!(old.ropes[0].scaling, RopeScaling::Linear(8.0));
     assert_eq!(
@@ -132,7 +135,7 @@ fn gemma_turns_layers_with_a_window_by_another_base() {
 
 #[test]
 fn every_fourth_layer_of_smollm3_does_not_turn() {
-    let spec = read(&other("SmolLM3ForCausalLM", json!({"num_hidden_layers": 5}))).unwrap();
+    let spec = read(&other("SmolLM3ForCausalLM", &json!({"num_hidden_layers": 5}))).unwrap();
     let turned: Vec<_> = spec.layers.iter().map(|layer| layer.rope.is_some()).collect();
     assert_eq!(turned, [true, true, true, false, true]);
 }
@@ -186,7 +189,7 @@ fn fields_that_the_architecture_has_no_place_for_are_refused_by_name() {
         ("SmolLM3ForCausalLM", "no_rope_layers", json!([2, 1])),
     ];
     for (architecture, field, value) in table {
-        let mut config = other(architecture, json!({}));
+        let mut config = other(architecture, &json!({}));
         if architecture == "Phi3ForCausalLM" {
             config["original_max_position_embeddings"] = json!(4096);
             config["rope_scaling"] = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]});
@@ -200,7 +203,7 @@ fn fields_that_the_architecture_has_no_place_for_are_refused_by_name() {
         );
     }
     let neutral = json!({"attention_bias": false, "residual_multiplier": 1.0, "final_logit_softcapping": null});
-    assert!(read(&other("LlamaForCausalLM", neutral)).is_ok());
+    assert!(read(&other("LlamaForCausalLM", &neutral)).is_ok());
 }
 
 #[test]
