@@ -8,7 +8,7 @@ CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
-	soak-operator soak-rollouts bench-operator bench-rollouts \
+	soak-operator soak-rollouts bench-operator bench-rollouts bench-fleet \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -58,6 +58,9 @@ bench-operator: prerequisites ## Measure the operator at fleet size on simulated
 
 bench-rollouts: ## Measure a model update under traffic beside a plain Deployment (about 15 minutes)
 	@dev/bench-rollouts.sh
+
+bench-fleet: prerequisites ## Measure a whole fleet that is updated at once without a free GPU (about 15 minutes)
+	@dev/bench-fleet.sh
 
 cluster-up: testbed ## Start a cluster: control plane and one node (CLUSTER=name, default demo)
 	@$(TESTBED) up --name $(CLUSTER)

@@ -10,6 +10,7 @@ pub mod escadre;
 pub mod external;
 pub mod faults;
 pub mod fixtures;
+pub mod floor;
 pub mod metrics_api;
 pub mod mirror;
 pub mod operator;

@@ -11,7 +11,7 @@ use crate::escadre::{
     self, MODEL_DIGEST, MODEL_FILE, MODEL_SOURCE, SECOND_MODEL_DIGEST, SECOND_MODEL_FILE, SECOND_MODEL_SOURCE,
 };
 use crate::scenario::Scenario;
-use crate::traffic::{Summary, Traffic};
+use crate::traffic::{Record, Summary, Traffic};
 
 /// Pods of the deployment.
 pub const REPLICAS: usize = 2;
@@ -57,7 +57,7 @@ impl Model {
     }
 
     /// Whether it gave an answer with this fingerprint.
-    fn answered(self, fingerprint: &str) -> bool {
+    pub fn answered(self, fingerprint: &str) -> bool {
         fingerprint.contains(&self.digest()["sha256:".len()..][..12])
     }
 }
@@ -74,20 +74,31 @@ pub struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     /// Creates it with the first model, and asks it by that many workers once it is ready.
     pub async fn start(scenario: &'a Scenario, name: &'a str, workers: u32) -> Result<Self> {
+        Self::start_with(scenario, name, (REPLICAS, workers), json!({})).await
+    }
+
+    /// As [`Self::start`], with so many pods and workers and with further fields of `spec.rollout`.
+    pub async fn start_with(
+        scenario: &'a Scenario,
+        name: &'a str,
+        (pods, workers): (usize, u32),
+        rollout: Value,
+    ) -> Result<Self> {
         escadre::add_second_model(&escadre::mirror_root(scenario.test_bed()?)?)?;
         let deployment = scenario
             .model(name)
-            .set("/spec/replicas", json!(REPLICAS))
+            .set("/spec/replicas", json!(pods))
             .set("/spec/runtime/maxConcurrency", json!(8))
             // Longer than what is queued at one pod takes while two cores do everything.
             .set("/spec/drain/timeoutSeconds", json!(120))
+            .set("/spec/disruption", json!({"minAvailable": 1}))
             .set(
                 "/spec/rollout",
-                json!({"minReadySeconds": 2, "progressDeadline": "60s"}),
+                merged(json!({"minReadySeconds": 2, "progressDeadline": "60s"}), rollout),
             );
         scenario.create(deployment).await?;
         scenario.await_ready(name).await?;
-        scenario.await_ready_pods(name, REPLICAS).await?;
+        scenario.await_ready_pods(name, pods).await?;
         Ok(Self {
             scenario,
             name,
@@ -97,17 +108,24 @@ impl<'a> Fleet<'a> {
 
     /// Edits the model alone, and waits until the deployment is ready with it. Returns how long that took.
     pub async fn update(&self, model: Model) -> Result<Duration> {
-        self.update_with(model, &json!({})).await
+        self.update_with(model, json!({})).await
     }
 
     /// As [`Self::update`], with further fields of the spec in the same edit.
-    pub async fn update_with(&self, model: Model, more: &Value) -> Result<Duration> {
+    pub async fn update_with(&self, model: Model, more: Value) -> Result<Duration> {
         let start = Instant::now();
-        let mut spec = model.spec();
-        for (field, value) in more.as_object().into_iter().flatten() {
-            spec[field] = value.clone();
-        }
-        self.scenario.patch(self.name, spec).await?;
+        self.edit(model, more).await?;
+        self.await_rolled_out(model).await?;
+        Ok(start.elapsed())
+    }
+
+    /// Edits the model, and further fields of the spec.
+    pub async fn edit(&self, model: Model, more: Value) -> Result<()> {
+        self.scenario.patch(self.name, merged(model.spec(), more)).await
+    }
+
+    /// Waits until the deployment is ready with this model.
+    pub async fn await_rolled_out(&self, model: Model) -> Result<()> {
         let status = self.scenario.await_ready_within(self.name, ROLLED_OUT).await?;
         anyhow::ensure!(
             status.served_digest.as_deref() == Some(model.digest()),
@@ -115,7 +133,7 @@ impl<'a> Fleet<'a> {
             status.served_digest,
             model.digest()
         );
-        Ok(start.elapsed())
+        Ok(())
     }
 
     /// Its status as it is.
@@ -127,13 +145,18 @@ impl<'a> Fleet<'a> {
     /// Ends the traffic. An error unless every request was answered to its end, each by one of the two models, and
     /// streams were open all the time.
     pub async fn finish(self) -> Result<Summary> {
-        let failures = self.traffic.failures()?;
-        let summary = self.traffic.stop().await?;
+        self.finish_despite(|_| false).await
+    }
+
+    /// As [`Self::finish`], but for requests that may have failed.
+    pub async fn finish_despite(self, may_fail: impl Fn(&Record) -> bool) -> Result<Summary> {
+        let (summary, records) = self.traffic.stop().await?;
         let report = summary.report();
+        let failures = records.iter().filter(|one| one.error.is_some() && !may_fail(one));
+        let failures: Vec<&Record> = failures.take(3).collect();
         anyhow::ensure!(
-            summary.failed == 0,
-            "requests were lost: {report}the first of them: {:#?}",
-            &failures[..failures.len().min(3)]
+            failures.is_empty(),
+            "requests were lost: {report}the first of them: {failures:#?}"
         );
         let strange = summary
             .fingerprints
@@ -146,4 +169,12 @@ impl<'a> Fleet<'a> {
         );
         Ok(summary)
     }
+}
+
+/// An object with the fields of another.
+fn merged(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -128,14 +128,7 @@ impl Traffic {
 
     /// The requests that have ended so far.
     pub fn records(&self) -> Result<Vec<Record>> {
-        let text = std::fs::read_to_string(&self.records)
-            .with_context(|| format!("could not read {}", self.records.display()))?;
-        // The last line may be half written.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("{line:?} is no record of a request")))
-            .collect()
+        read(&self.records)
     }
 
     /// The requests that have ended so far, and not as they should.
@@ -145,13 +138,14 @@ impl Traffic {
         Ok(records)
     }
 
-    /// Lets open requests finish.
-    pub async fn stop(mut self) -> Result<Summary> {
+    /// Lets open requests finish. What came of all, and each of them.
+    pub async fn stop(mut self) -> Result<(Summary, Vec<Record>)> {
         let id = self.child.id().context("the traffic has ended before its time")?;
         let id = Pid::from_raw(i32::try_from(id)?).context("the traffic has no process id")?;
         kill_process(id, Signal::TERM).context("could not end the traffic")?;
         let line = self.line(ENDED).await?;
-        serde_json::from_str(&line).with_context(|| format!("the traffic ended with {line:?}"))
+        let summary = serde_json::from_str(&line).with_context(|| format!("the traffic ended with {line:?}"))?;
+        Ok((summary, self.records()?))
     }
 
     async fn line(&mut self, deadline: Duration) -> Result<String> {
@@ -159,4 +153,14 @@ impl Traffic {
         let line = line.with_context(|| format!("the traffic said nothing for {} s", deadline.as_secs()))?;
         line?.context("the traffic ended; its messages are above")
     }
+}
+
+fn read(file: &Path) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("could not read {}", file.display()))?;
+    // The last line may be half written.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let lines = whole.lines();
+    lines
+        .map(|line| serde_json::from_str(line).with_context(|| format!("{line:?} is no record of a request")))
+        .collect()
 }

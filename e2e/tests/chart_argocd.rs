@@ -121,3 +121,13 @@ async fn suspended_is_suspended() {
     suspended["spec"]["suspend"] = json!(true);
     assert_health(&suspended, "Suspended", "Suspended").await;
 }
+
+#[tokio::test]
+async fn paused_rollout_is_suspended() {
+    let conditions = [
+        ("Ready", "False", "Paused"),
+        ("Progressing", "False", "Paused"),
+        ("Stalled", "False", "Complete"),
+    ];
+    assert_health(&object(3, &conditions), "Suspended", "Paused: words").await;
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use escadre_crds::v1alpha1::{LlmDeploymentStatus, RevisionOutcome, Strategy};
 use escadre_crds::{LlmDeployment, names};
 use escadre_e2e::fixtures::{self, Deployment};
+use escadre_e2e::floor::Floor;
 use escadre_e2e::stage::Stage;
 use escadre_e2e::world::{World, condition, is_ready};
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -161,6 +162,63 @@ async fn full_node_is_rolled_in_place_one_by_one() {
     .await;
     assert_eq!(chosen, Some(Strategy::InPlace));
     assert!(least >= 7, "never two less: {least}");
+}
+
+#[tokio::test]
+async fn node_that_is_drained_in_mid_rollout_costs_what_its_budget_allows() {
+    let stage = Stage::shared(SEED).await.unwrap();
+    let _operator = stage.operator().unwrap();
+    let selector = stage.reserve_node("fake-13").await.unwrap();
+    stage.reserve_node("fake-14").await.unwrap();
+    let moved = Deployment::named("moved")
+        .replicas(6)
+        .set("/spec/placement/nodeSelector", selector)
+        .set("/spec/disruption", json!({"minAvailable": 5}));
+    stage.create(moved).await.unwrap();
+    await_serving(&stage, "moved").await;
+    let floor = Floor::watch(stage.namespace().api(), names::LABEL_DEPLOYMENT);
+    await_status(&stage, "moved", "the watch to see all pods", |_, _| {
+        floor.now().get("moved") == Some(&6)
+    })
+    .await;
+    floor.begin();
+    stage.edit("moved", second_model()).await.unwrap();
+    await_status(&stage, "moved", "the first new pod", |object, _| {
+        let rollout = object.status.as_ref().and_then(|status| status.rollout.as_ref());
+        rollout.and_then(|rollout| rollout.updated_percent) > Some(0)
+    })
+    .await;
+    let pod_selector = format!("--pod-selector={}=moved", names::LABEL_DEPLOYMENT);
+    let drain = [
+        "drain",
+        "fake-13",
+        "--delete-emptydir-data",
+        "--timeout=60s",
+        &pod_selector,
+    ];
+    stage.cluster().output("kubectl", &drain).await.unwrap();
+    await_status(
+        &stage,
+        "moved",
+        "the second model on the other node",
+        |object, world| {
+            let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+            let on_the_other = world
+                .living("moved")
+                .into_iter()
+                .all(|pod| node(pod).as_deref() == Some("fake-14"));
+            has(object, "Ready", "True", "Serving") && on_the_other
+        },
+    )
+    .await;
+    stage
+        .cluster()
+        .output("kubectl", &["uncordon", "fake-13"])
+        .await
+        .unwrap();
+    let least = floor.least()["moved"];
+    // One less by the budget, and one more when an eviction and a deletion cross.
+    assert!(least >= 4, "only {least} of 6 were ready");
 }
 
 #[tokio::test]

@@ -1,19 +1,21 @@
-//! Rollouts on a real node while the API misbehaves and the operator is killed again and again, without a moment to put
-//! things right: no request is lost. A binary of its own, since its operator is a process of the test.
+//! Rollouts on a real node while the API misbehaves, the operator is killed again and again, without a moment to put
+//! things right, and the node is drained: no request is lost. A binary of its own, since its operator is a process of the test.
 //!
 //! Short here; `make soak-rollouts` sets the variables for the long form.
 
 use std::convert::Infallible;
 use std::env;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use escadre_crds::names;
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::faults::{Dice, FaultProxy, bad_weather};
 use escadre_e2e::operator::{Operator, Start};
 use escadre_e2e::rollouts::{Fleet, Model};
 use escadre_e2e::scenario::Scenario;
 use escadre_e2e::testing::{self, CONTEXT_VARIABLE};
+use serde_json::json;
 
 /// An operator lives at least so long: it has read the world and does its work.
 const SHORTEST: Duration = Duration::from_secs(2);
@@ -21,6 +23,33 @@ const SHORTEST: Duration = Duration::from_secs(2);
 const LONGER: usize = 8000;
 /// The share of calls that go wrong in each way that a call can.
 const WEATHER: f64 = 0.05;
+
+/// The node is drained in the middle of every so many rollouts.
+const DRAINED: u64 = 2;
+/// Until a rollout is on its way.
+const UNDER_WAY: Duration = Duration::from_mins(2);
+
+/// Drains the only node: the pods that go come back nowhere, and the budget keeps the last one. Then the node is free
+/// again.
+async fn drain_node(cluster: &Cluster, fleet: &Fleet<'_>) -> Result<()> {
+    let start = Instant::now();
+    while fleet.status().await?.rollout.is_none() {
+        anyhow::ensure!(start.elapsed() < UNDER_WAY, "no rollout is on its way");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let node = cluster.output("kubectl", &["get", "nodes", "--output=name"]).await?;
+    let node = node.trim().trim_start_matches("node/");
+    let selector = format!("--pod-selector={}", names::LABEL_DEPLOYMENT);
+    let drain = ["drain", node, "--delete-emptydir-data", "--timeout=15s", &selector];
+    let refused = cluster.output("kubectl", &drain).await;
+    cluster.output("kubectl", &["uncordon", node]).await?;
+    let refused = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    anyhow::ensure!(
+        refused.contains("disruption budget"),
+        "the budget kept no pod: {refused:?}"
+    );
+    Ok(())
+}
 
 fn variable(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| {
@@ -76,10 +105,19 @@ async fn rollouts_lose_no_request_while_the_operator_is_killed_in_bad_weather() 
     let mut model = Model::First;
     for number in 1..=rollouts {
         model = model.other();
-        let took = tokio::select! {
-            took = fleet.update(model) => took.unwrap(),
-            Err(error) = killer.run() => panic!("{error:#}"),
+        let start = Instant::now();
+        let update = async {
+            fleet.edit(model, json!({})).await?;
+            if number % DRAINED == 0 {
+                drain_node(cluster, &fleet).await?;
+            }
+            fleet.await_rolled_out(model).await
         };
+        tokio::select! {
+            done = update => done.unwrap(),
+            Err(error) = killer.run() => panic!("{error:#}"),
+        }
+        let took = start.elapsed();
         let lost = fleet.traffic.failures().unwrap();
         eprintln!(
             "rollout {number} in {:.1} s; {} kills, {} faults, {} requests lost",

@@ -1,6 +1,7 @@
 -- Health of an LlmDeployment for Argo CD: the value of `resource.customizations.health.escadre.dev_LlmDeployment` in
 -- the ConfigMap argocd-cm. The rules are those of kstatus: an old generation is in progress, Stalled is degraded,
--- Ready is healthy (also while it grows: what was asked for first is served), everything else is in progress.
+-- Ready is healthy (also while it grows: what was asked for first is served), everything else is in progress; and, as
+-- for a Deployment, what somebody paused is suspended.
 
 local health = { status = "Progressing", message = "the operator has not seen this generation yet" }
 
@@ -34,6 +35,9 @@ if obj.spec ~= nil and obj.spec.suspend == true then
 elseif holds("Stalled") then
   health.status = "Degraded"
   health.message = words("Stalled")
+elseif conditions["Progressing"] ~= nil and conditions["Progressing"].reason == "Paused" then
+  health.status = "Suspended"
+  health.message = words("Progressing")
 elseif holds("Ready") then
   health.status = "Healthy"
   health.message = words("Ready")

@@ -211,37 +211,48 @@ impl Processes {
         end(&self.marked(), Duration::ZERO);
     }
 
-    /// Running processes that carry the cluster's identity in their environment.
-    ///
-    /// A process that is just changing its program shows an empty environment for a moment: it is looked at again. Some
-    /// have an empty one for good, so the looks are bounded.
-    fn marked(&self) -> Vec<ProcessId> {
-        let mark = format!("{IDENTITY_VARIABLE}={}", self.identity);
-        let own = ProcessId::own();
-        let (mut marked, mut undecided) = (Vec::new(), numbers_in_proc().collect::<Vec<i32>>());
-        for _ in 0..10 {
-            undecided.retain(|pid| {
-                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                if environment
-                    .split(|byte| *byte == 0)
-                    .any(|entry| entry == mark.as_bytes())
-                {
-                    marked.extend(ProcessId::of(*pid).filter(|process| Some(*process) != own));
-                }
-                // Kernel threads and ended processes have no program.
-                environment.is_empty() && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
-            });
-            if undecided.is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+    /// Kills the processes that have this entry in their environment, without a moment to put things right. Returns how
+    /// many there were.
+    pub fn kill_with(&self, entry: &str) -> usize {
+        let processes = with_entry(entry);
+        for process in &processes {
+            process.signal(Signal::KILL);
         }
-        marked
+        processes.len()
+    }
+
+    /// Running processes that carry the cluster's identity in their environment.
+    fn marked(&self) -> Vec<ProcessId> {
+        with_entry(&format!("{IDENTITY_VARIABLE}={}", self.identity))
     }
 
     fn record_file(&self, name: &str) -> PathBuf {
         self.folder.join("processes").join(format!("{name}.json"))
     }
+}
+
+/// Running processes that have this entry in their environment.
+///
+/// A process that is just changing its program shows an empty environment for a moment: it is looked at again. Some
+/// have an empty one for good, so the looks are bounded.
+fn with_entry(entry: &str) -> Vec<ProcessId> {
+    let own = ProcessId::own();
+    let (mut found, mut undecided) = (Vec::new(), numbers_in_proc().collect::<Vec<i32>>());
+    for _ in 0..10 {
+        undecided.retain(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if environment.split(|byte| *byte == 0).any(|one| one == entry.as_bytes()) {
+                found.extend(ProcessId::of(*pid).filter(|process| Some(*process) != own));
+            }
+            // Kernel threads and ended processes have no program.
+            environment.is_empty() && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+        });
+        if undecided.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    found
 }
 
 fn numbers_in_proc() -> impl Iterator<Item = i32> {

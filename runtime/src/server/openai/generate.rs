@@ -45,7 +45,7 @@ pub(super) async fn answer(
         }
         refusal(&error)
     })?;
-    let followed = Followed { generation, attempt };
+    let followed = Followed::new(generation, attempt);
     let envelope = Envelope {
         kind,
         id: random_id(kind.id_prefix()),
@@ -101,6 +101,11 @@ struct Followed {
 }
 
 impl Followed {
+    fn new(generation: Generation, attempt: Attempt) -> Self {
+        attempt.accepted();
+        Self { generation, attempt }
+    }
+
     async fn next(&mut self) -> Option<Event> {
         let event = self.generation.next().await;
         match &event {
@@ -232,10 +237,7 @@ mod tests {
             sampling: Sampling::default(),
             stop: vec![],
         };
-        Followed {
-            generation: engine.submit(request).unwrap(),
-            attempt: Attempt::new(Arc::clone(traffic)),
-        }
+        Followed::new(engine.submit(request).unwrap(), Attempt::new(Arc::clone(traffic)))
     }
 
     fn envelope() -> Envelope {

@@ -96,7 +96,8 @@ pub fn window(limits: &Limits, pods: &[&PodFacts], elapsed: Duration) -> Window 
         .map(|traffic| traffic.requests)
         .sum();
     Window::Passed(if requests == 0 {
-        "no evidence: no request reached the new pods within the window, so that nothing speaks against them".to_owned()
+        "no evidence: no request to the new pods ended within the window, so that nothing speaks against them"
+            .to_owned()
     } else {
         format!("{requests} requests to the new pods were within the gates")
     })
