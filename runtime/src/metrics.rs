@@ -177,6 +177,10 @@ impl Metrics {
             "Requests that gave way because the room for keys and values was full, and started again later",
             self.preemptions.clone(),
         );
+        self.register_times(registry);
+    }
+
+    fn register_times(&self, registry: &mut Registry) {
         registry.register(
             "escadre_time_to_first_token_seconds",
             "From a request's arrival in the engine to its first token",

@@ -17,15 +17,15 @@ const FILE: &str = "gemma-3-270m-q4_k_m.gguf";
 type Loader = fn(&VerifiedModel, &LoadOptions, &mut dyn FnMut(u64, u64)) -> Result<Loaded, LoadError>;
 
 fn model(loader: Loader) -> Loaded {
-    let model = VerifiedModel::open(&reference::cached(FILE), None, &mut |_, _| {}).unwrap();
+    let files = VerifiedModel::open(&reference::cached(FILE), None, &mut |_, _| {}).unwrap();
     // Keys and values of the whole context are not needed.
     let options = LoadOptions {
         max_context: Some(1024),
         ..LoadOptions::default()
     };
-    let mut loaded = loader(&model, &options, &mut |_, _| {}).unwrap();
-    loaded.decoder.allocate(blocks_for(1024), KvType::F32).unwrap();
-    loaded
+    let mut model = loader(&files, &options, &mut |_, _| {}).unwrap();
+    model.decoder.allocate(blocks_for(1024), KvType::F32).unwrap();
+    model
 }
 
 #[test]

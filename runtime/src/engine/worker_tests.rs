@@ -234,7 +234,7 @@ async fn youngest_gives_way_when_the_cache_is_full_and_its_answer_is_whole_all_t
     }
     let (first, second) = tokio::join!(collect(first), collect(second));
     assert_eq!(first.1, finish(FinishReason::Length, 30, 50));
-    let expected: String = (21..51).map(|token| format!("<{token}>")).collect();
+    let expected = (21..51).fold(String::new(), |text, token| text + &format!("<{token}>"));
     assert_eq!(second, (expected, finish(FinishReason::Length, 30, 30)));
     assert!(harness.metrics.preemptions.get() > 0, "there was room for both");
     assert_eq!(harness.board.snapshot().requests.waiting, 0);

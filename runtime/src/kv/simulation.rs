@@ -35,11 +35,11 @@ impl World {
 
     /// Few beginnings, so that many are shared.
     fn prompt(&mut self) -> Vec<u32> {
-        let length = self.dice.random_range(1..200);
+        let length = self.dice.random_range(1..200_u32);
         let kind = self.dice.random_range(0..3_u32);
         let differs = self.dice.random_range(0..200);
         (0..length)
-            .map(|at| if at < differs { kind } else { at as u32 + 9 * kind })
+            .map(|at| if at < differs { kind } else { at + 9 * kind })
             .collect()
     }
 

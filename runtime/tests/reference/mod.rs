@@ -49,9 +49,9 @@ pub(crate) fn verified() -> VerifiedModel {
 pub(crate) fn with_model<R>(exact: bool, test: impl FnOnce(Loaded) -> R) -> R {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let loader = if exact { load_exact } else { load };
-    let mut loaded = loader(&verified(), &LoadOptions::default(), &mut |_, _| {}).unwrap();
-    loaded.decoder.allocate(blocks_for(CACHE), KvType::F32).unwrap();
-    test(loaded)
+    let mut model = loader(&verified(), &LoadOptions::default(), &mut |_, _| {}).unwrap();
+    model.decoder.allocate(blocks_for(CACHE), KvType::F32).unwrap();
+    test(model)
 }
 
 /// Rows of all tokens of one new sequence, computed `chunk` tokens at a time.

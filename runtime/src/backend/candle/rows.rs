@@ -1,9 +1,10 @@
 //! Matrices of 32-value blocks (`Q4_0`, `Q4_1`, `Q8_0`) that are multiplied with activations in f32.
 //!
 //! candle has no vector code for `Q4_1`, and its barrier between threads costs milliseconds when other processes want
-//! the same cores. Here rows of outputs are shared out by a pool that sleeps, a product of one row streams the
-//! packed weights once, and a product of many rows widens a tile of weights for the matrix library. Activations stay
-//! f32, so the only rounding is that of the weights themselves.
+//! the same cores. Here rows of outputs are shared out by a pool that sleeps. A product of one row streams the packed
+//! weights once; one of several rows, a step of as many answers, widens each row of weights and uses it for all; one of
+//! many rows widens a tile of weights for the matrix library. Activations stay f32, so the only rounding is that of the
+//! weights themselves.
 
 use crate::model::ModelError;
 use candle_core::{Device, Tensor};
@@ -15,7 +16,7 @@ use rayon::prelude::*;
 /// Values per block.
 const BLOCK: usize = 32;
 /// From this many rows on, widening a tile of weights pays.
-const TILED_ROWS: usize = 4;
+const TILED_ROWS: usize = 48;
 /// Values of a widened tile, 4 MiB.
 const TILE: usize = 1 << 20;
 /// Outputs that a thread computes at a time.
@@ -108,12 +109,10 @@ impl Rows {
     pub(super) fn multiply(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
         let rows = x.len() / self.inputs;
         let mut out = vec![0.0; rows * self.outputs];
-        if rows < TILED_ROWS {
-            for (x, out) in x.chunks_exact(self.inputs).zip(out.chunks_exact_mut(self.outputs)) {
-                self.multiply_one(x, out);
-            }
-        } else {
-            self.multiply_tiled(x, rows, &mut out)?;
+        match rows {
+            1 => self.multiply_one(x, &mut out),
+            ..TILED_ROWS => self.multiply_few(x, rows, &mut out),
+            _ => self.multiply_tiled(x, rows, &mut out)?,
         }
         Ok(out)
     }
@@ -139,6 +138,31 @@ impl Rows {
         });
     }
 
+    fn multiply_few(&self, x: &[f32], rows: usize, out: &mut [f32]) {
+        // By outputs first, so that each thread writes a part of its own.
+        let mut product = vec![0.0; out.len()];
+        product
+            .par_chunks_mut(GRAIN * rows)
+            .enumerate()
+            .for_each(|(part, product)| {
+                let mut weights = vec![0.0; self.inputs];
+                self.arch.dispatch(
+                    #[inline(always)]
+                    || {
+                        for (index, product) in product.chunks_exact_mut(rows).enumerate() {
+                            self.widen_inline(part * GRAIN + index, &mut weights);
+                            dots(&weights, x, product);
+                        }
+                    },
+                );
+            });
+        for (output, product) in product.chunks_exact(rows).enumerate() {
+            for (row, value) in product.iter().enumerate() {
+                out[row * self.outputs + output] = *value;
+            }
+        }
+    }
+
     fn multiply_tiled(&self, x: &[f32], rows: usize, out: &mut [f32]) -> Result<(), ModelError> {
         let x = Tensor::from_slice(x, (rows, self.inputs), &Device::Cpu)?;
         let height = (TILE / self.inputs).clamp(1, self.outputs);
@@ -161,17 +185,23 @@ impl Rows {
     }
 
     fn widen(&self, row: usize, out: &mut [f32]) {
+        self.arch.dispatch(
+            #[inline(always)]
+            || self.widen_inline(row, out),
+        );
+    }
+
+    #[expect(clippy::inline_always, reason = "see the functions below")]
+    #[inline(always)]
+    fn widen_inline(&self, row: usize, out: &mut [f32]) {
         let blocks = self.inputs / BLOCK;
         let range = row * blocks..(row + 1) * blocks;
         let scales = &self.scales[range.clone()];
         let out = out.as_chunks_mut::<BLOCK>().0;
-        self.arch.dispatch(
-            #[inline(always)]
-            || match &self.values {
-                Values::Halves(values) => widen_halves(scales, &values[range], out),
-                Values::Bytes(values) => widen_bytes(scales, &values[range], out),
-            },
-        );
+        match &self.values {
+            Values::Halves(values) => widen_halves(scales, &values[range], out),
+            Values::Bytes(values) => widen_bytes(scales, &values[range], out),
+        }
     }
 }
 
@@ -196,6 +226,45 @@ fn dot_halves(scales: &[[f32; 2]], values: &[[u8; 16]], x: &[[f32; BLOCK]], sums
         offset += scale[1] * sum;
     }
     lanes.iter().sum::<f32>() + offset
+}
+
+/// The products of one row of weights with all rows of `x`, four at a time: what is read of the weights is used for each.
+#[expect(clippy::inline_always, reason = "see above")]
+#[inline(always)]
+fn dots(weights: &[f32], x: &[f32], out: &mut [f32]) {
+    const AT_ONCE: usize = 4;
+    let inputs = weights.len();
+    let weights = weights.as_chunks::<BLOCK>().0;
+    let mut outs = out.chunks_exact_mut(AT_ONCE);
+    let mut rows = x.chunks_exact(AT_ONCE * inputs);
+    for (out, rows) in outs.by_ref().zip(rows.by_ref()) {
+        let row = |at: usize| rows[at * inputs..(at + 1) * inputs].as_chunks::<BLOCK>().0;
+        let rows = [row(0), row(1), row(2), row(3)];
+        let mut lanes = [[0.0_f32; BLOCK]; AT_ONCE];
+        for (at, weights) in weights.iter().enumerate() {
+            for (lanes, row) in lanes.iter_mut().zip(rows) {
+                for lane in 0..BLOCK {
+                    lanes[lane] += weights[lane] * row[at][lane];
+                }
+            }
+        }
+        for (out, lanes) in out.iter_mut().zip(lanes) {
+            *out = lanes.iter().sum();
+        }
+    }
+    for (out, row) in outs
+        .into_remainder()
+        .iter_mut()
+        .zip(rows.remainder().chunks_exact(inputs))
+    {
+        let mut lanes = [0.0_f32; BLOCK];
+        for (weights, row) in weights.iter().zip(row.as_chunks::<BLOCK>().0) {
+            for lane in 0..BLOCK {
+                lanes[lane] += weights[lane] * row[lane];
+            }
+        }
+        *out = lanes.iter().sum();
+    }
 }
 
 #[expect(clippy::inline_always, reason = "see above")]
@@ -278,7 +347,7 @@ mod tests {
                 [&reference[69][..], &reference[0]].concat()
             );
             assert!(rows.rows_of(&[70]).is_err());
-            for count in [1, 2, 3, 4, 7, 33] {
+            for count in [1, 2, 3, 4, 7, 33, 47, 48, 50] {
                 let values = (0..count * inputs).map(|index| u8::try_from(index * 37 % 101).unwrap());
                 let x: Vec<f32> = values.map(|value| (f32::from(value) - 50.0) / 50.0).collect();
                 let got = rows.multiply(&x).unwrap();
