@@ -1,5 +1,5 @@
-//! Gemma 3 270M as it is published, against `transformers` with the same weights in f32 (see reference/gemma3.py). The
-//! text is longer than the window of the model.
+//! Gemma 3 270M as it is published, against `transformers` with the same weights in f32 (see reference/gemma3.py), and
+//! its quantised weights beside llama.cpp. The text is longer than the window of the model.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 #![expect(dead_code, reason = "the module has what other tests need too")]
@@ -11,6 +11,7 @@ use escadre_runtime::kv::blocks_for;
 use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, load, load_exact};
 use escadre_verify::VerifiedModel;
 use reference::{Reference, largest, mean, rows};
+use serde_json::Value as Json;
 
 const FILE: &str = "gemma-3-270m-q4_k_m.gguf";
 
@@ -41,10 +42,14 @@ fn log_probabilities_are_those_of_the_reference() {
         assert!(mean <= 1e-5 && largest <= 1e-4, "mean {mean:e}, largest {largest:e}");
         assert_eq!(reference.flips(&rows, 0.01), 0);
     }
-    // Quantised products round more; how much is not compared with another implementation here.
+    // Quantised products round more: no further than 1.1 times what llama.cpp's own run of the file does.
+    let report: Json = serde_json::from_str(include_str!("reference/gemma3.json")).unwrap();
+    let theirs = report["divergence_in_nats"]["quantised, one batch"]["mean"]
+        .as_f64()
+        .unwrap();
     let rows = rows(&mut model(load), &reference.tokens, 256);
     let divergences = reference.divergences(&rows);
     let (mean, largest) = (mean(&divergences), largest(&divergences));
-    println!("KL(ours || reference) with quantised weights: mean {mean:.3e}, largest {largest:.3e} nats");
-    assert!(mean <= 0.01, "mean {mean:e}");
+    println!("KL to f32: ours {mean:.3e} (largest {largest:.3e}), llama.cpp {theirs:.3e} nats");
+    assert!(mean <= 1.1 * theirs, "ours {mean:e}, llama.cpp {theirs:e}");
 }

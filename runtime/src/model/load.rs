@@ -5,6 +5,7 @@
 
 mod defaults;
 mod examine;
+pub(crate) mod fp8;
 mod gguf;
 mod inventory;
 mod memory;
@@ -176,10 +177,10 @@ fn limit_context(spec: &mut ModelSpec, options: &LoadOptions) -> Result<(), Load
 fn main_type(inventory: &Inventory) -> String {
     let mut bytes = std::collections::BTreeMap::new();
     for entry in inventory.entries() {
-        *bytes.entry(entry.kind).or_insert(0) += entry.range.len();
+        *bytes.entry(entry.type_name()).or_insert(0) += entry.range.len();
     }
     let largest = bytes.into_iter().max_by_key(|&(_, bytes)| bytes);
-    largest.map_or_else(String::new, |(kind, _)| kind.to_string())
+    largest.map_or_else(String::new, |(kind, _)| kind)
 }
 
 fn parameters(inventory: &Inventory) -> u64 {

@@ -103,7 +103,12 @@ impl Case {
         let write = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
         write("config.json", self.config.to_string().as_bytes());
         write("tokenizer.json", tokenizer().to_string().as_bytes());
-        write("model.safetensors", &safetensors(&self.tensors));
+        let tensors: Vec<_> = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), Stored::wide(tensor)))
+            .collect();
+        write("model.safetensors", &safetensors(&tensors));
         self.open(folder.path())
     }
 
@@ -155,7 +160,7 @@ pub(crate) fn difference(left: &[Vec<f32>], right: &[Vec<f32>]) -> f32 {
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-fn tokenizer() -> Json {
+pub(crate) fn tokenizer() -> Json {
     let vocabulary: serde_json::Map<_, _> = TOKENS
         .iter()
         .enumerate()
@@ -173,14 +178,32 @@ fn tokenizer() -> Json {
     })
 }
 
-fn safetensors(tensors: &Tensors) -> Vec<u8> {
+/// A tensor as safetensors files hold it.
+pub(crate) struct Stored {
+    pub(crate) kind: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// All numbers as f32.
+    pub(crate) fn wide(tensor: &Tensor) -> Self {
+        Self {
+            kind: "F32",
+            shape: tensor.shape.clone(),
+            bytes: tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        }
+    }
+}
+
+pub(crate) fn safetensors(tensors: &[(String, Stored)]) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, tensor) in tensors {
         let start = data.len();
-        data.extend(tensor.values.iter().flat_map(|value| value.to_le_bytes()));
+        data.extend(&tensor.bytes);
         header.insert(
             name.clone(),
-            json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, data.len()]}),
+            json!({"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [start, data.len()]}),
         );
     }
     let header = Json::Object(header).to_string();

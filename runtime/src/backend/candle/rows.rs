@@ -10,7 +10,7 @@ use crate::model::ModelError;
 use candle_core::{Device, Tensor};
 use escadre_verify::structure::gguf::TensorType;
 use half::f16;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Values per block.
@@ -145,16 +145,13 @@ impl Rows {
             .par_chunks_mut(GRAIN * rows)
             .enumerate()
             .for_each(|(part, product)| {
-                let mut weights = vec![0.0; self.inputs];
-                self.arch.dispatch(
-                    #[inline(always)]
-                    || {
-                        for (index, product) in product.chunks_exact_mut(rows).enumerate() {
-                            self.widen_inline(part * GRAIN + index, &mut weights);
-                            dots(&weights, x, product);
-                        }
-                    },
-                );
+                self.arch.dispatch(FewRows {
+                    matrix: self,
+                    first: part * GRAIN,
+                    x,
+                    rows,
+                    product,
+                });
             });
         for (output, product) in product.chunks_exact(rows).enumerate() {
             for (row, value) in product.iter().enumerate() {
@@ -205,6 +202,60 @@ impl Rows {
     }
 }
 
+/// Some outputs for some rows: each row of weights is widened once, and what is read of it is used for several rows. In
+/// vectors of the processor by name, since the compiler finds none here by itself.
+struct FewRows<'a> {
+    matrix: &'a Rows,
+    /// The first output.
+    first: usize,
+    x: &'a [f32],
+    rows: usize,
+    /// `[outputs, rows]`.
+    product: &'a mut [f32],
+}
+
+impl WithSimd for FewRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let inputs = self.matrix.inputs;
+        let mut weights = vec![0.0; inputs];
+        for (index, product) in self.product.chunks_exact_mut(self.rows).enumerate() {
+            self.matrix.widen_inline(self.first + index, &mut weights);
+            let weights = S::as_simd_f32s(&weights).0;
+            let mut out = product.chunks_exact_mut(AT_ONCE);
+            let mut x = self.x.chunks_exact(AT_ONCE * inputs);
+            for (out, x) in out.by_ref().zip(x.by_ref()) {
+                products::<S, AT_ONCE>(simd, weights, x, out);
+            }
+            for (out, x) in out.into_remainder().iter_mut().zip(x.remainder().chunks_exact(inputs)) {
+                products::<S, 1>(simd, weights, x, std::slice::from_mut(out));
+            }
+        }
+    }
+}
+
+/// Rows that a vector of weights is used for while it is in a register.
+const AT_ONCE: usize = 4;
+
+/// The products of one row of weights with `N` rows; widths are whole vectors.
+#[expect(clippy::inline_always, reason = "see below")]
+#[inline(always)]
+fn products<S: Simd, const N: usize>(simd: S, weights: &[S::f32s], x: &[f32], out: &mut [f32]) {
+    let mut rows = x.chunks_exact(x.len() / N);
+    let rows: [&[S::f32s]; N] = std::array::from_fn(|_| rows.next().map_or(&[][..], |row| S::as_simd_f32s(row).0));
+    let mut sums = [simd.splat_f32s(0.0); N];
+    for (at, weights) in weights.iter().enumerate() {
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            *sum = simd.mul_add_e_f32s(*weights, row[at], *sum);
+        }
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = simd.reduce_sum_f32s(sum);
+    }
+}
+
 fn copy<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut copy = [0; N];
     copy.copy_from_slice(&bytes[..N]);
@@ -226,45 +277,6 @@ fn dot_halves(scales: &[[f32; 2]], values: &[[u8; 16]], x: &[[f32; BLOCK]], sums
         offset += scale[1] * sum;
     }
     lanes.iter().sum::<f32>() + offset
-}
-
-/// The products of one row of weights with all rows of `x`, four at a time: what is read of the weights is used for each.
-#[expect(clippy::inline_always, reason = "see above")]
-#[inline(always)]
-fn dots(weights: &[f32], x: &[f32], out: &mut [f32]) {
-    const AT_ONCE: usize = 4;
-    let inputs = weights.len();
-    let weights = weights.as_chunks::<BLOCK>().0;
-    let mut outs = out.chunks_exact_mut(AT_ONCE);
-    let mut rows = x.chunks_exact(AT_ONCE * inputs);
-    for (out, rows) in outs.by_ref().zip(rows.by_ref()) {
-        let row = |at: usize| rows[at * inputs..(at + 1) * inputs].as_chunks::<BLOCK>().0;
-        let rows = [row(0), row(1), row(2), row(3)];
-        let mut lanes = [[0.0_f32; BLOCK]; AT_ONCE];
-        for (at, weights) in weights.iter().enumerate() {
-            for (lanes, row) in lanes.iter_mut().zip(rows) {
-                for lane in 0..BLOCK {
-                    lanes[lane] += weights[lane] * row[at][lane];
-                }
-            }
-        }
-        for (out, lanes) in out.iter_mut().zip(lanes) {
-            *out = lanes.iter().sum();
-        }
-    }
-    for (out, row) in outs
-        .into_remainder()
-        .iter_mut()
-        .zip(rows.remainder().chunks_exact(inputs))
-    {
-        let mut lanes = [0.0_f32; BLOCK];
-        for (weights, row) in weights.iter().zip(row.as_chunks::<BLOCK>().0) {
-            for lane in 0..BLOCK {
-                lanes[lane] += weights[lane] * row[lane];
-            }
-        }
-        *out = lanes.iter().sum();
-    }
 }
 
 #[expect(clippy::inline_always, reason = "see above")]

@@ -92,7 +92,7 @@ fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, Loa
 fn examine_safetensors(model: &VerifiedModel) -> Result<Examined, LoadError> {
     let contents = safetensors::contents(model)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
-    for tensor in contents.tensors.iter().map(|(_, tensor)| tensor) {
+    for tensor in &contents.tensors {
         let total = types.entry(tensor.kind.to_string()).or_default();
         total.tensors += 1;
         total.elements += tensor.elements() as u64;
@@ -102,10 +102,11 @@ fn examine_safetensors(model: &VerifiedModel) -> Result<Examined, LoadError> {
         Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
         Err(other) => return Err(other),
         Ok(spec) => {
+            let largest = contents.largest;
             let inventory = contents.inventory(&spec)?;
             let plan = Plan {
                 weights: pack::resident_bytes(&Candle::default(), &inventory, &spec),
-                largest: contents.largest,
+                largest,
                 spec,
             };
             (plan.spec.architecture.clone(), Some(plan))

@@ -274,6 +274,7 @@ fn entry(tensor: &TensorInfo) -> Entry {
         shape: tensor.dims.iter().rev().copied().collect(),
         kind: tensor.kind,
         range: tensor.range.clone(),
+        scales: None,
     }
 }
 

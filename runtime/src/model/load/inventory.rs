@@ -1,7 +1,9 @@
 //! Which tensor of a file is which weight of the decoder, and whether all are there with the right shapes. Pure.
 
+use super::fp8::Scales;
 use crate::model::spec::{ModelSpec, Presence};
 use escadre_verify::structure::gguf::TensorType;
+use escadre_verify::structure::safetensors::DataType;
 use escadre_verify::{Reason, Refusal};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -172,7 +174,7 @@ impl Slot {
 }
 
 /// A tensor of a file, or some rows of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Entry {
     /// Its name in the file.
     pub(crate) name: String,
@@ -181,11 +183,21 @@ pub(crate) struct Entry {
     pub(crate) kind: TensorType,
     /// The bytes in its file.
     pub(crate) range: Range<usize>,
+    /// The bytes are 8-bit floats with these scales; `kind` is what they become.
+    pub(crate) scales: Option<Scales>,
 }
 
 impl Entry {
     pub(crate) fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The type of the numbers in the file.
+    pub(crate) fn type_name(&self) -> String {
+        match self.scales {
+            None => self.kind.to_string(),
+            Some(_) => DataType::F8E4M3.to_string(),
+        }
     }
 
     /// Whether it can become a bias or a norm.
@@ -213,6 +225,7 @@ impl Entry {
             shape: [&[end - first], rest].concat(),
             kind: self.kind,
             range: self.range.start + first * stride..self.range.start + end * stride,
+            scales: self.scales.as_ref().map(|scales| scales.behind(first)),
         })
     }
 }
@@ -358,6 +371,7 @@ mod tests {
             shape: vec![6, 64],
             kind: TensorType::Q8_0,
             range: 100..100 + 6 * 68,
+            scales: None,
         };
         let rows = entry.rows(4, 6).unwrap();
         assert_eq!(

@@ -66,11 +66,15 @@ impl<B: Backend> Packed<B> {
                 self.vectors.insert(slot, backend.vector(values).map_err(failed)?);
             }
             Shape::Matrix { rows, columns } => {
+                let bytes = match &entry.scales {
+                    None => Cow::Borrowed(bytes),
+                    Some(scales) => Cow::Owned(scales.widen(bytes, columns)),
+                };
                 let stored = StoredMatrix {
                     kind: entry.kind,
                     rows,
                     columns,
-                    bytes: Cow::Borrowed(bytes),
+                    bytes,
                 };
                 let matrix = backend.matrix(stored, usage(slot, spec)).map_err(failed)?;
                 self.matrices.insert(slot, matrix);

@@ -1,6 +1,7 @@
 //! A folder as Hugging Face's libraries write it: `config.json`, `tokenizer.json`, and weights in one or more
 //! safetensors files.
 
+use super::fp8::{self, BlockSize};
 use super::inventory::{Entry, FUSED_ATTENTION, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot};
 use super::memory::{self, Need};
 use super::names::{layer_slots, part_name};
@@ -17,7 +18,7 @@ use escadre_verify::structure::safetensors::{DataType, TensorInfo};
 use escadre_verify::structure::{index, json, safetensors};
 use escadre_verify::{Reason, Refusal, VerifiedModel};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -57,6 +58,7 @@ pub(super) fn load<B: Backend + 'static>(
         backend: &backend,
         spec: &spec,
         names: HfNames::new(&spec),
+        block: BlockSize::of(&config["quantization_config"]),
         inventory: Inventory::default(),
         packed: Packed::new(),
     };
@@ -91,8 +93,9 @@ pub(super) fn load<B: Backend + 'static>(
 /// All headers of a model, for a look at it without loading.
 pub(super) struct Contents {
     pub(super) config: Value,
-    /// Every tensor and its file.
-    pub(super) tensors: Vec<(String, TensorInfo)>,
+    pub(super) tensors: Vec<TensorInfo>,
+    /// Every file and its weights, or what is wrong with one of them.
+    weights: Result<Vec<(String, Vec<Entry>)>, Refusal>,
     /// Bytes of the largest file.
     pub(super) largest: u64,
 }
@@ -100,26 +103,34 @@ pub(super) struct Contents {
 pub(super) fn contents(model: &VerifiedModel) -> Result<Contents, Refusal> {
     let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
     let shards = shards(model)?;
+    let block = BlockSize::of(&config["quantization_config"]);
     let mut tensors = Vec::new();
+    let mut weights = Ok(Vec::new());
     for file in shards.files.keys() {
-        let found = safetensors::parse(file, &model.read(file)?)?;
+        let bytes = model.read(file)?;
+        let found = safetensors::parse(file, &bytes)?;
         shards.check(file, &found)?;
-        tensors.extend(found.into_iter().map(|tensor| (file.clone(), tensor)));
+        weights = weights.and_then(|mut weights| {
+            weights.push((file.clone(), entries(file, &bytes, found.clone(), block)?));
+            Ok(weights)
+        });
+        tensors.extend(found);
     }
     let largest = shards.files.values().copied().max().unwrap_or(0);
     Ok(Contents {
         config,
         tensors,
+        weights,
         largest,
     })
 }
 
 impl Contents {
-    pub(super) fn inventory(&self, spec: &ModelSpec) -> Result<Inventory, Refusal> {
+    pub(super) fn inventory(self, spec: &ModelSpec) -> Result<Inventory, Refusal> {
         let names = HfNames::new(spec);
         let mut inventory = Inventory::default();
-        for (file, tensor) in &self.tensors {
-            inventory.add(file, [entry(file, tensor.clone())?], &names, spec)?;
+        for (file, weights) in self.weights? {
+            inventory.add(&file, weights, &names, spec)?;
         }
         inventory.check_complete(&names, spec)?;
         Ok(inventory)
@@ -132,6 +143,7 @@ struct Loading<'a, B: Backend> {
     backend: &'a B,
     spec: &'a ModelSpec,
     names: HfNames,
+    block: Option<BlockSize>,
     inventory: Inventory,
     packed: Packed<B>,
 }
@@ -146,10 +158,7 @@ impl<B: Backend> Loading<'_, B> {
                 .read_with(file, &mut |done, _| progress(before + done / 2, total))?;
             let tensors = safetensors::parse(file, &bytes)?;
             shards.check(file, &tensors)?;
-            let mut entries = Vec::with_capacity(tensors.len());
-            for tensor in tensors {
-                entries.push(entry(file, tensor)?);
-            }
+            let entries = entries(file, &bytes, tensors, self.block)?;
             let mut placed = self.inventory.add(file, entries, &self.names, self.spec)?;
             // A head beside a tied embedding is a copy of it.
             placed.retain(|(slot, _)| !(self.spec.tied && *slot == Slot::Head));
@@ -237,6 +246,27 @@ fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards) -> Res
     Need::new(spec, weights, largest, (context, options.kv_type)).check(options.memory_limit)
 }
 
+/// The tensors of a file. Those that hold the scales of others become part of them.
+fn entries(
+    file: &str,
+    bytes: &[u8],
+    tensors: Vec<TensorInfo>,
+    block: Option<BlockSize>,
+) -> Result<Vec<Entry>, Refusal> {
+    let quantised = tensors.iter().filter(|tensor| tensor.kind == DataType::F8E4M3);
+    let scales: BTreeSet<_> = quantised.map(|tensor| fp8::scales_name(&tensor.name)).collect();
+    let (scales, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| scales.contains(&tensor.name));
+    let entry = |tensor: TensorInfo| {
+        if tensor.kind != DataType::F8E4M3 {
+            return entry(file, tensor);
+        }
+        let name = fp8::scales_name(&tensor.name);
+        let scales = scales.iter().find(|scales| scales.name == name);
+        fp8::entry(file, bytes, tensor, scales, block)
+    };
+    tensors.into_iter().map(entry).collect()
+}
+
 fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {
     let kind = match tensor.kind {
         DataType::F32 => TensorType::F32,
@@ -248,7 +278,7 @@ fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {
                 format!("tensor {:?} has a type that cannot be computed with", tensor.name),
             )
             .in_file(file)
-            .values("F32, F16 or BF16", other));
+            .values("F32, F16, BF16 or F8_E4M3", other));
         }
     };
     Ok(Entry {
@@ -256,6 +286,7 @@ fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {
         shape: tensor.shape,
         kind,
         range: tensor.range,
+        scales: None,
     })
 }
 

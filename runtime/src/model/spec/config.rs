@@ -13,6 +13,7 @@ use super::{
 };
 use crate::backend::Activation;
 use crate::model::LoadError;
+use crate::model::load::fp8::BlockSize;
 use escadre_verify::Refusal;
 use serde_json::Value;
 
@@ -85,6 +86,11 @@ fn is_neutral(value: &Value) -> bool {
     value.as_bool() == Some(false) || value.as_f64().is_some_and(|value| factors.contains(&value.to_bits()))
 }
 
+/// Whether weights are quantised in the one way that can be loaded.
+fn is_fp8(name: &str, value: &Value) -> bool {
+    name == "quantization_config" && BlockSize::of(value).is_some()
+}
+
 /// A configuration of a known family.
 struct Source<'a> {
     fields: Fields<'a>,
@@ -124,7 +130,10 @@ impl Source<'_> {
         ];
         let refused = FOREIGN.iter().chain(features.iter().filter(|name| !own(name)));
         for name in refused {
-            if let Some(value) = self.present(name).filter(|value| !is_neutral(value)) {
+            if let Some(value) = self
+                .present(name)
+                .filter(|value| !is_neutral(value) && !is_fp8(name, value))
+            {
                 let message = format!("{name:?} would change the answer and is not supported for this architecture");
                 return Err(self.refuse(message).values("nothing", shortened(value)));
             }
