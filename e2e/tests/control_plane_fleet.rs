@@ -4,6 +4,8 @@
 //! Short here; `make bench-fleet` sets the variables for the long form, with plain Deployments on the same nodes as the
 //! yardstick.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::collections::BTreeMap;
 use std::env;
 use std::time::{Duration, Instant};

@@ -217,6 +217,7 @@ struct FewRows<'a> {
 impl WithSimd for FewRows<'_> {
     type Output = ();
 
+    #[expect(clippy::inline_always, reason = "see below")]
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let inputs = self.matrix.inputs;
