@@ -59,7 +59,7 @@ bench-operator: prerequisites ## Measure the operator at fleet size on simulated
 bench-rollouts: ## Measure a model update under traffic beside a plain Deployment (about 15 minutes)
 	@dev/bench-rollouts.sh
 
-bench-fleet: prerequisites ## Measure a whole fleet that is updated at once without a free GPU (about 15 minutes)
+bench-fleet: prerequisites ## Measure a whole fleet that is updated at once without a free GPU
 	@dev/bench-fleet.sh
 
 cluster-up: testbed ## Start a cluster: control plane and one node (CLUSTER=name, default demo)

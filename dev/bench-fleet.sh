@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Rolls a fleet that holds every GPU of its simulated nodes at once, beside plain Deployments on the same nodes; about 15
-# minutes on two cores. Prints the bars, and keeps the results in docs/benchmarks/.
+# Rolls a fleet that holds every GPU of its simulated nodes at once, beside plain Deployments on the same nodes.
+# Prints the bars, and keeps the results in docs/benchmarks/.
 #
 # A trial: ESCADRE_FLEET=16 ESCADRE_BENCH_RESULTS=/tmp dev/bench-fleet.sh
 set -euo pipefail

@@ -27,10 +27,10 @@ const PODS: usize = 4;
 const GPUS_OF_A_NODE: usize = 8;
 /// Requests that wait at once.
 const AT_ONCE: usize = 16;
-/// Between two looks at everything.
-const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at everything, each of which costs the API server something.
+const LOOK: Duration = Duration::from_secs(2);
 /// Longer than any fleet takes that makes progress.
-const DEADLINE: Duration = Duration::from_mins(10);
+const DEADLINE: Duration = Duration::from_mins(20);
 /// The label of the plain pods by which they are told apart.
 const PLAIN: &str = "app";
 

@@ -40,8 +40,8 @@ impl Pass<'_> {
             "no old pod holds the devices that it asks for, so that stopping one would not help; see spec.resources"
         } else if ready > self.budget.floor {
             "old pods that must stay hold the places; see spec.rollout"
-        } else if self.alive(&self.goal_pods).count() + old.len() <= self.wanted {
-            "the place that an old pod left for it was taken by another pod, or is too small; add a node, or make room"
+        } else if old.len() < self.wanted {
+            "the place that an old pod left for it was taken by another pod, or is too small, and no further one may be missing; add a node, make room, or raise maxUnavailable"
         } else {
             "stopping the last pod that is ready would leave none, so that nothing is stopped: add a node, or use strategy InPlace or Recreate"
         };
