@@ -55,6 +55,12 @@ impl Sequence {
     fn open(&self) -> usize {
         self.tokens.len() - self.computed
     }
+
+    /// Gives its blocks back; everything is to be computed again.
+    fn give_back(&mut self, kv: &mut Kv) {
+        kv.release(std::mem::replace(&mut self.table, Table::new(self.root)));
+        self.computed = 0;
+    }
 }
 
 /// All sequences of the engine, and the books of the cache.
@@ -162,9 +168,7 @@ impl Scheduler {
             if self.kv.grow(&mut one.table, tokens).is_ok() {
                 at += 1;
             } else if let Some(mut youngest) = self.running.pop() {
-                self.kv
-                    .release(std::mem::replace(&mut youngest.table, Table::new(youngest.root)));
-                youngest.computed = 0;
+                youngest.give_back(&mut self.kv);
                 plan.preempted.push(youngest.id);
                 self.waiting.push_front(youngest);
             }
@@ -189,9 +193,7 @@ impl Scheduler {
             next.computed = next.table.capacity();
             if self.kv.grow(&mut next.table, next.tokens.len()).is_err() {
                 // Only when nothing runs, and then everything is available; `add` made sure that this is enough.
-                self.kv
-                    .release(std::mem::replace(&mut next.table, Table::new(next.root)));
-                next.computed = 0;
+                next.give_back(&mut self.kv);
                 self.waiting.push_front(next);
                 return;
             }

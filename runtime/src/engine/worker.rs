@@ -186,15 +186,17 @@ impl<M: StepModel> Worker<M> {
             sampling,
             stop,
         } = request;
+        let prompt_tokens = prompt.len();
         let refuse = |problem| {
-            self.admission.leave(prompt.len());
+            self.admission.leave(prompt_tokens);
             let _ = events.try_send(Event::Failed(problem));
         };
         if self.draining {
             return refuse(EngineError::Ending);
         }
-        let most = prompt.len().saturating_add(max_tokens);
-        if let Err(shortage) = self.scheduler.add(id, self.settings.root, prompt.clone(), most) {
+        let sampler = Sampler::new(sampling, &prompt);
+        let most = prompt_tokens.saturating_add(max_tokens);
+        if let Err(shortage) = self.scheduler.add(id, self.settings.root, prompt, most) {
             self.metrics.requests_failed.inc();
             return refuse(EngineError::TooLong {
                 tokens: most,
@@ -203,9 +205,9 @@ impl<M: StepModel> Worker<M> {
         }
         let answer = Answer {
             events,
-            prompt_tokens: prompt.len(),
+            prompt_tokens,
             max_tokens,
-            sampler: Sampler::new(sampling, &prompt),
+            sampler,
             stop: StopMatcher::new(&stop),
             text: (self.new_text)(),
             generated: 0,
