@@ -4,6 +4,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+#[expect(dead_code, reason = "the module has what other tests need too")]
+#[path = "tiny/mod.rs"]
+mod tiny;
+
 use escadre_runtime::engine::Sequences;
 use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, SpecialTokens, load};
 use escadre_verify::VerifiedModel;
@@ -11,6 +15,8 @@ use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use tiny::gguf::{adjacent_pairs, file, float, string, unsigned, vocabulary};
+use tiny::{Stored, TOKENS, Tensor, tokenizer};
 
 const LAYERS: usize = 2;
 const HIDDEN: usize = 32;
@@ -20,14 +26,6 @@ const KV_HEADS: usize = 2;
 const HEAD: usize = 16;
 const CONTEXT: usize = 64;
 const BASE: f64 = 10_000.0;
-const TOKENS: [&str; 6] = ["a", "b", "ab", "<end>", "Ġ", "c"];
-
-/// A tensor by the name that Hugging Face's libraries give it.
-#[derive(Clone)]
-struct Tensor {
-    shape: Vec<usize>,
-    values: Vec<f32>,
-}
 
 type Weights = BTreeMap<String, Tensor>;
 type Change<'a> = &'a dyn Fn(&mut Vec<(String, Tensor)>);
@@ -79,48 +77,28 @@ fn config() -> Json {
     })
 }
 
-fn tokenizer_json() -> Json {
-    let vocabulary: serde_json::Map<_, _> = TOKENS
-        .iter()
-        .enumerate()
-        .filter(|(_, text)| **text != "<end>")
-        .map(|(id, text)| ((*text).to_owned(), json!(id)))
-        .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    json!({
-        "version": "1.0", "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "added_tokens": [{
-            "id": 3, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false
-        }],
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]},
-    })
-}
-
 fn safetensors(weights: &Weights, in_16_bits: bool) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, tensor) in weights {
-        let start = data.len();
-        for value in &tensor.values {
-            if in_16_bits {
-                data.extend(half::bf16::from_f32(*value).to_le_bytes());
-            } else {
-                data.extend(value.to_le_bytes());
-            }
+    let stored = |tensor: &Tensor| {
+        if !in_16_bits {
+            return Stored::wide(tensor);
         }
-        let dtype = if in_16_bits { "BF16" } else { "F32" };
-        header.insert(
-            name.clone(),
-            json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, data.len()]}),
-        );
-    }
-    let header = Json::Object(header).to_string();
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+        let values = tensor.values.iter().map(|value| half::bf16::from_f32(*value));
+        Stored {
+            kind: "BF16",
+            shape: tensor.shape.clone(),
+            bytes: values.flat_map(half::bf16::to_le_bytes).collect(),
+        }
+    };
+    let tensors: Vec<_> = weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), stored(tensor)))
+        .collect();
+    tiny::safetensors(&tensors)
 }
 
 fn write_folder(folder: &Path, weights: &Weights) {
     fs::write(folder.join("config.json"), config().to_string()).unwrap();
-    fs::write(folder.join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+    fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).unwrap();
     fs::write(folder.join("model.safetensors"), safetensors(weights, false)).unwrap();
 }
 
@@ -143,23 +121,6 @@ fn divisors() -> Tensor {
     let values = (0..HEAD / 2).map(|pair| divisor(pair) as f32).collect();
     Tensor {
         shape: vec![HEAD / 2],
-        values,
-    }
-}
-
-/// GGUF keeps the two values of a pair together; Hugging Face keeps the first values of all pairs, then the second.
-fn adjacent_pairs(tensor: &Tensor) -> Tensor {
-    let columns = tensor.shape[1];
-    let mut values = Vec::with_capacity(tensor.values.len());
-    for head in tensor.values.chunks_exact(HEAD * columns) {
-        for pair in 0..HEAD / 2 {
-            for row in [pair, pair + HEAD / 2] {
-                values.extend_from_slice(&head[row * columns..(row + 1) * columns]);
-            }
-        }
-    }
-    Tensor {
-        shape: tensor.shape.clone(),
         values,
     }
 }
@@ -192,7 +153,10 @@ fn gguf_tensors(weights: &Weights) -> Vec<(String, Tensor)> {
             (
                 renamed(name),
                 if is_rotated {
-                    adjacent_pairs(tensor)
+                    Tensor {
+                        shape: tensor.shape.clone(),
+                        values: adjacent_pairs(tensor, HEAD),
+                    }
                 } else {
                     tensor.clone()
                 },
@@ -203,33 +167,10 @@ fn gguf_tensors(weights: &Weights) -> Vec<(String, Tensor)> {
     tensors
 }
 
-fn text(value: &str) -> Vec<u8> {
-    [&(value.len() as u64).to_le_bytes()[..], value.as_bytes()].concat()
-}
-
-fn number(value: usize) -> u32 {
-    u32::try_from(value).unwrap()
-}
-
-fn gguf_keys(architecture: &str) -> Vec<Vec<u8>> {
-    let key = |name: &str, code: u32, value: &[u8]| [&text(name)[..], &code.to_le_bytes(), value].concat();
-    let integer = |name: &str, value: usize| key(&format!("{architecture}.{name}"), 4, &number(value).to_le_bytes());
-    let strings = |name: &str, values: &[&str]| {
-        let head = [
-            8_u32.to_le_bytes().to_vec(),
-            (values.len() as u64).to_le_bytes().to_vec(),
-        ]
-        .concat();
-        let values: Vec<_> = values.iter().flat_map(|value| text(value)).collect();
-        key(name, 9, &[head, values].concat())
-    };
-    let kinds: Vec<_> = [1_i32, 1, 1, 3, 1, 1]
-        .iter()
-        .flat_map(|kind| kind.to_le_bytes())
-        .collect();
-    let kinds = [&5_u32.to_le_bytes()[..], &6_u64.to_le_bytes(), &kinds].concat();
-    vec![
-        key("general.architecture", 8, &text(architecture)),
+fn gguf(architecture: &str, tensors: &[(String, Tensor)]) -> Vec<u8> {
+    let integer = |name: &str, value: usize| unsigned(&format!("{architecture}.{name}"), value);
+    let mut keys = vec![
+        string("general.architecture", architecture),
         integer("block_count", LAYERS),
         integer("embedding_length", HIDDEN),
         integer("feed_forward_length", INNER),
@@ -239,40 +180,10 @@ fn gguf_keys(architecture: &str) -> Vec<Vec<u8>> {
         integer("attention.value_length", HEAD),
         integer("rope.dimension_count", HEAD),
         integer("context_length", CONTEXT),
-        key(
-            &format!("{architecture}.attention.layer_norm_rms_epsilon"),
-            6,
-            &1e-5_f32.to_le_bytes(),
-        ),
-        key("tokenizer.ggml.model", 8, &text("gpt2")),
-        key("tokenizer.ggml.pre", 8, &text("gpt-2")),
-        strings("tokenizer.ggml.tokens", &TOKENS),
-        strings("tokenizer.ggml.merges", &["a b"]),
-        key("tokenizer.ggml.token_type", 9, &kinds),
-        key("tokenizer.ggml.eos_token_id", 4, &3_u32.to_le_bytes()),
-    ]
-}
-
-fn gguf(architecture: &str, tensors: &[(String, Tensor)]) -> Vec<u8> {
-    let keys = gguf_keys(architecture);
-    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
-    bytes.extend((tensors.len() as u64).to_le_bytes());
-    bytes.extend((keys.len() as u64).to_le_bytes());
-    bytes.extend(keys.concat());
-    let mut data: Vec<u8> = Vec::new();
-    for (name, tensor) in tensors {
-        bytes.extend(text(name));
-        bytes.extend(number(tensor.shape.len()).to_le_bytes());
-        for &size in tensor.shape.iter().rev() {
-            bytes.extend((size as u64).to_le_bytes());
-        }
-        bytes.extend(0_u32.to_le_bytes());
-        bytes.extend((data.len() as u64).to_le_bytes());
-        data.extend(tensor.values.iter().flat_map(|value| value.to_le_bytes()));
-        data.resize(data.len().next_multiple_of(32), 0);
-    }
-    bytes.resize(bytes.len().next_multiple_of(32), 0);
-    [bytes, data].concat()
+        float(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-5),
+    ];
+    keys.extend(vocabulary());
+    file(&keys, tensors)
 }
 
 fn open(path: &Path) -> VerifiedModel {
@@ -532,7 +443,7 @@ fn folders_with_contradictions_are_refused() {
     assert_eq!(reason(), "TokenizerInvalid");
     fs::remove_file(path("tokenizer.json")).unwrap();
     assert_eq!(reason(), "FileMissing");
-    fs::write(path("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+    fs::write(path("tokenizer.json"), tokenizer().to_string()).unwrap();
 
     fs::write(path("model.safetensors"), b"\x80\x02}q\x00.").unwrap();
     assert_eq!(reason(), "FormatRefused");

@@ -6,7 +6,8 @@
 #[path = "goldens/mod.rs"]
 mod goldens;
 
-use goldens::{Case, Stored, Tensor, tokenizer};
+use goldens::Case;
+use goldens::tiny::{self, Stored, Tensor, tokenizer};
 use serde_json::{Value as Json, json};
 
 const BLOCK: usize = 32;
@@ -73,7 +74,7 @@ fn blocks_of_8_bit_floats_are_the_numbers_that_they_stand_for() {
             let write = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
             write("config.json", config.to_string().as_bytes());
             write("tokenizer.json", tokenizer().to_string().as_bytes());
-            write("model.safetensors", &goldens::safetensors(stored));
+            write("model.safetensors", &tiny::safetensors(stored));
             case.open(folder.path())
         };
         let mut loaded = write(&case.config, &stored).unwrap();

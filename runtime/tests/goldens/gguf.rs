@@ -1,7 +1,9 @@
 //! A case as the converters of GGUF write it: other names, other keys, heads rearranged for some architectures,
 //! Gemma's norms with 1 added.
 
-use super::{Case, TOKENS, Tensor};
+use super::Case;
+use super::tiny::Tensor;
+use super::tiny::gguf::{adjacent_pairs, array, file, float, string, unsigned, unsigned16, vocabulary};
 use std::f64::consts::TAU;
 
 impl Case {
@@ -181,17 +183,6 @@ impl Case {
     }
 }
 
-/// GGUF keeps the two values of a pair together; Hugging Face keeps the first values of all pairs, then the second.
-fn adjacent_pairs(tensor: &Tensor, head: usize) -> Vec<f32> {
-    let columns: usize = tensor.shape[1..].iter().product();
-    let heads = tensor.values.chunks_exact(head * columns);
-    let rows = heads.flat_map(|values| {
-        let order = (0..head / 2).flat_map(|pair| [pair, pair + head / 2]);
-        order.flat_map(move |row| values[row * columns..(row + 1) * columns].to_vec())
-    });
-    rows.collect()
-}
-
 fn renamed(name: &str, is_gemma: bool) -> String {
     let behind_attention = if is_gemma { "post_attention_norm" } else { "ffn_norm" };
     let parts = [
@@ -218,71 +209,4 @@ fn renamed(name: &str, is_gemma: bool) -> String {
     parts
         .iter()
         .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
-}
-
-fn vocabulary() -> Vec<Vec<u8>> {
-    let texts = |texts: &[&str]| texts.iter().flat_map(|value| text(value)).collect::<Vec<_>>();
-    let kinds: Vec<u8> = [1_i32, 1, 1, 3, 1, 1]
-        .iter()
-        .flat_map(|kind| kind.to_le_bytes())
-        .collect();
-    vec![
-        string("tokenizer.ggml.model", "gpt2"),
-        string("tokenizer.ggml.pre", "gpt-2"),
-        array("tokenizer.ggml.tokens", 8, TOKENS.len(), &texts(&TOKENS)),
-        array("tokenizer.ggml.merges", 8, 1, &texts(&["a b"])),
-        array("tokenizer.ggml.token_type", 5, TOKENS.len(), &kinds),
-        unsigned("tokenizer.ggml.eos_token_id", 3),
-    ]
-}
-
-fn text(value: &str) -> Vec<u8> {
-    [&(value.len() as u64).to_le_bytes()[..], value.as_bytes()].concat()
-}
-
-fn entry(name: &str, code: u32, value: &[u8]) -> Vec<u8> {
-    [&text(name)[..], &code.to_le_bytes(), value].concat()
-}
-
-fn unsigned(name: &str, value: usize) -> Vec<u8> {
-    entry(name, 4, &u32::try_from(value).unwrap().to_le_bytes())
-}
-
-fn unsigned16(name: &str, value: usize) -> Vec<u8> {
-    entry(name, 2, &u16::try_from(value).unwrap().to_le_bytes())
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the format has f32")]
-fn float(name: &str, value: f64) -> Vec<u8> {
-    entry(name, 6, &(value as f32).to_le_bytes())
-}
-
-fn string(name: &str, value: &str) -> Vec<u8> {
-    entry(name, 8, &text(value))
-}
-
-fn array(name: &str, code: u32, count: usize, values: &[u8]) -> Vec<u8> {
-    let head = [&code.to_le_bytes()[..], &(count as u64).to_le_bytes()].concat();
-    entry(name, 9, &[&head, values].concat())
-}
-
-fn file(keys: &[Vec<u8>], tensors: &[(String, Tensor)]) -> Vec<u8> {
-    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
-    bytes.extend((tensors.len() as u64).to_le_bytes());
-    bytes.extend((keys.len() as u64).to_le_bytes());
-    bytes.extend(keys.concat());
-    let mut data: Vec<u8> = Vec::new();
-    for (name, tensor) in tensors {
-        bytes.extend(text(name));
-        bytes.extend(u32::try_from(tensor.shape.len()).unwrap().to_le_bytes());
-        for &size in tensor.shape.iter().rev() {
-            bytes.extend((size as u64).to_le_bytes());
-        }
-        bytes.extend(0_u32.to_le_bytes());
-        bytes.extend((data.len() as u64).to_le_bytes());
-        data.extend(tensor.values.iter().flat_map(|value| value.to_le_bytes()));
-        data.resize(data.len().next_multiple_of(32), 0);
-    }
-    bytes.resize(bytes.len().next_multiple_of(32), 0);
-    [bytes, data].concat()
 }

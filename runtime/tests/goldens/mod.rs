@@ -3,11 +3,14 @@
 use escadre_runtime::engine::Sequences;
 use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, load_exact};
 use escadre_verify::VerifiedModel;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tiny::{Stored, Tensor, safetensors, tokenizer};
 
 pub(crate) mod gguf;
+#[path = "../tiny/mod.rs"]
+pub(crate) mod tiny;
 
 /// Blocks for all sequences of a test.
 const CACHE_BLOCKS: usize = 16;
@@ -25,13 +28,6 @@ pub(crate) const CASES: [&str; 11] = [
     "qwen3",
     "smollm3",
 ];
-const TOKENS: [&str; 6] = ["a", "b", "ab", "<end>", "Ġ", "c"];
-
-#[derive(Clone)]
-pub(crate) struct Tensor {
-    pub(crate) shape: Vec<usize>,
-    pub(crate) values: Vec<f32>,
-}
 
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
@@ -158,54 +154,4 @@ pub(crate) fn difference(left: &[Vec<f32>], right: &[Vec<f32>]) -> f32 {
     assert_eq!(left.len(), right.len());
     let pairs = left.iter().flatten().zip(right.iter().flatten());
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
-pub(crate) fn tokenizer() -> Json {
-    let vocabulary: serde_json::Map<_, _> = TOKENS
-        .iter()
-        .enumerate()
-        .filter(|(_, text)| **text != "<end>")
-        .map(|(id, text)| ((*text).to_owned(), json!(id)))
-        .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    json!({
-        "version": "1.0", "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "added_tokens": [{
-            "id": 3, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false
-        }],
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]},
-    })
-}
-
-/// A tensor as safetensors files hold it.
-pub(crate) struct Stored {
-    pub(crate) kind: &'static str,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl Stored {
-    /// All numbers as f32.
-    pub(crate) fn wide(tensor: &Tensor) -> Self {
-        Self {
-            kind: "F32",
-            shape: tensor.shape.clone(),
-            bytes: tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        }
-    }
-}
-
-pub(crate) fn safetensors(tensors: &[(String, Stored)]) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, tensor) in tensors {
-        let start = data.len();
-        data.extend(&tensor.bytes);
-        header.insert(
-            name.clone(),
-            json!({"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [start, data.len()]}),
-        );
-    }
-    let header = Json::Object(header).to_string();
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
 }
