@@ -67,6 +67,8 @@ struct Budget {
     ceiling: usize,
     /// Pods that must be ready.
     floor: usize,
+    /// Ready pods up to which lost ones of the stable revision are made again.
+    healed: usize,
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
@@ -148,6 +150,7 @@ impl<'a> Pass<'a> {
                 chosen: Strategy::Surge,
                 ceiling: fleet.replicas,
                 floor: 0,
+                healed: 0,
             },
             step: Step {
                 forget: fleet.unused.clone(),

@@ -47,10 +47,13 @@ impl<'a> Pass<'a> {
             let ready = Self::ready(&self.old_alive());
             floor = floor.min((self.available() + ready).saturating_sub(1));
         }
+        // The one that went in its place is not missing, also while the new one has its node and loads.
+        let in_place = wanted.saturating_sub(usize::from(chosen == Strategy::InPlace));
         self.budget = Budget {
             chosen,
             ceiling: wanted + surge,
             floor,
+            healed: floor.min(in_place.max(least.min(wanted))),
         };
         if let Some(pod) = homeless.filter(|pod| !self.is_out_of_patience(pod)) {
             self.wakes.push(PATIENCE.saturating_sub(self.sought(pod)));

@@ -95,7 +95,7 @@ impl Pass<'_> {
         let needed = if self.is_held() {
             self.wanted.saturating_sub(others)
         } else {
-            self.budget.floor.saturating_sub(others).max(self.kept())
+            self.budget.healed.saturating_sub(others).max(self.kept())
         };
         let room = self
             .budget

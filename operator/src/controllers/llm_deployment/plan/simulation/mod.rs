@@ -324,6 +324,11 @@ fn rollout_of_a_full_cluster_goes_on_in_place_and_loses_no_more_than_one() {
     let mut least = 4;
     while life.fleet.stable.as_deref() != Some("r1") {
         life.pass(false);
+        let made = &life.last.step.create;
+        assert!(
+            made.iter().all(|(revision, _)| revision == "r1"),
+            "an old pod comes back: {made:?}"
+        );
         life.cluster.advance(1, &mut chance);
         least = least.min(life.cluster.ready());
         assert!(life.cluster.second - start < 1800, "{}", life.describe());
