@@ -90,7 +90,7 @@ async fn fields_that_are_wrong(process: &Process) {
     for (more, code, param) in [
         (json!({"tempurature": 1}), "unknown_parameter", "tempurature"),
         (json!({"temperature": 9}), "invalid_value", "temperature"),
-        (json!({"n": 2}), "unsupported_parameter", "n"),
+        (json!({"n": 200}), "invalid_value", "n"),
         (
             json!({"tools": [{"type": "function"}]}),
             "unsupported_parameter",

@@ -8,6 +8,7 @@ use futures::StreamExt;
 use reqwest::Response;
 use serde_json::{Value, json};
 use serving::{NAME, Process, client, events, question, streamed_text};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -234,6 +235,37 @@ async fn requests_at_the_same_time_get_the_answers_that_they_get_alone() {
     }
     assert!(alone[0] != alone[1] && alone[1] != alone[2], "{alone:?}");
     assert_eq!(futures::future::join_all(questions.map(beginning)).await, alone);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_answers_read_their_prompt_once_and_go_their_own_ways() {
+    let shared = Shared::take();
+    let ask = |more: Value| question("Tell me about sails, ships and the wind over the sea.", &more);
+    let alone = shared.chat(&ask(json!({"max_tokens": 12, "temperature": 0}))).await;
+    let before = shared.metric("escadre_prompt_tokens_total").await;
+    let three = shared
+        .chat(&ask(json!({"max_tokens": 12, "temperature": 0, "n": 3})))
+        .await;
+    let texts: Vec<&Value> = (0..3)
+        .map(|index| &three["choices"][index]["message"]["content"])
+        .collect();
+    assert_eq!(
+        texts, [&alone["choices"][0]["message"]["content"]; 3],
+        "a copy of the cache is not the same"
+    );
+    let prompt = alone["usage"]["prompt_tokens"].as_f64().unwrap();
+    assert!((shared.metric("escadre_prompt_tokens_total").await - before - prompt).abs() < 0.5);
+    let drawn = alone["usage"]["completion_tokens"].as_u64().unwrap();
+    assert_eq!(three["usage"]["completion_tokens"].as_u64(), Some(3 * drawn));
+
+    let body = ask(json!({"max_tokens": 12, "temperature": 1.5, "seed": 4, "n": 3}));
+    let choices = shared.chat(&body).await["choices"].clone();
+    let texts: BTreeSet<&str> = (0..3)
+        .filter_map(|index| choices[index]["message"]["content"].as_str())
+        .collect();
+    assert_eq!(texts.len(), 3, "{choices}");
+    shared.becomes_idle().await;
+    assert_eq!(shared.status().await["memory"]["kvCacheBytes"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The engine: a thread that owns the model and is fed by a channel.
 //!
-//! Asynchronous code holds an [`Engine`], submits a [`Request`] and gets a [`Generation`], which is a stream of
-//! [`Event`]s. Dropping the generation cancels the request. The thread never awaits, and nothing else computes.
+//! Asynchronous code holds an [`Engine`], submits a [`Request`] and gets a [`Generation`] for each answer, which is a
+//! stream of [`Event`]s. Dropping the generation cancels the answer. The thread never awaits, and nothing else computes.
 
 mod pace;
 mod queue;
@@ -21,9 +21,13 @@ pub use worker::{Settings, Worker};
 
 use crate::kv::BlockId;
 use crate::model::{Decoder, Logits, ModelError, StepBatch, StreamDecoder};
+use futures::Stream;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -42,6 +46,9 @@ pub struct Request {
     pub sampling: Sampling,
     /// Strings that end the answer and are not part of it.
     pub stop: Vec<String>,
+    /// Answers, each drawn with a seed of its own: the first with the one of `sampling`, the next with the one after
+    /// it. The prompt is computed once. At most the [concurrency](Engine::concurrency).
+    pub answers: NonZeroUsize,
 }
 
 /// What happens to a request, in order: any number of texts, then one finish or failure.
@@ -125,10 +132,16 @@ pub(crate) enum Command {
 
 /// A request on its way into the engine.
 pub(crate) struct Job {
-    id: RequestId,
     request: Request,
-    events: mpsc::Sender<Event>,
+    /// As many as it wants answers.
+    listeners: Vec<Listener>,
     arrived: Instant,
+}
+
+/// Where an answer goes.
+pub(crate) struct Listener {
+    id: RequestId,
+    events: mpsc::Sender<Event>,
 }
 
 /// The way into the engine.
@@ -142,7 +155,7 @@ pub struct Engine {
 impl Engine {
     /// An engine's way in, and the channel that its [`Worker`] reads.
     pub(crate) fn new(admission: Arc<Admission>) -> (Self, std::sync::mpsc::Receiver<Command>) {
-        // Every request has at most two commands under way at a time (add and cancel).
+        // Most requests have at most two commands under way at a time (add and cancel).
         let (commands, received) = std::sync::mpsc::sync_channel(2 * admission.limits().requests + 64);
         let engine = Self {
             commands,
@@ -152,25 +165,35 @@ impl Engine {
         (engine, received)
     }
 
-    /// Puts a request into the queue, or refuses it at once when the queue is full.
-    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+    /// Answers that are generated at the same time.
+    pub fn concurrency(&self) -> usize {
+        self.admission.limits().concurrency
+    }
+
+    /// Puts a request into the queue, or refuses it at once when the queue is full. Gives as many generations as it
+    /// wants answers.
+    pub fn submit(&self, request: Request) -> Result<Vec<Generation>, SubmitError> {
         let tokens = request.prompt.len();
         self.admission.enter(tokens)?;
-        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        // Never full: each token has at most one text, and there is one end.
-        let (events, received) = mpsc::channel(request.max_tokens.saturating_add(2).min(MAX_EVENTS));
-        let job = Box::new(Job {
-            id,
-            request,
-            events,
-            arrived: Instant::now(),
-        });
-        match self.commands.try_send(Command::Add(job)) {
-            Ok(()) => Ok(Generation {
+        let (mut listeners, mut generations) = (vec![], vec![]);
+        for _ in 0..request.answers.get() {
+            let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+            // Never full: each token has at most one text, and there is one end.
+            let (events, received) = mpsc::channel(request.max_tokens.saturating_add(2).min(MAX_EVENTS));
+            listeners.push(Listener { id, events });
+            generations.push(Generation {
                 id,
                 events: received,
                 commands: self.commands.clone(),
-            }),
+            });
+        }
+        let job = Box::new(Job {
+            request,
+            listeners,
+            arrived: Instant::now(),
+        });
+        match self.commands.try_send(Command::Add(job)) {
+            Ok(()) => Ok(generations),
             Err(TrySendError::Full(_)) => {
                 self.admission.leave(tokens);
                 Err(SubmitError::Full {
@@ -191,7 +214,7 @@ impl Engine {
 /// No context is longer than this, so no channel of events needs to be.
 const MAX_EVENTS: usize = 1 << 24;
 
-/// A request in the engine. Dropping it cancels the request.
+/// An answer of a request in the engine. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Generation {
     id: RequestId,
@@ -199,10 +222,12 @@ pub struct Generation {
     commands: SyncSender<Command>,
 }
 
-impl Generation {
-    /// The next event; `None` when the engine ended without a last word.
-    pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+/// Its events; ends early when the engine ended without a last word.
+impl Stream for Generation {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
     }
 }
 

@@ -95,6 +95,14 @@ impl Sampler {
         }
     }
 
+    /// The same, with the seed that many after this one's. To be used before anything is drawn.
+    #[must_use]
+    pub fn with_seed_after(&self, number: u64) -> Self {
+        let mut other = self.clone();
+        other.parameters.seed = other.parameters.seed.wrapping_add(number);
+        other
+    }
+
     /// The next token. `None` when a logit is not a number or all are -∞, which no sound model gives.
     pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
         let mut candidates = Vec::with_capacity(logits.len());

@@ -5,10 +5,11 @@
 //! - prompts get what is left of the step: half of it the oldest, the rest the shortest, so that neither waits for ever;
 //! - sequences start in the order of arrival, with room for their whole prompt; the youngest gives way first, so that
 //!   the oldest always comes to its end;
+//! - one that is going to fork starts when there is a place for each of its forks, which then follow it;
 //! - who gave way loses no token: what was computed is computed again, or found in the cache.
 
 use super::RequestId;
-use crate::kv::{Chain, Kv, Shortage, Table};
+use crate::kv::{BlockId, Chain, Kv, Shortage, Table};
 use crate::model::{LogitsWanted, Span};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -49,6 +50,8 @@ struct Sequence {
     /// Tokens in the cache.
     computed: usize,
     table: Table,
+    /// How many it is and is going to be, when it forks.
+    width: usize,
 }
 
 impl Sequence {
@@ -85,11 +88,18 @@ impl Scheduler {
         }
     }
 
-    /// Takes a sequence that may come to have `most` tokens.
+    /// Takes a sequence that may come to have `most` tokens, and that is going to be `width` sequences: the others
+    /// [fork](Self::fork) from it when its prompt is computed.
     ///
     /// # Errors
     /// When the whole cache is too small for it.
-    pub(crate) fn add(&mut self, id: RequestId, root: Chain, prompt: Vec<u32>, most: usize) -> Result<(), Shortage> {
+    pub(crate) fn add(
+        &mut self,
+        id: RequestId,
+        root: Chain,
+        prompt: Vec<u32>,
+        (most, width): (usize, usize),
+    ) -> Result<(), Shortage> {
         let table = Table::new(root);
         let missing = Kv::needed(&table, most).saturating_sub(self.kv.total());
         if missing > 0 {
@@ -101,6 +111,8 @@ impl Scheduler {
             tokens: prompt,
             computed: 0,
             table,
+            // One that is wider than everything starts when nothing else runs.
+            width: width.clamp(1, self.concurrency),
         });
         Ok(())
     }
@@ -179,10 +191,14 @@ impl Scheduler {
     fn start(&mut self, plan: &mut Plan, prompt_tokens: usize) {
         let reading = self.running.iter().map(Sequence::open).filter(|open| *open > 1);
         let (mut reading, mut open) = reading.fold((0, 0), |(count, sum), open| (count + 1, sum + open));
-        while self.running.len() < self.concurrency && (reading < READERS || open < prompt_tokens) {
+        while reading < READERS || open < prompt_tokens {
             let Some(next) = self.waiting.front() else { return };
+            let wide: usize = self.running.iter().map(|one| one.width).sum();
+            if wide + next.width > self.concurrency {
+                return;
+            }
             // Those that run need a block each before long.
-            let needed = self.kv.cost(next.root, &next.tokens, next.tokens.len() + 1) + self.running.len();
+            let needed = self.kv.cost(next.root, &next.tokens, next.tokens.len() + 1) + wide + next.width - 1;
             if needed > self.kv.available() && !self.running.is_empty() {
                 return;
             }
@@ -237,6 +253,34 @@ impl Scheduler {
         if let Some(one) = self.running.iter_mut().find(|one| one.id == id) {
             one.tokens.push(token);
         }
+    }
+
+    /// Begins a sequence with what `of` has computed, and `token`, which was drawn after it. Returns which block is to
+    /// be copied to which before the next step. Does nothing when `of` does not run.
+    pub(crate) fn fork(&mut self, of: RequestId, id: RequestId, token: u32) -> Option<(BlockId, BlockId)> {
+        let at = self.running.iter().position(|one| one.id == of)?;
+        let one = &mut self.running[at];
+        let mut tokens = one.tokens[..one.computed].to_vec();
+        tokens.push(token);
+        let (table, computed, copied) = if let Ok((table, copied)) = self.kv.fork(&one.table, one.computed) {
+            (table, one.computed, copied)
+        } else {
+            // There is no block for the copy: its last tokens are computed again.
+            let table = self.kv.begin(one.root, &tokens);
+            let computed = table.capacity();
+            (table, computed, None)
+        };
+        one.width = one.width.saturating_sub(1).max(1);
+        let fork = Sequence {
+            id,
+            root: one.root,
+            tokens,
+            computed,
+            table,
+            width: 1,
+        };
+        self.running.insert(at + 1, fork);
+        copied
     }
 
     /// Forgets a sequence. Returns whether it was there.

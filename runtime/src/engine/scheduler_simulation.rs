@@ -18,6 +18,8 @@ struct Client {
     drawn: Vec<u32>,
     arrived: usize,
     was_started: bool,
+    /// Others that fork from it.
+    forks: u64,
 }
 
 struct World {
@@ -27,6 +29,7 @@ struct World {
     steps: usize,
     preempted: usize,
     known: usize,
+    copied: usize,
     dice: StdRng,
 }
 
@@ -47,6 +50,7 @@ impl World {
             steps: 0,
             preempted: 0,
             known: 0,
+            copied: 0,
             dice: StdRng::seed_from_u64(seed),
         }
     }
@@ -60,10 +64,16 @@ impl World {
         let kind = self.dice.random_range(0..3_u32);
         let prompt: Vec<u32> = (0..length).map(|at| if at < 64 { kind } else { kind + at }).collect();
         let wanted = self.dice.random_range(1..250);
+        let forks = if self.dice.random_bool(0.2) {
+            self.dice.random_range(1..CONCURRENCY as u64)
+        } else {
+            0
+        };
         let id = self.next;
-        self.next += 1;
+        self.next += 1 + forks;
+        let room = (prompt.len() + wanted, usize::try_from(forks).unwrap() + 1);
         self.scheduler
-            .add(RequestId(id), root("m"), prompt.clone(), prompt.len() + wanted)
+            .add(RequestId(id), root("m"), prompt.clone(), room)
             .unwrap();
         let client = Client {
             prompt,
@@ -71,6 +81,7 @@ impl World {
             drawn: vec![],
             arrived: self.steps,
             was_started: false,
+            forks,
         };
         self.clients.insert(id, client);
     }
@@ -96,14 +107,8 @@ impl World {
             assert!(span.blocks.len() * BLOCK_TOKENS >= share.tokens.end);
             self.scheduler.computed(share);
             if share.draws {
-                let token = draw(&tokens);
-                self.scheduler.push(share.id, token);
-                let client = self.clients.get_mut(&share.id.0).unwrap();
-                client.drawn.push(token);
-                if client.drawn.len() == client.wanted {
-                    self.clients.remove(&share.id.0);
-                    assert!(self.scheduler.remove(share.id));
-                }
+                self.fork(share.id.0);
+                self.draw(share.id.0, draw(&tokens));
             }
         }
         if let Some((id, client)) = self.clients.first_key_value() {
@@ -111,11 +116,56 @@ impl World {
         }
     }
 
+    fn draw(&mut self, id: u64, token: u32) {
+        self.scheduler.push(RequestId(id), token);
+        self.drawn(id, token);
+    }
+
+    fn drawn(&mut self, id: u64, token: u32) {
+        let client = self.clients.get_mut(&id).unwrap();
+        client.drawn.push(token);
+        if client.drawn.len() == client.wanted {
+            self.clients.remove(&id);
+            assert!(self.scheduler.remove(RequestId(id)));
+        }
+    }
+
+    /// Others draw another token than this one, and go on from there.
+    fn fork(&mut self, id: u64) {
+        let client = self.clients.get_mut(&id).unwrap();
+        let forks = std::mem::take(&mut client.forks);
+        let (prompt, arrived) = (client.prompt.clone(), client.arrived);
+        for fork in (id + 1..=id + forks).rev() {
+            let token = 100 + u32::try_from(fork - id).unwrap();
+            if let Some((from, to)) = self.scheduler.fork(RequestId(id), RequestId(fork), token) {
+                assert_ne!(from, to);
+                self.copied += 1;
+            }
+            let client = Client {
+                prompt: prompt.clone(),
+                wanted: self.dice.random_range(1..100),
+                drawn: vec![],
+                arrived,
+                was_started: true,
+                forks: 0,
+            };
+            self.clients.insert(fork, client);
+            self.drawn(fork, token);
+        }
+    }
+
     /// What runs is older than what waits.
     fn check_order(&self) {
         let ids = self.scheduler.running.iter().chain(&self.scheduler.waiting);
         assert!(ids.map(|one| one.id.0).is_sorted());
-        assert!(self.scheduler.running.len() <= CONCURRENCY);
+        let wide: usize = self.scheduler.running.iter().map(|one| one.width).sum();
+        assert!(wide <= CONCURRENCY);
+        assert!(
+            self.scheduler
+                .running
+                .iter()
+                .all(|one| one.width == 1 || !one.table.blocks().is_empty())
+        );
     }
 
     fn check_shares(&self, plan: &Plan, prompt_tokens: usize) {
@@ -140,7 +190,7 @@ impl World {
 
 #[test]
 fn every_request_comes_to_its_end_in_any_load() {
-    let (mut preempted, mut known) = (0, 0);
+    let (mut preempted, mut known, mut copied) = (0, 0, 0);
     for seed in 0..40 {
         let mut world = World::new(seed);
         for _ in 0..1500 {
@@ -164,16 +214,18 @@ fn every_request_comes_to_its_end_in_any_load() {
         assert_eq!(world.scheduler.kv().used(), 0, "seed {seed}");
         preempted += world.preempted;
         known += world.known;
+        copied += world.copied;
     }
     assert!(preempted > 100, "nobody had to give way: {preempted}");
     assert!(known > 1000, "no prefix was used again: {known}");
+    assert!(copied > 1000, "nobody forked: {copied}");
 }
 
 #[test]
 fn short_prompt_does_not_wait_for_a_long_one() {
     let mut scheduler = Scheduler::new(BLOCKS, CONCURRENCY);
-    scheduler.add(RequestId(0), root("m"), vec![1; 900], 901).unwrap();
-    scheduler.add(RequestId(1), root("m"), vec![2; 30], 31).unwrap();
+    scheduler.add(RequestId(0), root("m"), vec![1; 900], (901, 1)).unwrap();
+    scheduler.add(RequestId(1), root("m"), vec![2; 30], (31, 1)).unwrap();
     let shares = |scheduler: &mut Scheduler| -> Vec<(u64, usize)> {
         let plan = scheduler.plan(40);
         plan.shares.iter().for_each(|share| scheduler.computed(share));
@@ -191,8 +243,8 @@ fn sequence_that_never_fits_is_refused() {
     let mut scheduler = Scheduler::new(4, 2);
     let most = 4 * BLOCK_TOKENS;
     assert_eq!(
-        scheduler.add(RequestId(0), root("m"), vec![1], most + 1),
+        scheduler.add(RequestId(0), root("m"), vec![1], (most + 1, 1)),
         Err(Shortage { missing: 1 })
     );
-    scheduler.add(RequestId(0), root("m"), vec![1], most).unwrap();
+    scheduler.add(RequestId(0), root("m"), vec![1], (most, 1)).unwrap();
 }

@@ -4,8 +4,8 @@ use super::pace::Pace;
 use super::queue::Admission;
 use super::scheduler::{Plan, Scheduler, Share};
 use super::{
-    Command, EngineError, Event, FinishReason, Job, Request, RequestId, Sampler, StepModel, StopMatcher, TextStream,
-    Usage,
+    Command, EngineError, Event, FinishReason, Job, Listener, Request, RequestId, Sampler, StepModel, StopMatcher,
+    TextStream, Usage,
 };
 use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
@@ -86,6 +86,8 @@ struct Answer {
     /// Absent while it waits in the queue.
     started: Option<Instant>,
     last_token: Option<Instant>,
+    /// Other answers to the same prompt, which begin when it is computed.
+    forks: Vec<(RequestId, Self)>,
 }
 
 impl Answer {
@@ -174,10 +176,19 @@ impl<M: StepModel> Worker<M> {
     }
 
     fn add(&mut self, job: Job) {
+        let prompt_tokens = job.request.prompt.len();
+        if let Err((problem, listeners)) = self.try_add(job) {
+            self.admission.leave(prompt_tokens);
+            for listener in listeners {
+                let _ = listener.events.try_send(Event::Failed(problem.clone()));
+            }
+        }
+    }
+
+    fn try_add(&mut self, job: Job) -> Result<(), (EngineError, Vec<Listener>)> {
         let Job {
-            id,
             request,
-            events,
+            listeners,
             arrived,
         } = job;
         let Request {
@@ -185,37 +196,48 @@ impl<M: StepModel> Worker<M> {
             max_tokens,
             sampling,
             stop,
+            answers: _,
         } = request;
-        let prompt_tokens = prompt.len();
-        let refuse = |problem| {
-            self.admission.leave(prompt_tokens);
-            let _ = events.try_send(Event::Failed(problem));
-        };
         if self.draining {
-            return refuse(EngineError::Ending);
+            return Err((EngineError::Ending, listeners));
         }
-        let sampler = Sampler::new(sampling, &prompt);
+        let prompt_tokens = prompt.len();
         let most = prompt_tokens.saturating_add(max_tokens);
-        if let Err(shortage) = self.scheduler.add(id, self.settings.root, prompt, most) {
+        let sampler = Sampler::new(sampling, &prompt);
+        let Some(first) = listeners.first().map(|first| first.id) else {
+            return Ok(());
+        };
+        let room = (most, listeners.len());
+        if let Err(shortage) = self.scheduler.add(first, self.settings.root, prompt, room) {
             self.metrics.requests_failed.inc();
-            return refuse(EngineError::TooLong {
+            let problem = EngineError::TooLong {
                 tokens: most,
                 missing_blocks: shortage.missing,
-            });
+            };
+            return Err((problem, listeners));
         }
-        let answer = Answer {
-            events,
-            prompt_tokens,
-            max_tokens,
-            sampler,
-            stop: StopMatcher::new(&stop),
-            text: (self.new_text)(),
-            generated: 0,
-            arrived,
-            started: None,
-            last_token: None,
-        };
-        self.answers.insert(id, answer);
+        let answers = (0..).zip(listeners).map(|(number, listener)| {
+            let answer = Answer {
+                events: listener.events,
+                prompt_tokens,
+                max_tokens,
+                sampler: sampler.with_seed_after(number),
+                stop: StopMatcher::new(&stop),
+                text: (self.new_text)(),
+                generated: 0,
+                arrived,
+                started: None,
+                last_token: None,
+                forks: vec![],
+            };
+            (listener.id, answer)
+        });
+        let mut answers = answers.collect::<Vec<_>>().into_iter();
+        if let Some((id, mut answer)) = answers.next() {
+            answer.forks = answers.collect();
+            self.answers.insert(id, answer);
+        }
+        Ok(())
     }
 
     /// Forgets a request. One that is complete already is not here any more, and nothing happens.
@@ -294,25 +316,52 @@ impl<M: StepModel> Worker<M> {
         let mut row = 0;
         for share in shares {
             self.scheduler.computed(share);
-            if !share.draws {
-                continue;
+            if share.draws {
+                row += 1;
+                self.draw(share.id, logits.row(row - 1));
             }
-            row += 1;
-            let Some(answer) = self.answers.get_mut(&share.id) else {
-                continue;
-            };
-            let drawn = answer.sampler.sample(logits.row(row - 1));
-            observe_token(answer, &self.metrics);
-            let ended = match drawn {
-                None => Some(Event::Failed(EngineError::NotFinite)),
-                Some(token) => {
-                    self.scheduler.push(share.id, token);
-                    accept(answer, token, &self.settings.end_tokens)
-                }
-            };
-            if let Some(event) = ended {
-                self.end(share.id, event);
+        }
+    }
+
+    /// Draws the next token of an answer, and the first of each of its forks.
+    fn draw(&mut self, id: RequestId, logits: &[f32]) {
+        let Some(answer) = self.answers.get_mut(&id) else {
+            return;
+        };
+        let started = answer.started;
+        // The last one first: each takes its place directly behind the one that it comes from.
+        for (fork, mut answer) in std::mem::take(&mut answer.forks).into_iter().rev() {
+            answer.started = started;
+            let drawn = answer.sampler.sample(logits);
+            let copied = drawn.and_then(|token| self.scheduler.fork(id, fork, token));
+            self.answers.insert(fork, answer);
+            match copied.map_or(Ok(()), |(from, to)| self.model.copy_block(from, to)) {
+                Ok(()) => self.take(fork, drawn),
+                Err(problem) => self.end(fork, Event::Failed(EngineError::Model(problem.to_string()))),
             }
+        }
+        let drawn = self
+            .answers
+            .get_mut(&id)
+            .and_then(|answer| answer.sampler.sample(logits));
+        if let Some(token) = drawn {
+            self.scheduler.push(id, token);
+        }
+        self.take(id, drawn);
+    }
+
+    /// Takes a drawn token into its answer. `None`: there was nothing to draw from.
+    fn take(&mut self, id: RequestId, drawn: Option<u32>) {
+        let Some(answer) = self.answers.get_mut(&id) else {
+            return;
+        };
+        observe_token(answer, &self.metrics);
+        let ended = match drawn {
+            None => Some(Event::Failed(EngineError::NotFinite)),
+            Some(token) => accept(answer, token, &self.settings.end_tokens),
+        };
+        if let Some(event) = ended {
+            self.end(id, event);
         }
     }
 
@@ -336,6 +385,9 @@ impl<M: StepModel> Worker<M> {
             Event::Failed(_) | Event::Text(_) => {
                 self.metrics.requests_failed.inc();
             }
+        }
+        for (_, fork) in answer.forks {
+            let _ = fork.events.try_send(event.clone());
         }
         let _ = answer.events.try_send(event);
     }

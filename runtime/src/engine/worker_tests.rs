@@ -6,7 +6,9 @@ use crate::engine::{Engine, Generation, QueueLimits, Sampling, SubmitError};
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::{LogitsWanted, ModelError};
 use crate::status::Stage;
+use futures::StreamExt as _;
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 
@@ -52,7 +54,12 @@ impl StepModel for Counting {
         Ok(Logits::new(values, VOCABULARY))
     }
 
-    fn copy_block(&mut self, _: BlockId, _: BlockId) -> Result<(), ModelError> {
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError> {
+        for place in 0..BLOCK_TOKENS {
+            if let Some(token) = self.cache.get(&(from, place)).copied() {
+                self.cache.insert((to, place), token);
+            }
+        }
         Ok(())
     }
 
@@ -129,10 +136,16 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
             ..Sampling::default()
         },
         stop: vec![],
+        answers: NonZeroUsize::MIN,
     }
 }
 
-async fn collect(mut generation: Generation) -> (String, Event) {
+async fn collect(mut generations: Vec<Generation>) -> (String, Event) {
+    assert_eq!(generations.len(), 1);
+    collect_one(generations.remove(0)).await
+}
+
+async fn collect_one(mut generation: Generation) -> (String, Event) {
     let mut text = String::new();
     loop {
         match generation.next().await.expect("the engine ended") {
@@ -268,6 +281,58 @@ async fn beginning_that_was_computed_before_is_not_computed_again() {
         41 - BLOCK_TOKENS
     );
     assert_eq!(harness.metrics.prefix_cache_hits.get(), BLOCK_TOKENS as u64);
+}
+
+#[tokio::test]
+async fn answers_to_one_prompt_compute_it_once_and_end_each_for_itself() {
+    let harness = start_with(3, false, None, 16);
+    let prompt = vec![5; 40];
+    let mut three = request(&prompt, 3);
+    three.answers = NonZeroUsize::new(3).unwrap();
+    let generations = harness.engine.submit(three).unwrap();
+    assert_eq!(generations.len(), 3);
+    for generation in generations {
+        let (text, last) = collect_one(generation).await;
+        assert_eq!(
+            (text.as_str(), last),
+            ("<6><7><8>", finish(FinishReason::Length, 40, 3))
+        );
+    }
+    assert_eq!(*harness.steps.lock().unwrap(), [8, 8, 8, 8, 8, 3, 3]);
+    harness.engine.drain();
+    harness.thread.join().unwrap();
+    assert_eq!(harness.board.snapshot().memory.kv_cache_bytes, Some(0));
+}
+
+#[tokio::test]
+async fn forks_without_a_block_of_their_own_lose_nothing() {
+    let harness = start_with(3, false, None, 3);
+    let mut three = request(&[5; 40], 40);
+    three.answers = NonZeroUsize::new(3).unwrap();
+    let expected = (6..46).fold(String::new(), |text, token| text + &format!("<{token}>"));
+    for generation in harness.engine.submit(three).unwrap() {
+        let (text, last) = collect_one(generation).await;
+        assert_eq!((&text, last), (&expected, finish(FinishReason::Length, 40, 40)));
+    }
+    assert!(harness.metrics.preemptions.get() > 0, "there was room for all");
+}
+
+#[tokio::test]
+async fn one_of_several_answers_that_is_cancelled_leaves_the_others() {
+    let harness = start_with(3, true, None, 16);
+    let mut three = request(&[5; 4], 5);
+    three.answers = NonZeroUsize::new(3).unwrap();
+    let mut generations = harness.engine.submit(three).unwrap();
+    harness.permits.send(()).unwrap();
+    generations[1].next().await.unwrap();
+    drop(generations.remove(1));
+    for _ in 0..10 {
+        harness.permits.send(()).unwrap();
+    }
+    for generation in generations {
+        assert_eq!(collect_one(generation).await.0, "<6><7><8><9><10>");
+    }
+    assert_eq!(harness.metrics.requests_cancelled.get(), 1);
 }
 
 #[tokio::test]

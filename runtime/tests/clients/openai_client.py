@@ -25,6 +25,16 @@ assert streamed == text, (streamed, text)
 assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
 assert chunks[-1].usage == whole.usage, chunks[-1]
 
+several = client.chat.completions.create(**{**options, "temperature": 1}, n=3)
+assert [choice.index for choice in several.choices] == [0, 1, 2], several
+assert len({choice.message.content for choice in several.choices}) > 1, several
+assert several.usage.prompt_tokens == whole.usage.prompt_tokens, several
+parts = {}
+for chunk in client.chat.completions.create(**options, n=2, stream=True):
+    for choice in chunk.choices:
+        parts[choice.index] = parts.get(choice.index, "") + (choice.delta.content or "")
+assert parts == {0: text, 1: text}, (parts, text)
+
 # An answer can be sent back as it came.
 messages += [whole.choices[0].message, {"role": "user", "content": "Go on."}]
 assert client.chat.completions.create(model=model, messages=messages, max_completion_tokens=4).choices[0].message
@@ -48,7 +58,7 @@ def refuses(kind, **changes):
 
 
 assert refuses(openai.NotFoundError, model="other").code == "model_not_found"
-assert refuses(openai.BadRequestError, n=3).param == "n"
+assert refuses(openai.BadRequestError, n=99).param == "n"
 assert refuses(openai.BadRequestError, extra_body={"typo": 1}).param == "typo"
 assert refuses(openai.BadRequestError, max_tokens=10**6).code == "context_length_exceeded"
 print("all good")

@@ -48,11 +48,22 @@ struct Wire<'a> {
 
 #[derive(Serialize)]
 struct Choice<'a> {
-    index: u32,
+    index: usize,
     #[serde(flatten)]
     content: Content<'a>,
     logprobs: Option<()>,
     finish_reason: Option<&'static str>,
+}
+
+impl<'a> Choice<'a> {
+    fn new(index: usize, content: Content<'a>, reason: Option<FinishReason>) -> Self {
+        Self {
+            index,
+            content,
+            logprobs: None,
+            finish_reason: reason.map(Into::into),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -113,32 +124,36 @@ impl From<Usage> for WireUsage {
 
 impl Envelope {
     /// The whole answer.
-    pub(super) fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> String {
-        let (object, content) = match self.kind {
-            Kind::Chat => {
-                let message = Message {
+    pub(super) fn whole(&self, answers: &[(String, FinishReason)], usage: Usage) -> String {
+        let object = match self.kind {
+            Kind::Chat => "chat.completion",
+            Kind::Text => "text_completion",
+        };
+        let choices = (0..).zip(answers).map(|(index, (text, reason))| {
+            let content = match self.kind {
+                Kind::Chat => Content::Message(Message {
                     role: "assistant",
                     content: text,
                     refusal: None,
-                };
-                ("chat.completion", Content::Message(message))
-            }
-            Kind::Text => ("text_completion", Content::Text(text)),
-        };
-        self.wire(object, Some((content, Some(reason))), usage.into())
+                }),
+                Kind::Text => Content::Text(text),
+            };
+            Choice::new(index, content, Some(*reason))
+        });
+        self.wire(object, choices.collect(), usage.into())
     }
 
-    /// The first chunk of a stream, if it has one of its own: who speaks.
-    pub(super) fn opening(&self) -> Option<String> {
+    /// The first chunk of an answer in a stream, if it has one of its own: who speaks.
+    pub(super) fn opening(&self, index: usize) -> Option<String> {
         let delta = Delta {
             role: Some("assistant"),
             content: Some(""),
         };
-        (self.kind == Kind::Chat).then(|| self.chunk(Content::Delta(delta), None))
+        (self.kind == Kind::Chat).then(|| self.chunk(index, Content::Delta(delta), None))
     }
 
-    /// A chunk with text.
-    pub(super) fn text_chunk(&self, text: &str) -> String {
+    /// A chunk with text of an answer.
+    pub(super) fn text_chunk(&self, index: usize, text: &str) -> String {
         let content = match self.kind {
             Kind::Chat => Content::Delta(Delta {
                 content: Some(text),
@@ -146,31 +161,31 @@ impl Envelope {
             }),
             Kind::Text => Content::Text(text),
         };
-        self.chunk(content, None)
+        self.chunk(index, content, None)
     }
 
-    /// The chunk that says what ended the answer.
-    pub(super) fn finish_chunk(&self, reason: FinishReason) -> String {
+    /// The chunk that says what ended an answer.
+    pub(super) fn finish_chunk(&self, index: usize, reason: FinishReason) -> String {
         let content = match self.kind {
             Kind::Chat => Content::Delta(Delta::default()),
             Kind::Text => Content::Text(""),
         };
-        self.chunk(content, Some(reason))
+        self.chunk(index, content, Some(reason))
     }
 
     /// The chunk with the usage, when it was asked for.
     pub(super) fn usage_chunk(&self, usage: Usage) -> Option<String> {
         self.include_usage
-            .then(|| self.wire(self.chunk_object(), None, usage.into()))
+            .then(|| self.wire(self.chunk_object(), vec![], usage.into()))
     }
 
-    fn chunk(&self, content: Content<'_>, reason: Option<FinishReason>) -> String {
+    fn chunk(&self, index: usize, content: Content<'_>, reason: Option<FinishReason>) -> String {
         let usage = if self.include_usage {
             WireUsage::Null(())
         } else {
             WireUsage::Absent
         };
-        self.wire(self.chunk_object(), Some((content, reason)), usage)
+        self.wire(self.chunk_object(), vec![Choice::new(index, content, reason)], usage)
     }
 
     fn chunk_object(&self) -> &'static str {
@@ -180,25 +195,14 @@ impl Envelope {
         }
     }
 
-    fn wire(
-        &self,
-        object: &'static str,
-        choice: Option<(Content<'_>, Option<FinishReason>)>,
-        usage: WireUsage,
-    ) -> String {
-        let choices = choice.map(|(content, reason)| Choice {
-            index: 0,
-            content,
-            logprobs: None,
-            finish_reason: reason.map(Into::into),
-        });
+    fn wire(&self, object: &'static str, choices: Vec<Choice<'_>>, usage: WireUsage) -> String {
         let wire = Wire {
             id: &self.id,
             object,
             created: self.created,
             model: &self.model,
             system_fingerprint: &self.fingerprint,
-            choices: choices.into_iter().collect(),
+            choices,
             usage,
         };
         serde_json::to_string(&wire).expect("strings and numbers are always JSON")
@@ -233,7 +237,7 @@ mod tests {
     #[test]
     fn whole_chat_answer_is_that_of_openai() {
         assert_eq!(
-            parse(&envelope(Kind::Chat, false).whole("hi", FinishReason::Stop, USAGE)),
+            parse(&envelope(Kind::Chat, false).whole(&[("hi".into(), FinishReason::Stop)], USAGE)),
             json!({
                 "id": "id-1", "object": "chat.completion", "created": 7, "model": "m", "system_fingerprint": "fp_x",
                 "choices": [{
@@ -247,21 +251,25 @@ mod tests {
 
     #[test]
     fn whole_plain_answer_is_that_of_openai() {
-        let answer = parse(&envelope(Kind::Text, false).whole("hi", FinishReason::Length, USAGE));
+        let answers = [("hi".into(), FinishReason::Length), ("ho".into(), FinishReason::Stop)];
+        let answer = parse(&envelope(Kind::Text, false).whole(&answers, USAGE));
         assert_eq!(answer["object"], "text_completion");
         assert_eq!(
-            answer["choices"][0],
-            json!({"index": 0, "text": "hi", "logprobs": null, "finish_reason": "length"})
+            answer["choices"],
+            json!([
+                {"index": 0, "text": "hi", "logprobs": null, "finish_reason": "length"},
+                {"index": 1, "text": "ho", "logprobs": null, "finish_reason": "stop"},
+            ])
         );
     }
 
     #[test]
     fn stream_has_usage_only_when_asked_and_then_only_in_the_end() {
         let without = envelope(Kind::Chat, false);
-        assert!(parse(&without.text_chunk("a")).get("usage").is_none());
+        assert!(parse(&without.text_chunk(0, "a")).get("usage").is_none());
         assert_eq!(without.usage_chunk(USAGE), None);
         let with = envelope(Kind::Chat, true);
-        assert_eq!(parse(&with.text_chunk("a"))["usage"], Value::Null);
+        assert_eq!(parse(&with.text_chunk(0, "a"))["usage"], Value::Null);
         let last = parse(&with.usage_chunk(USAGE).unwrap());
         assert_eq!(
             (&last["choices"], &last["usage"]["total_tokens"]),
@@ -272,21 +280,21 @@ mod tests {
     #[test]
     fn stream_begins_with_the_role_and_ends_with_the_reason() {
         let chat = envelope(Kind::Chat, false);
-        let opening = parse(&chat.opening().unwrap());
+        let opening = parse(&chat.opening(0).unwrap());
         assert_eq!(opening["object"], "chat.completion.chunk");
         assert_eq!(
             opening["choices"][0]["delta"],
             json!({"role": "assistant", "content": ""})
         );
         assert_eq!(
-            parse(&chat.text_chunk("x"))["choices"][0]["delta"],
-            json!({"content": "x"})
+            parse(&chat.text_chunk(2, "x"))["choices"][0],
+            json!({"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null})
         );
-        let finish = parse(&chat.finish_chunk(FinishReason::Stop));
+        let finish = parse(&chat.finish_chunk(0, FinishReason::Stop));
         assert_eq!(
             finish["choices"][0],
             json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"})
         );
-        assert_eq!(envelope(Kind::Text, false).opening(), None);
+        assert_eq!(envelope(Kind::Text, false).opening(0), None);
     }
 }

@@ -27,7 +27,12 @@ pub(crate) async fn create(
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
     let messages = messages::check(fields.required("messages")?)?;
-    let parameters = Parameters::take(&mut fields, &served.generation, random_seed())?;
+    let parameters = Parameters::take(
+        &mut fields,
+        &served.generation,
+        served.engine.concurrency(),
+        random_seed(),
+    )?;
     take_unsupported(&mut fields)?;
     fields.finish(&HARMLESS)?;
     let prompt = app.prepare(&served, move |served| render(served, messages)).await?;

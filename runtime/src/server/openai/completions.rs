@@ -36,8 +36,13 @@ pub(crate) async fn create(
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
     let prompt = parse_prompt(fields.required("prompt")?)?;
-    let parameters = Parameters::take(&mut fields, &served.generation, random_seed())?;
-    take_unsupported(&mut fields)?;
+    let parameters = Parameters::take(
+        &mut fields,
+        &served.generation,
+        served.engine.concurrency(),
+        random_seed(),
+    )?;
+    take_unsupported(&mut fields, parameters.answers.get())?;
     fields.finish(&HARMLESS)?;
     let prompt = app.prepare(&served, move |served| tokens(served, prompt)).await?;
     let left = served.context_length.saturating_sub(prompt.len());
@@ -47,8 +52,9 @@ pub(crate) async fn create(
 }
 
 /// Fields of completions that this server does not have.
-fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.neutral("best_of", |value| value == 1)?;
+fn take_unsupported(fields: &mut Fields, answers: usize) -> Result<(), ApiError> {
+    // The best of as many as are wanted are all of them.
+    fields.neutral("best_of", |value| value == answers)?;
     fields.neutral("echo", |value| value == false)?;
     fields.neutral("suffix", is_empty)?;
     fields.neutral("logprobs", |_| false)

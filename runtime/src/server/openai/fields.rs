@@ -72,7 +72,7 @@ impl Fields {
     }
 
     /// Takes a field that is known but not supported; only values that change nothing are accepted.
-    pub(crate) fn neutral(&mut self, name: &'static str, is_neutral: fn(&Value) -> bool) -> Result<(), ApiError> {
+    pub(crate) fn neutral(&mut self, name: &'static str, is_neutral: impl Fn(&Value) -> bool) -> Result<(), ApiError> {
         match self.take(name) {
             Some(value) if !is_neutral(&value) => {
                 let message = format!("`{name}` is not supported by this server with this value; leave it out");

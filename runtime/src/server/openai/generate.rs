@@ -10,6 +10,7 @@ use crate::traffic::Attempt;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt, stream};
 use std::convert::Infallible;
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub(super) async fn answer(
         max_tokens: _,
         sampling,
         stop,
+        answers,
         stream,
         include_usage,
     } = parameters;
@@ -38,14 +40,15 @@ pub(super) async fn answer(
         max_tokens,
         sampling,
         stop,
+        answers,
     };
-    let generation = served.engine.submit(request).map_err(|error| {
+    let generations = served.engine.submit(request).map_err(|error| {
         if matches!(error, SubmitError::Full { .. }) {
             app.metrics.requests_refused.inc();
         }
         refusal(&error)
     })?;
-    let followed = Followed::new(generation, attempt);
+    let followed = Followed::new(generations, attempt);
     let envelope = Envelope {
         kind,
         id: random_id(kind.id_prefix()),
@@ -60,8 +63,8 @@ pub(super) async fn answer(
             .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
             .into_response());
     }
-    let (text, reason, usage) = collect(followed).await?;
-    let body = envelope.whole(&text, reason, usage);
+    let (answers, usage) = collect(followed).await?;
+    let body = envelope.whole(&answers, usage);
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
@@ -94,68 +97,98 @@ fn engine_failure(event: Option<Event>) -> ApiError {
     }
 }
 
-/// A generation whose fate is counted.
+/// The answers to a request, whose fate is counted.
 struct Followed {
-    generation: Generation,
+    generations: SelectAll<BoxStream<'static, (usize, Event)>>,
     attempt: Attempt,
+    answers: usize,
+    finished: usize,
+    /// Of those that are finished.
+    usage: Usage,
 }
 
 impl Followed {
-    fn new(generation: Generation, attempt: Attempt) -> Self {
+    fn new(generations: Vec<Generation>, attempt: Attempt) -> Self {
         attempt.accepted();
-        Self { generation, attempt }
+        let answers = generations.len();
+        let numbered = (0..).zip(generations);
+        let numbered = numbered.map(|(index, generation)| generation.map(move |event| (index, event)).boxed());
+        Self {
+            generations: stream::select_all(numbered),
+            attempt,
+            answers,
+            finished: 0,
+            usage: Usage::default(),
+        }
     }
 
-    async fn next(&mut self) -> Option<Event> {
-        let event = self.generation.next().await;
-        match &event {
-            Some(Event::Text(_)) => self.attempt.token(),
-            Some(Event::Finished { .. }) => {
+    /// What happens next to one of the answers. `None`: all are finished.
+    async fn next(&mut self) -> Result<Option<(usize, Part)>, ApiError> {
+        if self.finished == self.answers {
+            return Ok(None);
+        }
+        match self.generations.next().await {
+            Some((index, Event::Text(text))) => {
+                self.attempt.token();
+                Ok(Some((index, Part::Text(text))))
+            }
+            Some((index, Event::Finished { reason, usage })) => {
+                self.finished += 1;
+                self.usage = Usage {
+                    prompt_tokens: usage.prompt_tokens,
+                    completion_tokens: self.usage.completion_tokens + usage.completion_tokens,
+                };
                 // An end token alone has no text.
                 self.attempt.token();
-                self.attempt.answered();
-            }
-            Some(Event::Failed(_)) | None => self.attempt.failed(),
-        }
-        event
-    }
-}
-
-async fn collect(mut followed: Followed) -> Result<(String, FinishReason, Usage), ApiError> {
-    let mut text = String::new();
-    loop {
-        match followed.next().await {
-            Some(Event::Text(piece)) => text.push_str(&piece),
-            Some(Event::Finished { reason, usage }) => return Ok((text, reason, usage)),
-            last => return Err(engine_failure(last)),
-        }
-    }
-}
-
-/// The events of a stream. Dropping it drops the generation, which cancels the request.
-fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent> {
-    let opening: Vec<String> = envelope.opening().into_iter().collect();
-    let rest = stream::unfold(Some((envelope, followed)), |state| async move {
-        let (envelope, mut followed) = state?;
-        let (lines, is_last) = match followed.next().await {
-            Some(Event::Text(text)) => (vec![envelope.text_chunk(&text)], false),
-            Some(Event::Finished { reason, usage }) => {
-                let mut lines = vec![envelope.finish_chunk(reason)];
-                lines.extend(envelope.usage_chunk(usage));
-                (lines, true)
+                if self.finished == self.answers {
+                    self.attempt.answered();
+                }
+                Ok(Some((index, Part::End(reason))))
             }
             last => {
-                let error = engine_failure(last);
-                let line = serde_json::to_string(&error.body()).expect("strings are always JSON");
-                (vec![line], true)
+                self.attempt.failed();
+                Err(engine_failure(last.map(|(_, event)| event)))
             }
+        }
+    }
+}
+
+/// A part of an answer.
+enum Part {
+    Text(String),
+    End(FinishReason),
+}
+
+async fn collect(mut followed: Followed) -> Result<(Vec<(String, FinishReason)>, Usage), ApiError> {
+    let mut answers = vec![(String::new(), FinishReason::Stop); followed.answers];
+    while let Some((index, part)) = followed.next().await? {
+        match part {
+            Part::Text(text) => answers[index].0.push_str(&text),
+            Part::End(reason) => answers[index].1 = reason,
+        }
+    }
+    Ok((answers, followed.usage))
+}
+
+/// The events of a stream. Dropping it drops the generations, which cancels the request.
+fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent> {
+    let opening: Vec<String> = (0..followed.answers)
+        .filter_map(|index| envelope.opening(index))
+        .collect();
+    let rest = stream::unfold(Some((envelope, followed)), |state| async move {
+        let (envelope, mut followed) = state?;
+        let last = match followed.next().await {
+            Ok(Some((index, part))) => {
+                let line = match part {
+                    Part::Text(text) => envelope.text_chunk(index, &text),
+                    Part::End(reason) => envelope.finish_chunk(index, reason),
+                };
+                return Some((vec![line], Some((envelope, followed))));
+            }
+            Ok(None) => envelope.usage_chunk(followed.usage),
+            Err(error) => Some(serde_json::to_string(&error.body()).expect("strings are always JSON")),
         };
-        let lines = if is_last {
-            lines.into_iter().chain(std::iter::once("[DONE]".to_owned())).collect()
-        } else {
-            lines
-        };
-        Some((lines, (!is_last).then_some((envelope, followed))))
+        Some((last.into_iter().chain(["[DONE]".to_owned()]).collect(), None))
     });
     stream::iter([opening])
         .chain(rest)
@@ -173,6 +206,7 @@ mod tests {
     use crate::model::{Logits, ModelError, StepBatch};
     use crate::status::{Board, Stage};
     use crate::traffic::{Summary, Traffic};
+    use std::num::NonZeroUsize;
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -236,6 +270,7 @@ mod tests {
             max_tokens,
             sampling: Sampling::default(),
             stop: vec![],
+            answers: NonZeroUsize::MIN,
         };
         Followed::new(engine.submit(request).unwrap(), Attempt::new(Arc::clone(traffic)))
     }
@@ -270,7 +305,7 @@ mod tests {
         assert!(collect(ask(&traffic, 5, false)).await.is_err());
         assert_eq!(counted(), (4, 3, Some(4)));
         // Somebody who goes away after the first text.
-        assert!(ask(&traffic, 5, false).next().await.is_some());
+        assert!(ask(&traffic, 5, false).next().await.unwrap().is_some());
         assert_eq!(counted(), (4, 3, Some(5)));
     }
 }

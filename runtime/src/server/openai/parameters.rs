@@ -5,6 +5,7 @@ use crate::engine::Sampling;
 use crate::model::GenerationDefaults;
 use crate::server::error::{ApiError, Code};
 use serde_json::Value;
+use std::num::NonZeroUsize;
 
 /// More stop strings than this are a mistake.
 const MAX_STOPS: usize = 16;
@@ -27,13 +28,20 @@ pub(super) struct Parameters {
     pub(super) max_tokens: Option<usize>,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
+    pub(super) answers: NonZeroUsize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
 
 impl Parameters {
-    /// Takes the shared fields. `random_seed` is used when the request names none.
-    pub(super) fn take(fields: &mut Fields, defaults: &GenerationDefaults, random_seed: u64) -> Result<Self, ApiError> {
+    /// Takes the shared fields. `random_seed` is used when the request names none; `concurrency` is how many answers
+    /// are generated at the same time.
+    pub(super) fn take(
+        fields: &mut Fields,
+        defaults: &GenerationDefaults,
+        concurrency: usize,
+        random_seed: u64,
+    ) -> Result<Self, ApiError> {
         take_unsupported(fields)?;
         let max_tokens = fields.count("max_tokens", 1)?;
         let max_completion_tokens = fields.count("max_completion_tokens", 1)?;
@@ -48,6 +56,7 @@ impl Parameters {
             max_tokens: max_completion_tokens.or(max_tokens),
             sampling: take_sampling(fields, defaults, random_seed)?,
             stop: take_stop(fields)?,
+            answers: take_answers(fields, concurrency)?,
             stream,
             include_usage: take_stream_options(fields, stream)?,
         })
@@ -87,6 +96,19 @@ fn take_sampling(fields: &mut Fields, defaults: &GenerationDefaults, random_seed
             .unwrap_or(1.0),
         seed,
     })
+}
+
+/// All answers of a request are generated at the same time, so there are no more than that.
+fn take_answers(fields: &mut Fields, concurrency: usize) -> Result<NonZeroUsize, ApiError> {
+    let answers = fields
+        .count("n", 1)?
+        .and_then(NonZeroUsize::new)
+        .unwrap_or(NonZeroUsize::MIN);
+    if answers.get() > concurrency {
+        let problem = format!("must be at most {concurrency}, the answers that this server generates at the same time");
+        return Err(invalid("n", &problem));
+    }
+    Ok(answers)
 }
 
 fn take_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
@@ -134,7 +156,6 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
 
 /// Fields of OpenAI's API that this server does not have. Their neutral values are accepted, since clients send them.
 fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.neutral("n", |value| value.as_u64() == Some(1))?;
     fields.neutral("logit_bias", is_empty)?;
     fields.neutral("store", |value| value == false)?;
     fields.neutral("service_tier", |value| value == "auto" || value == "default")?;
@@ -180,7 +201,7 @@ mod tests {
             temperature: Some(0.6),
             ..GenerationDefaults::default()
         };
-        let parameters = Parameters::take(&mut fields, &defaults, 99)?;
+        let parameters = Parameters::take(&mut fields, &defaults, 4, 99)?;
         fields.finish(&HARMLESS)?;
         Ok(parameters)
     }
@@ -194,12 +215,14 @@ mod tests {
         assert_eq!((parameters.sampling.top_k, parameters.max_tokens), (0, Some(5)));
         assert_eq!(parameters.stop, ["x"]);
         assert_eq!(take(json!({})).unwrap().sampling.seed, 99);
+        assert_eq!(take(json!({"n": 4})).unwrap().answers.get(), 4);
     }
 
     #[test]
     fn whatever_would_change_the_answer_is_refused_by_name() {
         for (name, value) in [
-            ("n", json!(2)),
+            ("n", json!(5)),
+            ("n", json!(0)),
             ("logit_bias", json!({"1": 5})),
             ("store", json!(true)),
             ("temperature", json!(2.1)),
