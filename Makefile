@@ -8,7 +8,7 @@ CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
-	soak-operator soak-rollouts bench-operator bench-rollouts bench-fleet \
+	soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -52,6 +52,9 @@ soak-operator: prerequisites ## 10,000 random operations while the API misbehave
 
 soak-rollouts: prerequisites ## 100 model updates under traffic while the operator is killed and the API misbehaves
 	@dev/soak-rollouts.sh
+
+soak-serving: prerequisites ## 20,000 requests of every kind to a tiny model, many given up; nothing is left behind
+	@dev/soak-serving.sh
 
 bench-operator: prerequisites ## Measure the operator at fleet size on simulated nodes (about 20 minutes)
 	@dev/bench-operator.sh

@@ -1,81 +1,24 @@
 //! A tiny random model in both formats: the same weights give the same logits, and what is wrong with a file is said
-//! by name. Every feature of the architecture is on: shared heads of keys, heads whose size does not follow from the
-//! width, stretched positions, norms that are not constant.
+//! by name.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
-#[expect(dead_code, reason = "the module has what other tests need too")]
 #[path = "tiny/mod.rs"]
 mod tiny;
 
 use escadre_runtime::engine::Sequences;
 use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, SpecialTokens, load};
 use escadre_verify::VerifiedModel;
-use serde_json::{Value as Json, json};
-use std::collections::BTreeMap;
+use serde_json::json;
 use std::fs;
 use std::path::Path;
 use tiny::gguf::{adjacent_pairs, file, float, string, unsigned, vocabulary};
-use tiny::{Stored, TOKENS, Tensor, tokenizer};
+use tiny::llama::{BASE, HEAD, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, Weights, config, weights, write_folder};
+use tiny::{Stored, Tensor, tokenizer};
 
-const LAYERS: usize = 2;
-const HIDDEN: usize = 32;
-const INNER: usize = 48;
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
-const HEAD: usize = 16;
 const CONTEXT: usize = 64;
-const BASE: f64 = 10_000.0;
 
-type Weights = BTreeMap<String, Tensor>;
 type Change<'a> = &'a dyn Fn(&mut Vec<(String, Tensor)>);
-
-fn weights() -> Weights {
-    let mut state = 11_u64;
-    let mut random = move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        f32::from(u16::try_from(state >> 48).unwrap()) / 32_768.0 - 1.0
-    };
-    let mut weights = Weights::new();
-    let mut add = |name: String, shape: &[usize], scale: f32, offset: f32| {
-        let values = (0..shape.iter().product()).map(|_| random() * scale + offset).collect();
-        let shape = shape.to_vec();
-        weights.insert(name, Tensor { shape, values });
-    };
-    add("model.embed_tokens.weight".into(), &[TOKENS.len(), HIDDEN], 1.0, 0.0);
-    add("lm_head.weight".into(), &[TOKENS.len(), HIDDEN], 0.8, 0.0);
-    add("model.norm.weight".into(), &[HIDDEN], 0.3, 1.0);
-    for layer in 0..LAYERS {
-        let mut part = |name: &str, shape: &[usize], scale, offset| {
-            add(format!("model.layers.{layer}.{name}.weight"), shape, scale, offset);
-        };
-        part("input_layernorm", &[HIDDEN], 0.3, 1.0);
-        part("post_attention_layernorm", &[HIDDEN], 0.3, 1.0);
-        part("self_attn.q_proj", &[HEADS * HEAD, HIDDEN], 0.5, 0.0);
-        part("self_attn.k_proj", &[KV_HEADS * HEAD, HIDDEN], 0.5, 0.0);
-        part("self_attn.v_proj", &[KV_HEADS * HEAD, HIDDEN], 0.4, 0.0);
-        part("self_attn.o_proj", &[HIDDEN, HEADS * HEAD], 0.3, 0.0);
-        part("mlp.gate_proj", &[INNER, HIDDEN], 0.4, 0.0);
-        part("mlp.up_proj", &[INNER, HIDDEN], 0.4, 0.0);
-        part("mlp.down_proj", &[HIDDEN, INNER], 0.3, 0.0);
-    }
-    weights
-}
-
-fn config() -> Json {
-    json!({
-        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": LAYERS, "hidden_size": HIDDEN,
-        "intermediate_size": INNER, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD,
-        "vocab_size": TOKENS.len(), "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": BASE,
-        "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32
-        },
-        "tie_word_embeddings": false, "eos_token_id": 3,
-    })
-}
 
 fn safetensors(weights: &Weights, in_16_bits: bool) -> Vec<u8> {
     let stored = |tensor: &Tensor| {
@@ -94,12 +37,6 @@ fn safetensors(weights: &Weights, in_16_bits: bool) -> Vec<u8> {
         .map(|(name, tensor)| (name.clone(), stored(tensor)))
         .collect();
     tiny::safetensors(&tensors)
-}
-
-fn write_folder(folder: &Path, weights: &Weights) {
-    fs::write(folder.join("config.json"), config().to_string()).unwrap();
-    fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).unwrap();
-    fs::write(folder.join("model.safetensors"), safetensors(weights, false)).unwrap();
 }
 
 /// The rule of Llama 3 as its authors wrote it, for `rope_freqs.weight`.
@@ -210,7 +147,7 @@ fn difference(left: &[f32], right: &[f32]) -> f32 {
 #[test]
 fn both_formats_give_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
-    write_folder(folder.path(), &weights());
+    write_folder(folder.path(), &weights(), CONTEXT);
     let file = folder.path().join("tiny.gguf");
     let tensors = gguf_tensors(&weights());
     let other = tempfile::tempdir().unwrap();
@@ -283,7 +220,7 @@ fn the_comparison_sees_every_feature() {
 #[test]
 fn shards_and_16_bits_load() {
     let folder = tempfile::tempdir().unwrap();
-    write_folder(folder.path(), &weights());
+    write_folder(folder.path(), &weights(), CONTEXT);
     let expected = logits(&mut load_path(folder.path(), &LoadOptions::default()).unwrap());
     fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     let (mut first, mut second) = (weights(), weights());
@@ -385,7 +322,7 @@ fn limits_are_checked_before_weights_are_packed() {
         assert_eq!(error.reason(), "OutOfMemoryHost");
         assert!(error.to_string().contains(&(50 << 20).to_string()), "{error}");
     }
-    write_folder(folder.path(), &weights());
+    write_folder(folder.path(), &weights(), CONTEXT);
     fs::remove_file(&file).unwrap();
     assert_eq!(
         load_path(folder.path(), &small).unwrap_err().reason(),
@@ -413,16 +350,16 @@ fn progress_grows_to_the_size_of_the_file() {
 fn folders_with_contradictions_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    write_folder(folder.path(), &weights());
+    write_folder(folder.path(), &weights(), CONTEXT);
     let reason = || load_path(folder.path(), &LoadOptions::default()).unwrap_err().reason();
 
     fs::write(path("config.json"), "{\"a\": 1, \"a\": 2}").unwrap();
     assert_eq!(reason(), "ConfigInvalid");
-    let mut other = config();
+    let mut other = config(CONTEXT);
     other["architectures"] = json!(["GPT2LMHeadModel"]);
     fs::write(path("config.json"), other.to_string()).unwrap();
     assert_eq!(reason(), "ArchitectureUnsupported");
-    fs::write(path("config.json"), config().to_string()).unwrap();
+    fs::write(path("config.json"), config(CONTEXT).to_string()).unwrap();
 
     fs::write(path("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
     fs::write(

@@ -1,8 +1,11 @@
 //! Files of tiny models in both formats.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of it")]
+
 use serde_json::{Value as Json, json};
 
 pub(crate) mod gguf;
+pub(crate) mod llama;
 
 pub(crate) const TOKENS: [&str; 6] = ["a", "b", "ab", "<end>", "Ġ", "c"];
 
