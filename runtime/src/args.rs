@@ -226,8 +226,13 @@ pub struct ServeArgs {
     pub max_context: Option<NonZeroUsize>,
 
     /// How many requests are answered at the same time; more of them wait.
-    #[arg(long, default_value = "4")]
+    #[arg(long, default_value = "16")]
     pub max_concurrency: NonZeroUsize,
+
+    /// How long a request may have to wait for its turn, by how long answers took so far; one that would wait longer is
+    /// refused with 429. As many as are answered at the same time may always wait.
+    #[arg(long, value_parser = parse_duration, default_value = "60s", value_name = "DURATION")]
+    pub max_queue_wait: Duration,
 
     /// How keys and values are held.
     #[arg(long, value_enum, default_value_t)]

@@ -20,7 +20,9 @@ struct Shared(MutexGuard<'static, Option<Process>>);
 impl Shared {
     fn take() -> Self {
         let mut guard = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-        guard.get_or_insert_with(|| Process::ready(&["--max-context=2048"]));
+        guard.get_or_insert_with(|| {
+            Process::ready(&["--max-context=2048", "--max-concurrency=4", "--max-queue-wait=1h"])
+        });
         Self(guard)
     }
 

@@ -18,8 +18,10 @@ pub struct QueueLimits {
     pub requests: usize,
     /// Prompt tokens that wait, in all. A single request may have more: it is taken when nothing else waits.
     pub tokens: usize,
-    /// Requests that are answered at the same time.
+    /// Requests that are answered at the same time. As many may wait, however long that takes.
     pub concurrency: usize,
+    /// How long a request may be expected to wait.
+    pub wait: Duration,
 }
 
 #[derive(Debug)]
@@ -62,8 +64,11 @@ impl Admission {
     /// Counts a request in, or refuses it.
     pub(crate) fn enter(&self, tokens: usize) -> Result<(), SubmitError> {
         let mut state = self.lock();
-        let is_full =
-            state.waiting >= self.limits.requests || state.waiting > 0 && state.tokens + tokens > self.limits.tokens;
+        let limits = self.limits;
+        let is_full = state.waiting >= limits.requests
+            || state.waiting > 0 && state.tokens + tokens > limits.tokens
+            || state.waiting >= limits.concurrency
+                && self.seconds_until(state.waiting, &state) > limits.wait.as_secs_f64();
         if is_full {
             let retry_after = self.estimate(&state);
             return Err(SubmitError::Full { retry_after });
@@ -91,13 +96,17 @@ impl Admission {
         self.estimate(&self.lock())
     }
 
-    /// Room comes when the first of those that are being answered is done: on the average after the mean duration
-    /// divided by how many there are. Whole seconds, since the header has no others.
+    /// Room comes when the first of those that are being answered is done. Whole seconds, since the header has no
+    /// others.
     fn estimate(&self, state: &State) -> Duration {
-        #[expect(clippy::cast_precision_loss, reason = "a handful")]
-        let concurrency = self.limits.concurrency.max(1) as f64;
-        let seconds = (state.mean_seconds / concurrency).clamp(1.0, MAX_RETRY_AFTER.as_secs_f64());
+        let seconds = self.seconds_until(1, state).clamp(1.0, MAX_RETRY_AFTER.as_secs_f64());
         Duration::from_secs_f64(seconds.ceil())
+    }
+
+    /// Until so many answers are done, on the average: each takes the mean duration, and they go side by side.
+    #[expect(clippy::cast_precision_loss, reason = "no queue is so long")]
+    fn seconds_until(&self, answers: usize, state: &State) -> f64 {
+        state.mean_seconds * answers as f64 / self.limits.concurrency.max(1) as f64
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -114,6 +123,7 @@ mod tests {
             requests: 2,
             tokens: 100,
             concurrency: 2,
+            wait: Duration::from_secs(30),
         })
     }
 
@@ -142,6 +152,25 @@ mod tests {
         admission.enter(60).unwrap();
         assert!(admission.enter(60).is_err());
         assert_eq!(admission.waiting(), 1);
+    }
+
+    #[test]
+    fn queue_is_no_longer_than_anybody_should_wait_but_one_wave_always_waits() {
+        let limits = QueueLimits {
+            requests: 100,
+            tokens: 1000,
+            concurrency: 4,
+            wait: Duration::from_secs(30),
+        };
+        let taken = |mean| {
+            let admission = Admission::new(limits);
+            for _ in 0..100 {
+                admission.learn(Duration::from_secs(mean));
+            }
+            (0..100).take_while(|_| admission.enter(1).is_ok()).count()
+        };
+        // Each fourth of 10 s somebody is done: the thirteenth waits for 30 s.
+        assert_eq!((taken(10), taken(100), taken(1)), (13, 4, 100));
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub(super) struct Plan {
     pub(super) served_name: String,
     pub(super) max_context: Option<NonZeroUsize>,
     pub(super) concurrency: usize,
+    pub(super) queue_wait: Duration,
     pub(super) kv_type: KvType,
     pub(super) inter_token_latency: Option<Duration>,
     pub(super) format: Option<Format>,
@@ -148,6 +149,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         requests: plan.concurrency.saturating_mul(WAITING_PER_RUNNING),
         tokens: description.context_length.saturating_mul(WAITING_CONTEXTS),
         concurrency: plan.concurrency,
+        wait: plan.queue_wait,
     }));
     let (engine, commands) = Engine::new(Arc::clone(&admission));
     let digest = verified.digest();

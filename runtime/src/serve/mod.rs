@@ -165,6 +165,7 @@ fn plan(args: &ServeArgs, place: &Place) -> Plan {
         served_name: args.served_name.clone().unwrap_or_else(|| name_of(&place.model)),
         max_context: args.max_context,
         concurrency: args.max_concurrency.get(),
+        queue_wait: args.max_queue_wait,
         kv_type: args.kv_cache_dtype,
         inter_token_latency: args.inter_token_latency,
         format: args.format.wanted(),
