@@ -8,7 +8,7 @@ CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
-	soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet \
+	soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet bench-serving \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -61,6 +61,9 @@ bench-operator: prerequisites ## Measure the operator at fleet size on simulated
 
 bench-rollouts: ## Measure a model update under traffic beside a plain Deployment (about 15 minutes)
 	@dev/bench-rollouts.sh
+
+bench-serving: prerequisites ## Measure serving to up to 64 clients at once beside llama-server (about 15 minutes)
+	@dev/bench-serving.sh
 
 bench-fleet: prerequisites ## Measure a whole fleet that is updated at once without a free GPU
 	@dev/bench-fleet.sh

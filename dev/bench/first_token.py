@@ -136,7 +136,7 @@ def main():
         print(f"{part:30} {medians[0][part]:9.2f} {medians[1][part]:11.2f}")
     ratio = medians[0]["first token"] / medians[1]["first token"]
     bars = [("first token, Escadre / plain Deployment", "<= 1.15", ratio, ratio <= 1.15)]
-    report("first-token", results, version, {"escadre": ours, "deployment": peer},
+    report("first-token", results, {"kubernetes": version}, {"escadre": ours, "deployment": peer},
            {"escadre": medians[0], "deployment": medians[1]}, bars)
 
 

@@ -29,7 +29,7 @@ def main():
         ("fewest ready pods, of 4", f">= {pods - 1}", ours["leastReady"], ours["leastReady"] >= pods - 1),
         ("all rolled, Escadre / plain Deployment", "<= 1.5", ratio, ratio <= 1.5),
     ]
-    report("fleet", results, record["kubernetes"], record, {}, bars)
+    report("fleet", results, {"kubernetes": record["kubernetes"]}, record, {}, bars)
 
 
 main()

@@ -166,7 +166,7 @@ def main():
         ("requests failed or cut, Escadre", "0", lost["escadre"], lost["escadre"] == 0),
         ("new model alone, Escadre / plain Deployment", "<= 1.5", ratio, ratio <= 1.5),
     ]
-    report("rollouts", results, version, rounds, median, bars)
+    report("rollouts", results, {"kubernetes": version}, rounds, median, bars)
 
 
 main()

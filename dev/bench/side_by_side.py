@@ -1,5 +1,5 @@
-"""What benchmarks against a plain Deployment have in common: the peer that is made of the operator's own pod, and the
-report of bars that is printed and kept."""
+"""What benchmarks have in common: the report of bars that is printed and kept, and, for those against a plain Deployment,
+the peer that is made of the operator's own pod."""
 
 import datetime
 import json
@@ -30,7 +30,7 @@ def manifests(things):
     return "\n---\n".join(map(json.dumps, things))
 
 
-def report(name, results, kubernetes, rounds, median, bars):
+def report(name, results, versions, rounds, median, bars):
     """Prints the bars (name, wanted, measured, whether it is met) and keeps everything in a dated file."""
     print(f"\n{'bar':44} {'wanted':>8} {'measured':>9}")
     for bar, wanted, measured, met in bars:
@@ -39,7 +39,7 @@ def report(name, results, kubernetes, rounds, median, bars):
     record = {
         "date": datetime.date.today().isoformat(),
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
-        "versions": {"kubernetes": kubernetes, "escadre": subprocess.run(
+        "versions": {**versions, "escadre": subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()},
         "rounds": rounds,
         "median": median,

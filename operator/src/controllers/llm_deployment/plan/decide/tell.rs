@@ -109,8 +109,8 @@ impl Pass<'_> {
         let goal = self.goal;
         let old = self.old_alive().len();
         let share = format!(
-            "{serving} of {} serve, {old} of older revisions are left",
-            pods(self.wanted)
+            "{serving} of {} pods serve, {old} of older revisions are left",
+            self.wanted
         );
         if self.is_back {
             return State::RolledBack(share);

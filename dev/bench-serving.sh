@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Measures serving to many clients at once beside llama.cpp's own server. Builds both with all optimisations first, once.
+# ESCADRE_BENCH_TRACE is a trace of arrivals and lengths (TIMESTAMP,ContextTokens,GeneratedTokens).
+#
+# A trial: ESCADRE_BENCH_PACE=0.2 ESCADRE_BENCH_RESULTS=/tmp dev/bench-serving.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. dev/cache.sh
+
+dev/models.sh
+dev/llama-server.sh
+cargo build --quiet --release -p escadre-runtime
+version=0.3.36
+exec python3 dev/bench/serving.py target/release/escadre-runtime "$cache/llama-server-$version/llama-server" "$version" \
+  "$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf" \
+  "${ESCADRE_BENCH_TRACE:-../shared/testdata/traces/azure2023_conv.csv}" "${ESCADRE_BENCH_RESULTS:-docs/benchmarks}"

@@ -1,0 +1,429 @@
+"""Measures serving to many clients at once, beside llama.cpp's own server on the same file in the same run.
+
+    serving.py RUNTIME LLAMA_SERVER LLAMA_VERSION MODEL TRACE RESULTS_FOLDER
+
+TRACE is a list of arrivals and lengths: TIMESTAMP,ContextTokens,GeneratedTokens. Where it is not there, what needs it is
+left out.
+Both servers run side by side; whoever is not measured is idle. What is measured takes turns.
+"""
+
+import asyncio
+import csv
+import datetime
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+from side_by_side import report
+
+runtime, llama_server, llama_version, model, trace, results = sys.argv[1:]
+# A trial with shorter phases, whose numbers say little.
+PACE = float(os.environ.get("ESCADRE_BENCH_PACE", "1"))
+CORES = os.cpu_count()
+LEVELS = [1, 4, 8, 16, 32, 64]
+SLOTS, CONTEXT = 32, 1024
+# Tokens of the answers of the closed loops.
+ANSWER = 48
+# Falls that are smaller than this are noise.
+NOISE = 0.95
+QUESTION = "Tell me a long story about the sea and its many ships, please."
+unique = itertools.count()
+
+
+class Server:
+    """A server under test."""
+
+    def __init__(self, name, command, port, ready):
+        self.name, self.port = name, port
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 120
+        while not answers(ready):
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                self.log.seek(0)
+                sys.exit(f"{name} does not serve:\n{self.log.read().decode()[-3000:]}")
+            time.sleep(0.2)
+
+    def memory(self, field):
+        """Megabytes: VmRSS is what it holds now, VmHWM the most that it held."""
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
+
+    def stop(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port():
+    import socket
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def escadre(slots, context, prefix=()):
+    port, admin = free_port(), free_port()
+    command = [*prefix, runtime, "serve", f"--model={model}", "--served-name=m", f"--port={port}", f"--admin-port={admin}",
+               f"--max-concurrency={slots}", f"--max-context={context}"]
+    return Server("escadre", command, port, f"http://127.0.0.1:{admin}/readyz")
+
+
+def llama(slots, context, prefix=(), threads=CORES):
+    port = free_port()
+    command = [*prefix, llama_server, "-m", model, "--port", str(port), "-np", str(slots), "-c", str(slots * context),
+               "-t", str(threads), "-tb", str(threads), "--no-ui", "-a", "m"]
+    return Server("llama-server", command, port, f"http://127.0.0.1:{port}/health")
+
+
+class Record:
+    """One request: when it began, and when each part of its answer came."""
+
+    def __init__(self):
+        self.began = time.monotonic()
+        self.status = None
+        self.retry_after = None
+        self.parts = []
+        self.finished = None
+        self.error = None
+
+    @property
+    def first(self):
+        return self.parts[0] - self.began
+
+    @property
+    def gaps(self):
+        return [later - one for one, later in itertools.pairwise(self.parts)]
+
+
+async def ask(server, record, prompt=QUESTION, tokens=ANSWER):
+    """Streams one answer into the record. HTTP by hand: the client takes as little of the processors as possible."""
+    body = json.dumps({
+        "model": "m", "stream": True, "max_tokens": tokens, "temperature": 0,
+        # No two prompts begin alike, so that nothing is found in a cache.
+        "messages": [{"role": "system", "content": f"You are ship {next(unique)}."}, {"role": "user", "content": prompt}],
+    }).encode()
+    writer = None
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        record.status = int((await reader.readline()).split()[1])
+        while (line := (await reader.readline()).strip()):
+            key, _, value = line.partition(b":")
+            if key.lower() == b"retry-after":
+                record.retry_after = int(value)
+        while line := await reader.readline():
+            if not line.startswith(b"data: {"):
+                continue
+            data = json.loads(line[6:])
+            if "error" in data:
+                record.error = str(data["error"])
+            for choice in data.get("choices", []):
+                if choice.get("delta", {}).get("content"):
+                    record.parts.append(time.monotonic())
+                if choice.get("finish_reason"):
+                    record.finished = time.monotonic()
+        if record.status != 200 or record.finished is None:
+            record.error = record.error or f"status {record.status}, not finished"
+    except (OSError, ValueError, IndexError) as error:
+        record.error = repr(error)
+    finally:
+        if writer is not None:
+            writer.close()
+    return record
+
+
+def percentiles(values):
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    return {f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 4) for p in (50, 95, 99)}
+
+
+def summary(records):
+    done = [record for record in records if record.finished and record.parts]
+    return {
+        "requests": len(records),
+        "failed": sum(1 for record in records if record.error),
+        "ttft": percentiles([record.first for record in done]),
+        "itl": percentiles([gap for record in done for gap in record.gaps]),
+        "e2e": percentiles([record.finished - record.began for record in done]),
+    }
+
+
+def rate(records, start, end):
+    """Parts per second, which are tokens but for a few that have no text of their own."""
+    return sum(1 for record in records for part in record.parts if start <= part < end) / (end - start)
+
+
+async def closed_loop(server, clients, seconds):
+    """So many clients, each with its next question as soon as it has its answer."""
+    records = []
+    stop = asyncio.Event()
+
+    async def client():
+        while not stop.is_set():
+            records.append(Record())
+            await ask(server, records[-1])
+
+    tasks = [asyncio.create_task(client()) for _ in range(clients)]
+    warm = 0.25 * seconds
+    await asyncio.sleep(warm)
+    start = time.monotonic()
+    await asyncio.sleep(seconds)
+    end = time.monotonic()
+    stop.set()
+    # Those that are under way come to their end, so that whoever fails is seen.
+    await asyncio.gather(*tasks)
+    return {"tokensPerSecond": round(rate(records, start, end), 2), **summary(records)}
+
+
+def words(tokens, dice):
+    """A text of about so many tokens: these are one each in most vocabularies."""
+    common = "the of and to in is it for on was with as at by from or an be this that".split()
+    return " ".join(dice.choice(common) for _ in range(max(1, tokens)))
+
+
+def arrivals(shrink, count):
+    """The first arrivals of the trace, in seconds, with lengths that are divided by `shrink`."""
+    with open(trace) as file:
+        rows = list(itertools.islice(csv.DictReader(file), count))
+    moments = [datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]) for row in rows]
+    return [((moment - moments[0]).total_seconds(), max(1, int(row["ContextTokens"]) // shrink),
+             max(1, int(row["GeneratedTokens"]) // shrink)) for moment, row in zip(moments, rows)]
+
+
+async def open_loop(server, schedule):
+    """Requests at their times, whatever became of those before."""
+    dice, records = random.Random(7), []
+    start = time.monotonic()
+
+    async def one(at, prompt, answer):
+        await asyncio.sleep(at)
+        records.append(record := Record())
+        # The template and the question's frame are about 30 tokens.
+        await ask(server, record, words(prompt - 30, dice), answer)
+
+    await asyncio.gather(*(one(*line) for line in schedule))
+    return {"seconds": round(time.monotonic() - start, 1), **summary(records)}
+
+
+async def fairness(server, prompt, seconds):
+    """Seven streams, first alone, then while a long prompt is read. What it costs both."""
+    # The first request after the start reads weights that were never touched.
+    await ask(server, Record(), tokens=8)
+    alone = await ask(server, Record(), prompt, 1)
+    records = []
+    stop = asyncio.Event()
+
+    async def stream():
+        while not stop.is_set():
+            records.append(record := Record())
+            await ask(server, record, tokens=400)
+
+    tasks = [asyncio.create_task(stream()) for _ in range(7)]
+    await asyncio.sleep(3)
+    quiet = time.monotonic()
+    await asyncio.sleep(seconds)
+    begin = time.monotonic()
+    long = await ask(server, Record(), prompt, 1)
+    end = time.monotonic()
+    stop.set()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    def worst(start, end):
+        gaps = [later - one for record in records for one, later in itertools.pairwise(record.parts)
+                if start <= later < end]
+        return percentiles(gaps)["p99"]
+
+    return {"alone": round(alone.first, 3), "among": round(long.first, 3),
+            "p99Quiet": worst(quiet, begin), "p99Among": worst(begin, end),
+            "tokensDuring": round(rate(records, begin, end), 1)}
+
+
+async def overload(server, best, seconds):
+    """Three times as many requests as it can answer. Then everybody goes away at once."""
+    calm = await ask(server, Record(), tokens=1)
+    before = server.memory("VmRSS")
+    dice, records, tasks = random.Random(11), [], []
+    per_second = 3 * best / ANSWER
+    start = time.monotonic()
+
+    async def one():
+        records.append(record := Record())
+        await ask(server, record)
+
+    while time.monotonic() - start < seconds:
+        tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(dice.expovariate(per_second))
+    end = time.monotonic()
+    peak = server.memory("VmHWM")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    after = await ask(server, Record(), tokens=1)
+    # The first quarter fills the queue. Goodput is of requests that were answered, or were being answered at the end.
+    warm = start + seconds / 4
+    taken = [record for record in records if record.status == 200]
+    refused = [record for record in records if record.status == 429]
+    others = [record for record in records if record.status not in (200, 429, None) or (record.error and record.status == 200)]
+    return {
+        "requestsPerSecond": round(per_second, 2),
+        "requests": len(records),
+        "taken": len(taken),
+        "refused": len(refused),
+        "withoutRetryAfter": sum(1 for record in refused if not record.retry_after),
+        "otherwise": len(others),
+        "goodput": round(rate(taken, warm, end) / best, 3),
+        "ttft": percentiles([record.first for record in taken if record.parts]),
+        "memory": {"before": round(before), "peak": round(peak)},
+        "firstTokenCalm": round(calm.first, 3),
+        "firstTokenAfter": round(after.first, 3),
+    }
+
+
+class OneCore:
+    """A cgroup of version 1 with the time of one processor, as a pod with `cpu: 1` has it; None where there is none."""
+
+    path = "/sys/fs/cgroup/cpu/escadre-bench"
+
+    @classmethod
+    def make(cls):
+        try:
+            os.makedirs(cls.path, exist_ok=True)
+            for name, value in (("cpu.cfs_period_us", 100_000), ("cpu.cfs_quota_us", 100_000)):
+                with open(f"{cls.path}/{name}", "w") as file:
+                    file.write(str(value))
+        except OSError:
+            return None
+        return ["sh", "-c", f'echo $$ >{cls.path}/cgroup.procs && exec "$@"', "sh"]
+
+    @classmethod
+    def remove(cls):
+        os.rmdir(cls.path)
+
+
+async def one_core(start, seconds):
+    """Tokens per second of one client in a cgroup of one processor, and of a process that is pinned to one."""
+    prefix = OneCore.make()
+    if prefix is None:
+        return None
+    measured = {}
+    for name, wrapper in (("quota", prefix), ("pinned", ["taskset", "--cpu-list", "0"])):
+        server = start(wrapper)
+        await ask(server, Record())
+        measured[name] = (await closed_loop(server, 1, seconds))["tokensPerSecond"]
+        server.stop()
+    OneCore.remove()
+    return measured
+
+
+def show(title, rows):
+    print(f"\n{title}", flush=True)
+    for name, row in rows:
+        print(f"  {name:22} {row}", flush=True)
+
+
+async def run():
+    record = {}
+    servers = [escadre(SLOTS, CONTEXT), llama(SLOTS, CONTEXT)]
+    ours = servers[0]
+    for server in servers:
+        await ask(server, Record())
+
+    record["closed"] = {server.name: {} for server in servers}
+    print(f"{'tokens per second':>22} {'escadre':>10} {'llama-server':>13}", flush=True)
+    for clients in LEVELS:
+        for server in servers:
+            record["closed"][server.name][clients] = await closed_loop(server, clients, 15 * PACE)
+        line = [record["closed"][server.name][clients]["tokensPerSecond"] for server in servers]
+        print(f"{clients:>14} clients {line[0]:10.1f} {line[1]:13.1f}", flush=True)
+    record["memory"] = {server.name: {"steady": round(server.memory("VmRSS")), "peak": round(server.memory("VmHWM"))}
+                        for server in servers}
+    show("megabytes", record["memory"].items())
+
+    rates = {n: record["closed"]["escadre"][n]["tokensPerSecond"] for n in LEVELS}
+    best = max(rates.values())
+    if os.path.exists(trace):
+        # The trace at six tenths of what either has shown, with lengths that the small model's context holds.
+        slower = min(best, max(one["tokensPerSecond"] for one in record["closed"]["llama-server"].values()))
+        lines = arrivals(8, 400)
+        tokens = statistics.mean(answer for _, _, answer in lines)
+        stretch = tokens / (0.6 * slower) / (lines[-1][0] / (len(lines) - 1))
+        schedule = [(at * stretch, prompt, answer) for at, prompt, answer in lines if at * stretch < 60 * PACE]
+        record["trace"] = {server.name: await open_loop(server, schedule) for server in servers}
+        show(f"open loop: {len(schedule)} requests of the trace", record["trace"].items())
+    else:
+        print(f"\nno open loop: {trace} is not there; name a trace of the Azure public dataset by ESCADRE_BENCH_TRACE")
+
+    record["overload"] = await overload(ours, best, 120 * PACE)
+    show("overload, escadre", record["overload"].items())
+    for server in servers:
+        server.stop()
+
+    record["fairness"] = {}
+    prompt = words(4000, random.Random(3))
+    for start in (escadre, llama):
+        server = start(8, 4608)
+        record["fairness"][server.name] = await fairness(server, prompt, 10 * PACE)
+        server.stop()
+    show("7 streams and a prompt of 4,000 tokens", record["fairness"].items())
+
+    record["oneCore"] = {
+        "escadre": await one_core(lambda prefix: escadre(1, CONTEXT, prefix), 12 * PACE),
+        # As its users start it: without a word about threads.
+        "llama-server": await one_core(lambda prefix: llama(1, CONTEXT, prefix, threads=-1), 12 * PACE),
+    }
+    show("one processor", record["oneCore"].items())
+    return record, rates, best
+
+
+def main():
+    record, rates, best = asyncio.run(run())
+    upto = [rates[n] for n in LEVELS if n <= 32]
+    falls = min(later / max(upto[:at + 1]) for at, later in enumerate(upto[1:]))
+    closed, over, fair, core = (record[key] for key in ("closed", "overload", "fairness", "oneCore"))
+    ours = fair["escadre"]
+    gaps, wait = ours["p99Among"] / ours["p99Quiet"], ours["among"] / ours["alone"]
+    memory = over["memory"]["peak"] / over["memory"]["before"]
+    again = over["firstTokenAfter"] / over["firstTokenCalm"]
+    bad = over["otherwise"] + over["withoutRetryAfter"]
+    bars = [
+        ("tok/s, more clients / fewer, least, to 32", f">= {NOISE}", falls, falls >= NOISE),
+        ("requests failed, 64 clients", "0", closed["escadre"][64]["failed"], closed["escadre"][64]["failed"] == 0),
+        ("p99 gap with a long prompt / without", "<= 2", gaps, gaps <= 2),
+        ("long prompt's first token / alone", "<= 2.5", wait, wait <= 2.5),
+        ("overload: goodput / best", ">= 0.9", over["goodput"], over["goodput"] >= 0.9),
+        ("overload: neither answered nor a usable 429", "0", bad, bad == 0),
+        ("overload: memory at its peak / before", "<= 1.2", memory, memory <= 1.2),
+        ("first token after the overload / before", "<= 3", again, again <= 3),
+    ]
+    if core["escadre"]:
+        ratio = core["escadre"]["quota"] / core["escadre"]["pinned"]
+        bars.append(("tok/s, quota of one core / pinned to one", ">= 0.9", ratio, ratio >= 0.9))
+    print(f"\n{'Escadre / llama-server':44}")
+    for clients in LEVELS:
+        pair = [closed[name][clients]["tokensPerSecond"] for name in ("escadre", "llama-server")]
+        print(f"  tokens per second, {clients:2} clients {pair[0] / pair[1]:9.2f}")
+    report("serving", results, {"llama-cpp-python": llama_version}, record, {}, bars)
+
+
+main()
