@@ -269,6 +269,13 @@ fn what_is_wrong_with_a_file_is_said_by_name() {
         .unwrap()
         .1
         .values[3] = f32::INFINITY;
+    let mut not_a_number = gguf_tensors(&weights());
+    not_a_number
+        .iter_mut()
+        .find(|(name, _)| name == "blk.1.ffn_up.weight")
+        .unwrap()
+        .1
+        .values[77] = f32::NAN;
     let table = [
         (valid[..valid.len() - 1000].to_vec(), "GgufInvalid", "truncated"),
         (valid[..40].to_vec(), "GgufInvalid", "truncated"),
@@ -282,7 +289,16 @@ fn what_is_wrong_with_a_file_is_said_by_name() {
         (gguf("llama", &missing), "WeightsMismatch", "blk.1.ffn_up.weight"),
         (gguf("llama", &extra), "WeightsMismatch", "blk.0.attn_q_norm.weight"),
         (gguf("llama", &shape), "WeightsMismatch", "wrong shape"),
-        (gguf("llama", &infinite), "WeightsMismatch", "not finite"),
+        (
+            gguf("llama", &infinite),
+            "WeightsMismatch",
+            "output_norm.weight\" has values that are not finite",
+        ),
+        (
+            gguf("llama", &not_a_number),
+            "WeightsMismatch",
+            "blk.1.ffn_up.weight\" has values that are not finite",
+        ),
     ];
     for (bytes, reason, part) in table {
         let file = folder.path().join("tiny.gguf");

@@ -5,6 +5,7 @@
 
 mod defaults;
 mod examine;
+mod finite;
 pub(crate) mod fp8;
 mod gguf;
 mod inventory;

@@ -1,5 +1,6 @@
 //! Packs tensors into a backend's matrices and vectors, and puts the decoder's weights together.
 
+use super::finite::are_finite;
 use super::inventory::{Entry, Inventory, Part, Shape, Slot};
 use crate::backend::{Backend, MatrixUse, StoredMatrix};
 use crate::model::decoder::{FeedForward, Layer, Projection, Weights};
@@ -70,6 +71,9 @@ impl<B: Backend> Packed<B> {
                     None => Cow::Borrowed(bytes),
                     Some(scales) => Cow::Owned(scales.widen(bytes, columns)),
                 };
+                if !are_finite(entry.kind, &bytes) {
+                    return Err(not_finite(entry).into());
+                }
                 let stored = StoredMatrix {
                     kind: entry.kind,
                     rows,
@@ -209,8 +213,15 @@ pub(super) fn widen(entry: &Entry, bytes: &[u8]) -> Result<Vec<f32>, Refusal> {
     if values.iter().all(|value| value.is_finite()) {
         return Ok(values);
     }
-    Err(Refusal::new(
+    Err(not_finite(entry))
+}
+
+fn not_finite(entry: &Entry) -> Refusal {
+    Refusal::new(
         Reason::WeightsMismatch,
-        format!("tensor {:?} has values that are not finite", entry.name),
-    ))
+        format!(
+            "tensor {:?} has values that are not finite: the weights are damaged",
+            entry.name
+        ),
+    )
 }
