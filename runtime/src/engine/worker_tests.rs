@@ -99,7 +99,7 @@ fn start_with(concurrency: usize, gated: bool, fails_at: Option<u32>, blocks: us
         requests: 2,
         tokens: 1000,
         concurrency,
-        wait: Duration::from_secs(60),
+        wait: Duration::from_mins(1),
     };
     let admission = Arc::new(Admission::new(limits));
     let (engine, commands) = Engine::new(Arc::clone(&admission));

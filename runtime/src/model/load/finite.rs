@@ -5,21 +5,21 @@ use escadre_verify::structure::gguf::TensorType;
 
 /// Whether no value is infinite or not a number. Types without such values are always finite.
 pub(super) fn are_finite(kind: TensorType, bytes: &[u8]) -> bool {
-    // Parts without an early end are read several values at a time.
+    // Infinity and what is no number have all bits of the exponent set (IEEE 754). The greatest of a part is found several values at a time.
     let mut parts = bytes.chunks(PART);
     match kind {
         TensorType::F32 => parts.all(|part| {
-            let values = part.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
-            values.fold(true, |all, value| all && value.is_finite())
+            let values = part.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+            values.map(|bits| bits & 0x7F80_0000).max() != Some(0x7F80_0000)
         }),
-        TensorType::Bf16 => parts.all(|part| halves(part).fold(true, |all, bits| all && bits & 0x7F80 != 0x7F80)),
-        TensorType::F16 => parts.all(|part| halves(part).fold(true, |all, bits| all && is_finite_half(bits))),
+        TensorType::Bf16 => parts.all(|part| halves(part).map(|bits| bits & 0x7F80).max() != Some(0x7F80)),
+        TensorType::F16 => parts.all(|part| halves(part).map(|bits| bits & 0x7C00).max() != Some(0x7C00)),
         _ => {
             let scales = scales(kind);
             let mut blocks = bytes.chunks_exact(kind.block_bytes());
             blocks.all(|block| {
                 let mut bits = scales.iter().map(|at| u16::from_le_bytes([block[*at], block[at + 1]]));
-                bits.all(is_finite_half)
+                bits.all(|bits| bits & 0x7C00 != 0x7C00)
             })
         }
     }
@@ -30,11 +30,6 @@ const PART: usize = 1 << 14;
 
 fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {
     bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes))
-}
-
-/// Infinite and invalid values have all bits of the exponent (IEEE 754 binary16).
-fn is_finite_half(bits: u16) -> bool {
-    bits & 0x7C00 != 0x7C00
 }
 
 /// Where a block has its scales and least values, which are of 16 bits (`ggml-common.h` of llama.cpp).

@@ -253,7 +253,7 @@ mod tests {
             requests: 1,
             tokens: 10,
             concurrency: 1,
-            wait: Duration::from_secs(60),
+            wait: Duration::from_mins(1),
         }));
         let (engine, commands) = Engine::new(Arc::clone(&admission));
         let settings = Settings::of_tests(1, vec![]);
