@@ -6,8 +6,11 @@
 #[path = "goldens/mod.rs"]
 mod goldens;
 
+use candle_core::Device;
+use escadre_runtime::backend::Precision;
+use escadre_runtime::backend::tensors::Tensors;
 use escadre_runtime::engine::Sequences;
-use escadre_runtime::model::LogitsWanted;
+use escadre_runtime::model::{Loaded, LogitsWanted};
 use goldens::{CASES, Case};
 use serde_json::{Value as Json, json};
 
@@ -28,33 +31,53 @@ fn logits_are_those_of_the_reference_however_tokens_are_cut() {
 }
 
 #[test]
+fn logits_of_the_backend_for_every_device_are_those_of_the_reference() {
+    for name in CASES {
+        let case = Case::read(name);
+        let mut loaded = case.load_with(Tensors::new(Device::Cpu, Precision::Widened)).unwrap();
+        for chunk in [usize::MAX, 7, 1] {
+            let difference = case.difference(&case.rows(&mut loaded, chunk));
+            println!("{name}, {chunk} at a time: {difference:e}");
+            assert!(
+                difference <= case.tolerance(),
+                "{name}, {chunk} at a time: {difference:e}"
+            );
+        }
+        unequal_lengths(name, &case, &mut loaded);
+    }
+}
+
+#[test]
 fn sequences_of_unequal_lengths_in_one_batch_do_not_disturb_each_other() {
     for name in CASES {
         let case = Case::read(name);
-        let mut loaded = case.load().unwrap();
-        let mut sequences = Sequences::new(&mut loaded.decoder);
-        let ids = [sequences.add(), sequences.add(), sequences.add()];
-        let mut rows = vec![Vec::new(); 3];
-        // A prompt beside a token, chunks of different lengths, one sequence that pauses, then all token by token.
-        for ends in [[30, 1, 0], [31, 17, 9], [31, 18, 40], [40, 19, 40], [40, 20, 40]] {
-            let mut parts = Vec::new();
-            let mut owners = Vec::new();
-            for index in [2, 0, 1] {
-                let start = rows[index].len();
-                if start < ends[index] {
-                    parts.push((ids[index], &case.tokens[start..ends[index]], LogitsWanted::All));
-                    owners.extend(std::iter::repeat_n(index, ends[index] - start));
-                }
-            }
-            let logits = sequences.forward(&parts).unwrap();
-            for (row, owner) in owners.into_iter().enumerate() {
-                rows[owner].push(logits.row(row).to_vec());
+        unequal_lengths(name, &case, &mut case.load().unwrap());
+    }
+}
+
+fn unequal_lengths(name: &str, case: &Case, loaded: &mut Loaded) {
+    let mut sequences = Sequences::new(&mut loaded.decoder);
+    let ids = [sequences.add(), sequences.add(), sequences.add()];
+    let mut rows = vec![Vec::new(); 3];
+    // A prompt beside a token, chunks of different lengths, one sequence that pauses, then all token by token.
+    for ends in [[30, 1, 0], [31, 17, 9], [31, 18, 40], [40, 19, 40], [40, 20, 40]] {
+        let mut parts = Vec::new();
+        let mut owners = Vec::new();
+        for index in [2, 0, 1] {
+            let start = rows[index].len();
+            if start < ends[index] {
+                parts.push((ids[index], &case.tokens[start..ends[index]], LogitsWanted::All));
+                owners.extend(std::iter::repeat_n(index, ends[index] - start));
             }
         }
-        for rows in &rows {
-            let difference = case.difference(rows);
-            assert!(difference <= case.tolerance(), "{name}: {difference:e}");
+        let logits = sequences.forward(&parts).unwrap();
+        for (row, owner) in owners.into_iter().enumerate() {
+            rows[owner].push(logits.row(row).to_vec());
         }
+    }
+    for rows in &rows {
+        let difference = case.difference(rows);
+        assert!(difference <= case.tolerance(), "{name}: {difference:e}");
     }
 }
 

@@ -5,6 +5,7 @@
 //! Scratch memory of attention is bounded, whatever the length of a prompt.
 
 mod attention;
+pub(super) mod blocks;
 mod cache;
 mod ops;
 mod rows;
@@ -72,9 +73,9 @@ impl Turns {
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
         for position in positions {
             for frequency in &rope.frequencies {
-                let (sine, cosine) = (position_value(position) * frequency).sin_cos();
-                cosines.push(to_f32(cosine * rope.magnitude));
-                sines.push(to_f32(sine * rope.magnitude));
+                let (sine, cosine) = super::turn(position, *frequency, rope.magnitude);
+                cosines.push(cosine);
+                sines.push(sine);
             }
         }
         Self {
@@ -86,19 +87,6 @@ impl Turns {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "positions are far below 2^52")]
-fn position_value(position: usize) -> f64 {
-    position as f64
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "rounding a value of about 1 is what is wanted"
-)]
-fn to_f32(value: f64) -> f32 {
-    value as f32
-}
-
 impl Backend for Candle {
     type Buffer = Tensor;
     type Matrix = Matrix;
@@ -107,7 +95,7 @@ impl Backend for Candle {
     type Step = Step;
 
     fn supports(&self, kind: TensorType) -> bool {
-        weights::block_type(kind).is_some()
+        blocks::block_type(kind).is_some()
     }
 
     fn resident_bytes(&self, kind: TensorType, elements: u64, usage: MatrixUse) -> u64 {
@@ -115,7 +103,7 @@ impl Backend for Candle {
     }
 
     fn matrix(&self, stored: StoredMatrix<'_>, usage: MatrixUse) -> Result<Matrix, ModelError> {
-        Matrix::new(stored, usage, self.precision)
+        Matrix::new(&stored, usage, self.precision)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {

@@ -1,11 +1,12 @@
 //! The seam between graphs and arithmetic: what a decoder asks for, on buffers and matrices that it cannot look into.
 //!
-//! A decoder is written against [`Backend`] and nothing else. `candle` implements it with tensors that are allocated
-//! per call; a backend with a preallocated arena and a paged cache implements the same calls with slices of it:
+//! A decoder is written against [`Backend`] and nothing else. `candle` implements it for the processor with tensors that
+//! are allocated per call, `tensors` for every device that candle knows; a backend with a preallocated arena and a paged cache implements the same calls with slices of it:
 //! buffers are moved into the last call that needs them, the layout of a step is told once ([`Backend::begin`]),
 //! and keys and values are only reached through the cache.
 
 pub mod candle;
+pub mod tensors;
 
 use crate::kv::BlockId;
 use crate::model::ModelError;
@@ -221,6 +222,17 @@ pub trait Backend: Send {
     fn select(&self, x: &Self::Buffer, rows: &[usize]) -> Result<Self::Buffer, ModelError>;
     /// Logits of every row, appended to `out`.
     fn lm_head(&self, x: &Self::Buffer, head: &Self::Matrix, out: &mut Vec<f32>) -> Result<(), ModelError>;
+}
+
+/// Sine and cosine of how far a pair is turned at a position, times the magnitude.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "positions are far below 2^52, and rounding a value of about 1 is what is wanted"
+)]
+fn turn(position: usize, frequency: f64, magnitude: f64) -> (f32, f32) {
+    let (sine, cosine) = (position as f64 * frequency).sin_cos();
+    ((sine * magnitude) as f32, (cosine * magnitude) as f32)
 }
 
 /// The environment that makes the arithmetic of this process use `threads` threads.

@@ -20,8 +20,8 @@ pub(crate) use memory::CONTEXT_TO_FIT;
 
 use super::spec::ModelSpec;
 use super::{Format, KvType, LoadError, LoadOptions, Loaded};
-use crate::backend::Precision;
 use crate::backend::candle::Candle;
+use crate::backend::{Backend, Precision};
 use escadre_verify::structure::content;
 use escadre_verify::{Reason, Refusal, VerifiedModel};
 use inventory::Inventory;
@@ -50,10 +50,11 @@ pub fn load_exact(
     load_with(model, options, Candle::new(Precision::Widened), progress)
 }
 
-fn load_with(
+/// Loads a model for a backend.
+pub fn load_with<B: Backend + 'static>(
     model: &VerifiedModel,
     options: &LoadOptions,
-    backend: Candle,
+    backend: B,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
     let container = find(model)?;

@@ -15,7 +15,7 @@ pub use crate::backend::KvType;
 pub use batch::{AdapterId, Logits, LogitsWanted, Span, StepBatch};
 pub use decoder::Decoder;
 pub use error::{LoadError, ModelError};
-pub use load::{load, load_exact};
+pub use load::{load, load_exact, load_with};
 pub use template::{ChatInput, ChatTemplate, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 

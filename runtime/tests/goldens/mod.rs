@@ -1,7 +1,9 @@
 //! Tiny models whose logits `transformers` computed (see make.py), written in both formats.
 
+use escadre_runtime::backend::candle::Candle;
+use escadre_runtime::backend::{Backend, Precision};
 use escadre_runtime::engine::Sequences;
-use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, load_exact};
+use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, load_with};
 use escadre_verify::VerifiedModel;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -95,6 +97,11 @@ impl Case {
 
     /// Writes a folder as Hugging Face's libraries do and loads it.
     pub(crate) fn load(&self) -> Result<Loaded, LoadError> {
+        self.load_with(Candle::new(Precision::Widened))
+    }
+
+    /// The same, for a backend.
+    pub(crate) fn load_with<B: Backend + 'static>(&self, backend: B) -> Result<Loaded, LoadError> {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
         write("config.json", self.config.to_string().as_bytes());
@@ -105,13 +112,17 @@ impl Case {
             .map(|(name, tensor)| (name.clone(), Stored::wide(tensor)))
             .collect();
         write("model.safetensors", &safetensors(&tensors));
-        self.open(folder.path())
+        self.open_with(folder.path(), backend)
     }
 
     /// Loads what lies at a path.
     pub(crate) fn open(&self, path: &Path) -> Result<Loaded, LoadError> {
+        self.open_with(path, Candle::new(Precision::Widened))
+    }
+
+    fn open_with<B: Backend + 'static>(&self, path: &Path, backend: B) -> Result<Loaded, LoadError> {
         let model = VerifiedModel::open(path, None, &mut |_, _| {}).unwrap();
-        let mut loaded = load_exact(&model, &self.options(), &mut |_, _| {})?;
+        let mut loaded = load_with(&model, &self.options(), backend, &mut |_, _| {})?;
         loaded.decoder.allocate(CACHE_BLOCKS, KvType::F32).unwrap();
         Ok(loaded)
     }

@@ -316,7 +316,7 @@ fn widen_bytes(scales: &[[f32; 2]], values: &[[i8; BLOCK]], out: &mut [[f32; BLO
 
 #[cfg(test)]
 mod tests {
-    use super::super::weights::block_type;
+    use super::super::blocks::block_type;
     use super::*;
     use candle_core::quantized::{QStorage, QTensor};
     use std::borrow::Cow;

@@ -1,13 +1,13 @@
 //! Matrices: quantised blocks straight from the file's bytes, or dense f32.
 
 use super::super::{MatrixUse, Precision, StoredMatrix};
+use super::blocks;
 use super::ops;
 use super::rows::{self, Rows};
 use crate::model::ModelError;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use escadre_verify::structure::gguf::TensorType;
-use std::borrow::Cow;
 
 /// A packed matrix, `[outputs, inputs]`.
 #[derive(Debug)]
@@ -21,26 +21,6 @@ enum Held {
     Blocks(QTensor),
     /// f32 values.
     Dense(Tensor),
-}
-
-/// candle's name of a block type; absent for those that it cannot compute with.
-pub(super) fn block_type(kind: TensorType) -> Option<GgmlDType> {
-    Some(match kind {
-        TensorType::F32 => GgmlDType::F32,
-        TensorType::F16 => GgmlDType::F16,
-        TensorType::Bf16 => GgmlDType::BF16,
-        TensorType::Q4_0 => GgmlDType::Q4_0,
-        TensorType::Q4_1 => GgmlDType::Q4_1,
-        TensorType::Q5_0 => GgmlDType::Q5_0,
-        TensorType::Q5_1 => GgmlDType::Q5_1,
-        TensorType::Q8_0 => GgmlDType::Q8_0,
-        TensorType::Q2K => GgmlDType::Q2K,
-        TensorType::Q3K => GgmlDType::Q3K,
-        TensorType::Q4K => GgmlDType::Q4K,
-        TensorType::Q5K => GgmlDType::Q5K,
-        TensorType::Q6K => GgmlDType::Q6K,
-        _ => return None,
-    })
 }
 
 /// Whether a matrix becomes dense: floats that are multiplied, and everything when widening was asked for.
@@ -74,28 +54,14 @@ pub(super) fn resident_bytes(kind: TensorType, elements: u64, usage: MatrixUse, 
 }
 
 impl Matrix {
-    pub(super) fn new(stored: StoredMatrix<'_>, usage: MatrixUse, precision: Precision) -> Result<Self, ModelError> {
-        let StoredMatrix {
-            kind,
-            rows,
-            columns,
-            bytes,
-        } = stored;
-        let block = block_type(kind).ok_or_else(|| ModelError::Tensor(format!("no arithmetic for type {kind}")))?;
-        let expected = (rows * columns) / kind.block_elements() * kind.block_bytes();
-        if bytes.len() != expected || !columns.is_multiple_of(kind.block_elements()) {
-            let message = format!("{rows} x {columns} of {kind} is not {} bytes", bytes.len());
-            return Err(ModelError::Tensor(message));
-        }
+    pub(super) fn new(stored: &StoredMatrix<'_>, usage: MatrixUse, precision: Precision) -> Result<Self, ModelError> {
+        let (kind, columns) = (stored.kind, stored.columns);
         if rows::is_supported(kind) && precision == Precision::AsStored {
-            return Ok(Self(Held::Rows(Rows::new(kind, rows, columns, &bytes))));
+            blocks::check(stored)?;
+            return Ok(Self(Held::Rows(Rows::new(kind, stored.rows, columns, &stored.bytes))));
         }
-        let aligned = aligned(&bytes);
-        let storage = QStorage::from_data(aligned.as_cow(), &Device::Cpu, block)?;
-        let blocks = QTensor::new(storage, (rows, columns))?;
-        // candle's product of these two takes blocks in pairs.
-        let is_odd = matches!(kind, TensorType::Q5_0 | TensorType::Q5_1) && !columns.is_multiple_of(64);
-        if is_odd || is_dense(kind, usage, precision) {
+        let blocks = blocks::pack(stored, &Device::Cpu)?;
+        if blocks::is_odd(kind, columns) || is_dense(kind, usage, precision) {
             return Ok(Self(Held::Dense(blocks.dequantize(&Device::Cpu)?)));
         }
         Ok(Self(Held::Blocks(blocks)))
@@ -119,61 +85,10 @@ impl Matrix {
     }
 }
 
-/// The strictest alignment of a block type; candle panics when bytes lie otherwise.
-const ALIGNMENT: usize = 8;
-
-/// Bytes at an aligned address: the given ones, or a copy with some bytes before it.
-struct Aligned<'a> {
-    bytes: Cow<'a, [u8]>,
-    skip: usize,
-}
-
-impl Aligned<'_> {
-    fn as_cow(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes[self.skip..])
-    }
-}
-
-fn aligned(bytes: &[u8]) -> Aligned<'_> {
-    if bytes.as_ptr().addr().is_multiple_of(ALIGNMENT) {
-        return Aligned {
-            bytes: Cow::Borrowed(bytes),
-            skip: 0,
-        };
-    }
-    let mut copy: Vec<u8> = Vec::with_capacity(bytes.len() + ALIGNMENT);
-    let skip = copy.as_ptr().addr().next_multiple_of(ALIGNMENT) - copy.as_ptr().addr();
-    copy.resize(skip, 0);
-    copy.extend_from_slice(bytes);
-    Aligned {
-        bytes: Cow::Owned(copy),
-        skip,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn unaligned_bytes_are_copied() {
-        let bytes: Vec<u8> = (0..64).collect();
-        for skip in 0..16 {
-            let aligned = aligned(&bytes[skip..]);
-            assert!(aligned.as_cow().as_ptr().addr().is_multiple_of(ALIGNMENT));
-            assert_eq!(&*aligned.as_cow(), &bytes[skip..]);
-        }
-    }
-
-    #[test]
-    fn every_supported_type_has_the_layout_that_candle_has() {
-        for &kind in TensorType::ALL {
-            if let Some(block) = block_type(kind) {
-                assert_eq!(block.block_size(), kind.block_elements(), "{kind}");
-                assert_eq!(block.type_size(), kind.block_bytes(), "{kind}");
-            }
-        }
-    }
+    use std::borrow::Cow;
 
     /// Random blocks with scales of a moderate size, wherever a type has them.
     fn random_bytes(kind: TensorType, elements: usize) -> Vec<u8> {
@@ -204,7 +119,7 @@ mod tests {
     fn products_of_every_block_type_are_near_those_of_widened_weights() {
         let quantised = TensorType::ALL
             .iter()
-            .filter(|&&kind| block_type(kind).is_some() && kind.block_elements() > 1);
+            .filter(|&&kind| blocks::block_type(kind).is_some() && kind.block_elements() > 1);
         for &kind in quantised {
             let (rows, columns) = (48, if kind.block_elements() == 32 { 96 } else { 512 });
             let bytes = random_bytes(kind, rows * columns);
@@ -215,7 +130,7 @@ mod tests {
                     columns,
                     bytes: Cow::Borrowed(&bytes),
                 };
-                Matrix::new(stored, MatrixUse::Linear, precision).unwrap()
+                Matrix::new(&stored, MatrixUse::Linear, precision).unwrap()
             };
             let (packed, wide) = (matrix(Precision::AsStored), matrix(Precision::Widened));
             for count in [1, 3, 9] {
