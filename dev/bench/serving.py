@@ -350,10 +350,11 @@ async def run():
         await ask(server, Record())
 
     record["closed"] = {server.name: {} for server in servers}
+    # Many clients that began together read their prompts together for some rounds: a longer look evens that out.
     print(f"{'tokens per second':>22} {'escadre':>10} {'llama-server':>13}", flush=True)
     for clients in LEVELS:
         for server in servers:
-            record["closed"][server.name][clients] = await closed_loop(server, clients, 15 * PACE)
+            record["closed"][server.name][clients] = await closed_loop(server, clients, (15 if clients < 16 else 30) * PACE)
         line = [record["closed"][server.name][clients]["tokensPerSecond"] for server in servers]
         print(f"{clients:>14} clients {line[0]:10.1f} {line[1]:13.1f}", flush=True)
     record["memory"] = {server.name: {"steady": round(server.memory("VmRSS")), "peak": round(server.memory("VmHWM"))}
@@ -365,10 +366,10 @@ async def run():
     if os.path.exists(trace):
         # The trace at six tenths of what either has shown, with lengths that the small model's context holds.
         slower = min(best, max(one["tokensPerSecond"] for one in record["closed"]["llama-server"].values()))
-        lines = arrivals(8, 400)
-        tokens = statistics.mean(answer for _, _, answer in lines)
-        stretch = tokens / (0.6 * slower) / (lines[-1][0] / (len(lines) - 1))
-        schedule = [(at * stretch, prompt, answer) for at, prompt, answer in lines if at * stretch < 60 * PACE]
+        seconds = 60 * PACE
+        tokens = statistics.mean(answer for _, _, answer in arrivals(8, 400))
+        lines = arrivals(8, max(2, int(seconds * 0.6 * slower / tokens)))
+        schedule = [(at * seconds / lines[-1][0], prompt, answer) for at, prompt, answer in lines]
         record["trace"] = {server.name: await open_loop(server, schedule) for server in servers}
         show(f"open loop: {len(schedule)} requests of the trace", record["trace"].items())
     else:

@@ -30,6 +30,8 @@ pub const ENDPOINT_VARIABLE: &str = "ESCADRE_TEST_ENDPOINT";
 
 /// Fetching, loading and warming up the model, beside other tests on two cores.
 pub const LOADED: Duration = Duration::from_mins(3);
+/// From the readiness of a pod until the Service leads to it, on a busy node.
+const WAY: Duration = Duration::from_secs(30);
 /// Long enough for the fetcher to give up a source after its own retries.
 const NAMED: Duration = Duration::from_secs(150);
 
@@ -228,9 +230,16 @@ impl Scenario {
         Traffic::start(self.test_bed()?, &format!("http://{address}/v1"), name, workers).await
     }
 
-    /// A client of a deployment's API, and what keeps the way to it open.
+    /// A client of a deployment's API, and what keeps the way to it open. Returns when the Service leads to a pod: the
+    /// node's rules follow its readiness a moment later.
     pub async fn api(&self, name: &str) -> Result<(OpenAi, Reached)> {
         let reached = escadre::reach(self.cluster, self.namespace.name(), name).await?;
-        Ok((OpenAi::new(reached.base())?, reached))
+        let api = OpenAi::new(reached.base())?;
+        self.namespace
+            .await_condition("the Service to lead to a pod", WAY, async || {
+                Ok(api.models().await.ok())
+            })
+            .await?;
+        Ok((api, reached))
     }
 }
