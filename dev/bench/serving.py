@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -71,7 +72,6 @@ def answers(url):
 
 
 def free_port():
-    import socket
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
@@ -230,10 +230,9 @@ async def fairness(server, prompt, seconds):
     await ask(server, Record(), tokens=8)
     alone = await ask(server, Record(), prompt, 1)
     records = []
-    stop = asyncio.Event()
 
     async def stream():
-        while not stop.is_set():
+        while True:
             records.append(record := Record())
             await ask(server, record, tokens=400)
 
@@ -244,7 +243,6 @@ async def fairness(server, prompt, seconds):
     begin = time.monotonic()
     long = await ask(server, Record(), prompt, 1)
     end = time.monotonic()
-    stop.set()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

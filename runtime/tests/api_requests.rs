@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use serving::{NAME, Process, client, events, question, streamed_text};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One server for all tests, and one test at a time, so that counters can be compared. It ends with this process.
 static SERVER: Mutex<Option<Process>> = Mutex::new(None);
@@ -41,23 +41,11 @@ impl Shared {
     }
 
     async fn status(&self) -> Value {
-        client()
-            .get(self.process().admin("/status"))
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap()
+        self.process().status().await
     }
 
-    /// Waits until no request is in the engine.
     async fn becomes_idle(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.status().await["requests"] != json!({"running": 0, "waiting": 0}) {
-            assert!(Instant::now() < deadline, "requests go on without their clients");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.process().becomes_idle().await;
     }
 
     async fn metrics(&self) -> String {

@@ -11,12 +11,12 @@ use futures::StreamExt as _;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use reqwest::{Client, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 use serving::{NAME, Process, client};
 use std::env;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const CONTEXT: usize = 1024;
 /// Clients that ask at the same time: four times as many as are answered.
@@ -100,11 +100,6 @@ async fn request(client: &Client, url: &str, dice: &mut StdRng, tally: &Tally) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-async fn status(client: &Client, process: &Process) -> Value {
-    let answer = client.get(process.admin("/status")).send().await.unwrap();
-    answer.json().await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_requests_leave_nothing_behind() {
     let total = variable("ESCADRE_SOAK_REQUESTS", 1500);
@@ -143,13 +138,8 @@ async fn thousands_of_requests_leave_nothing_behind() {
     let growth = late as f64 / early as f64;
     assert!(growth < GROWTH, "{early} bytes became {late}");
 
-    let client = client();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while status(&client, &process).await["requests"] != json!({"running": 0, "waiting": 0}) {
-        assert!(Instant::now() < deadline, "requests go on without their clients");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(status(&client, &process).await["memory"]["kvCacheBytes"], 0);
+    process.becomes_idle().await;
+    assert_eq!(process.status().await["memory"]["kvCacheBytes"], 0);
     process.terminate();
     let (ended, log) = process.wait(Duration::from_secs(30));
     assert!(ended.success() && !log.contains("panicked"), "{log}");

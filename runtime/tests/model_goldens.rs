@@ -18,15 +18,7 @@ use serde_json::{Value as Json, json};
 fn logits_are_those_of_the_reference_however_tokens_are_cut() {
     for name in CASES {
         let case = Case::read(name);
-        let mut loaded = case.load().unwrap();
-        for chunk in [usize::MAX, 7, 1] {
-            let difference = case.difference(&case.rows(&mut loaded, chunk));
-            println!("{name}, {chunk} at a time: {difference:e}");
-            assert!(
-                difference <= case.tolerance(),
-                "{name}, {chunk} at a time: {difference:e}"
-            );
-        }
+        however_cut(name, &case, &mut case.load().unwrap());
     }
 }
 
@@ -35,14 +27,7 @@ fn logits_of_the_backend_for_every_device_are_those_of_the_reference() {
     for name in CASES {
         let case = Case::read(name);
         let mut loaded = case.load_with(Tensors::new(Device::Cpu, Precision::Widened)).unwrap();
-        for chunk in [usize::MAX, 7, 1] {
-            let difference = case.difference(&case.rows(&mut loaded, chunk));
-            println!("{name}, {chunk} at a time: {difference:e}");
-            assert!(
-                difference <= case.tolerance(),
-                "{name}, {chunk} at a time: {difference:e}"
-            );
-        }
+        however_cut(name, &case, &mut loaded);
         unequal_lengths(name, &case, &mut loaded);
     }
 }
@@ -52,6 +37,16 @@ fn sequences_of_unequal_lengths_in_one_batch_do_not_disturb_each_other() {
     for name in CASES {
         let case = Case::read(name);
         unequal_lengths(name, &case, &mut case.load().unwrap());
+    }
+}
+
+fn however_cut(name: &str, case: &Case, loaded: &mut Loaded) {
+    for chunk in [usize::MAX, 7, 1] {
+        let difference = case.difference(&case.rows(loaded, chunk));
+        assert!(
+            difference <= case.tolerance(),
+            "{name}, {chunk} at a time: {difference:e}"
+        );
     }
 }
 

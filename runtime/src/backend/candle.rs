@@ -69,15 +69,7 @@ impl Step {
 
 impl Turns {
     fn new(spans: &[SpanLayout], rope: &Rope) -> Self {
-        let positions = spans.iter().flat_map(|span| span.start..span.start + span.rows.len());
-        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
-        for position in positions {
-            for frequency in &rope.frequencies {
-                let (sine, cosine) = super::turn(position, *frequency, rope.magnitude);
-                cosines.push(cosine);
-                sines.push(sine);
-            }
-        }
+        let (cosines, sines) = super::turns(spans, rope);
         Self {
             cosines,
             sines,

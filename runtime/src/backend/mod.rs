@@ -224,15 +224,30 @@ pub trait Backend: Send {
     fn lm_head(&self, x: &Self::Buffer, head: &Self::Matrix, out: &mut Vec<f32>) -> Result<(), ModelError>;
 }
 
-/// Sine and cosine of how far a pair is turned at a position, times the magnitude.
+impl AttentionShape {
+    /// How many keys from the beginning are outside the window of the query at `position`.
+    fn hidden_keys(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+/// Cosine and sine of every row of a step and pair, times the magnitude.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     reason = "positions are far below 2^52, and rounding a value of about 1 is what is wanted"
 )]
-fn turn(position: usize, frequency: f64, magnitude: f64) -> (f32, f32) {
-    let (sine, cosine) = (position as f64 * frequency).sin_cos();
-    ((sine * magnitude) as f32, (cosine * magnitude) as f32)
+fn turns(spans: &[SpanLayout], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
+    let positions = spans.iter().flat_map(|span| span.start..span.start + span.rows.len());
+    let angles = positions.flat_map(|position| {
+        let frequencies = rope.frequencies.iter();
+        frequencies.map(move |frequency| position as f64 * frequency)
+    });
+    let turned = angles.map(|angle| {
+        let (sine, cosine) = angle.sin_cos();
+        ((cosine * rope.magnitude) as f32, (sine * rope.magnitude) as f32)
+    });
+    turned.unzip()
 }
 
 /// The environment that makes the arithmetic of this process use `threads` threads.

@@ -118,14 +118,7 @@ fn place(span: &SpanLayout, position: usize) -> usize {
 impl Turns {
     fn new(spans: &[SpanLayout], rope: &Rope, device: &Device) -> Result<Self, ModelError> {
         let pairs = rope.frequencies.len();
-        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
-        for position in spans.iter().flat_map(|span| span.start..span.start + span.rows.len()) {
-            for frequency in &rope.frequencies {
-                let (sine, cosine) = super::turn(position, *frequency, rope.magnitude);
-                cosines.push(cosine);
-                sines.push(sine);
-            }
-        }
+        let (cosines, sines) = super::turns(spans, rope);
         let shape = (cosines.len() / pairs.max(1), 1, pairs);
         Ok(Self {
             cosines: Tensor::from_vec(cosines, shape, device)?,
@@ -161,15 +154,14 @@ impl Turns {
 }
 
 impl Step {
-    fn mask(&self, masked: Masked, keys: usize, device: &Device) -> Result<Tensor, ModelError> {
+    fn mask(&self, masked: Masked, shape: AttentionShape, keys: usize, device: &Device) -> Result<Tensor, ModelError> {
         if let Some(mask) = self.masks.borrow().get(&masked) {
             return Ok(mask.clone());
         }
         let mut values = vec![f32::NEG_INFINITY; masked.queries * keys];
         for (query, row) in values.chunks_exact_mut(keys).enumerate() {
             let position = masked.position + query;
-            let hidden = masked.window.map_or(0, |window| (position + 1).saturating_sub(window));
-            row[hidden.max(masked.first) - masked.first..=position - masked.first].fill(0.0);
+            row[shape.hidden_keys(position).max(masked.first) - masked.first..=position - masked.first].fill(0.0);
         }
         let mask = Tensor::from_vec(values, (1, masked.queries, keys), device)?;
         self.masks.borrow_mut().insert(masked, mask.clone());
@@ -375,8 +367,7 @@ impl Backend for Tensors {
         for (span, known) in step.spans.iter().zip(&step.known) {
             let tokens = span.start + span.rows.len();
             // What no query of the span sees is left out.
-            let hidden = |position: usize| shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
-            let first = hidden(span.start);
+            let first = shape.hidden_keys(span.start);
             let seen = known.narrow(0, first, tokens - first)?;
             let side = |side: &Tensor| {
                 let rows = side.index_select(&seen, 0)?.to_dtype(DType::F32)?;
@@ -397,9 +388,9 @@ impl Backend for Tensors {
                     first,
                     window: shape.window,
                 };
-                let is_masked = queries > 1 || hidden(position) > first;
+                let is_masked = queries > 1 || shape.hidden_keys(position) > first;
                 let mask = is_masked
-                    .then(|| step.mask(masked, last - first, &self.device))
+                    .then(|| step.mask(masked, shape, last - first, &self.device))
                     .transpose()?;
                 let query = query.narrow(0, row, queries)?;
                 mixed.push(attend(&query, (&keys, &values), mask.as_ref(), shape)?);

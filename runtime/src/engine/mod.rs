@@ -133,8 +133,9 @@ pub(crate) enum Command {
 /// A request on its way into the engine.
 pub(crate) struct Job {
     request: Request,
-    /// As many as it wants answers.
-    listeners: Vec<Listener>,
+    first: Listener,
+    /// Those of further answers.
+    others: Vec<Listener>,
     arrived: Instant,
 }
 
@@ -175,21 +176,24 @@ impl Engine {
     pub fn submit(&self, request: Request) -> Result<Vec<Generation>, SubmitError> {
         let tokens = request.prompt.len();
         self.admission.enter(tokens)?;
-        let (mut listeners, mut generations) = (vec![], vec![]);
-        for _ in 0..request.answers.get() {
+        let answer = || {
             let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
             // Never full: each token has at most one text, and there is one end.
             let (events, received) = mpsc::channel(request.max_tokens.saturating_add(2).min(MAX_EVENTS));
-            listeners.push(Listener { id, events });
-            generations.push(Generation {
+            let generation = Generation {
                 id,
                 events: received,
                 commands: self.commands.clone(),
-            });
-        }
+            };
+            (Listener { id, events }, generation)
+        };
+        let (first, generation) = answer();
+        let (others, more): (Vec<_>, Vec<_>) = (1..request.answers.get()).map(|_| answer()).unzip();
+        let generations = std::iter::once(generation).chain(more).collect();
         let job = Box::new(Job {
             request,
-            listeners,
+            first,
+            others,
             arrived: Instant::now(),
         });
         match self.commands.try_send(Command::Add(job)) {

@@ -105,6 +105,14 @@ impl Answer {
             let _ = self.events.try_send(Event::Text(text));
         }
     }
+
+    /// Says the last event, also to those who wait for its forks.
+    fn end(&self, event: Event) {
+        for (_, fork) in &self.forks {
+            fork.end(event.clone());
+        }
+        let _ = self.events.try_send(event);
+    }
 }
 
 impl<M: StepModel> Worker<M> {
@@ -176,19 +184,10 @@ impl<M: StepModel> Worker<M> {
     }
 
     fn add(&mut self, job: Job) {
-        let prompt_tokens = job.request.prompt.len();
-        if let Err((problem, listeners)) = self.try_add(job) {
-            self.admission.leave(prompt_tokens);
-            for listener in listeners {
-                let _ = listener.events.try_send(Event::Failed(problem.clone()));
-            }
-        }
-    }
-
-    fn try_add(&mut self, job: Job) -> Result<(), (EngineError, Vec<Listener>)> {
         let Job {
             request,
-            listeners,
+            first,
+            others,
             arrived,
         } = job;
         let Request {
@@ -198,25 +197,9 @@ impl<M: StepModel> Worker<M> {
             stop,
             answers: _,
         } = request;
-        if self.draining {
-            return Err((EngineError::Ending, listeners));
-        }
         let prompt_tokens = prompt.len();
-        let most = prompt_tokens.saturating_add(max_tokens);
         let sampler = Sampler::new(sampling, &prompt);
-        let Some(first) = listeners.first().map(|first| first.id) else {
-            return Ok(());
-        };
-        let room = (most, listeners.len());
-        if let Err(shortage) = self.scheduler.add(first, self.settings.root, prompt, room) {
-            self.metrics.requests_failed.inc();
-            let problem = EngineError::TooLong {
-                tokens: most,
-                missing_blocks: shortage.missing,
-            };
-            return Err((problem, listeners));
-        }
-        let answers = (0..).zip(listeners).map(|(number, listener)| {
+        let answer = |number, listener: Listener| {
             let answer = Answer {
                 events: listener.events,
                 prompt_tokens,
@@ -231,13 +214,33 @@ impl<M: StepModel> Worker<M> {
                 forks: vec![],
             };
             (listener.id, answer)
-        });
-        let mut answers = answers.collect::<Vec<_>>().into_iter();
-        if let Some((id, mut answer)) = answers.next() {
-            answer.forks = answers.collect();
-            self.answers.insert(id, answer);
+        };
+        let (id, mut first) = answer(0, first);
+        let others = (1..).zip(others);
+        first.forks = others.map(|(number, other)| answer(number, other)).collect();
+        let refusal = if self.draining {
+            Some(EngineError::Ending)
+        } else {
+            let most = prompt_tokens.saturating_add(max_tokens);
+            let room = (most, 1 + first.forks.len());
+            let added = self.scheduler.add(id, self.settings.root, prompt, room);
+            added.err().map(|shortage| {
+                self.metrics.requests_failed.inc();
+                EngineError::TooLong {
+                    tokens: most,
+                    missing_blocks: shortage.missing,
+                }
+            })
+        };
+        match refusal {
+            None => {
+                self.answers.insert(id, first);
+            }
+            Some(problem) => {
+                self.admission.leave(prompt_tokens);
+                first.end(Event::Failed(problem));
+            }
         }
-        Ok(())
     }
 
     /// Forgets a request. One that is complete already is not here any more, and nothing happens.
@@ -386,10 +389,7 @@ impl<M: StepModel> Worker<M> {
                 self.metrics.requests_failed.inc();
             }
         }
-        for (_, fork) in answer.forks {
-            let _ = fork.events.try_send(event.clone());
-        }
-        let _ = answer.events.try_send(event);
+        answer.end(event);
     }
 
     fn publish_load(&self) {

@@ -177,6 +177,20 @@ impl Process {
     pub(crate) fn admin(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.admin_port)
     }
+
+    pub(crate) async fn status(&self) -> Value {
+        let answer = client().get(self.admin("/status")).send().await.unwrap();
+        answer.json().await.unwrap()
+    }
+
+    /// Waits until no request is in the engine.
+    pub(crate) async fn becomes_idle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.status().await["requests"] != serde_json::json!({"running": 0, "waiting": 0}) {
+            assert!(Instant::now() < deadline, "requests go on without their clients");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 impl Drop for Process {

@@ -42,7 +42,7 @@ pub(super) fn attend(
                 position: span.start + first - span.rows.start,
             };
             // Keys that no query of the block sees are left out.
-            let hidden = hidden_keys(shape, block.position);
+            let hidden = shape.hidden_keys(block.position);
             let seen = block.position + block.count - hidden;
             let (keys, values) = (keys.narrow(1, hidden, seen)?, values.narrow(1, hidden, seen)?);
             let mixed = block.attend(query, shape, &keys, &values)?;
@@ -96,7 +96,7 @@ fn one_head(
     });
     let queries: Vec<&[f32]> = queries.collect();
     // What no query sees is left out, by whole blocks.
-    let first = hidden_keys(shape, span.start) / BLOCK_TOKENS * BLOCK_TOKENS;
+    let first = shape.hidden_keys(span.start) / BLOCK_TOKENS * BLOCK_TOKENS;
     let seen = tokens - first;
     let mut scores = vec![0.0; queries.len() * seen];
     let mut block = vec![0.0; BLOCK_TOKENS * size];
@@ -132,16 +132,11 @@ fn one_head(
     out
 }
 
-/// How many keys from the beginning are outside the window of the query at `position`.
-fn hidden_keys(shape: AttentionShape, position: usize) -> usize {
-    shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
-}
-
 /// Turns the scores of the query at `position` into weights: softmax over the keys that it may see, 0 for the others.
 /// The first score is that of the key at `first`.
 fn weigh(scores: &mut [f32], first: usize, position: usize, shape: AttentionShape) {
     let (row, later) = scores.split_at_mut(position + 1 - first);
-    let (earlier, seen) = row.split_at_mut(hidden_keys(shape, position).saturating_sub(first));
+    let (earlier, seen) = row.split_at_mut(shape.hidden_keys(position).saturating_sub(first));
     match shape.soft_cap {
         None => softmax(seen, shape.scale),
         Some(cap) => {
@@ -218,7 +213,7 @@ impl InplaceOp1 for CausalSoftmax<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let first = hidden_keys(self.shape, self.block.position);
+        let first = self.shape.hidden_keys(self.block.position);
         let keys = self.block.position + self.block.count - first;
         for (index, row) in values_mut(storage, layout)?.chunks_exact_mut(keys).enumerate() {
             let position = self.block.position + index % self.block.count;

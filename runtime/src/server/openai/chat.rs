@@ -5,7 +5,6 @@ use super::fields::Fields;
 use super::generate::answer;
 use super::messages;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
-use crate::context::random_seed;
 use crate::model::{ChatInput, SpecialTokens, TemplateError};
 use crate::server::body::json_object;
 use crate::server::error::{ApiError, Code};
@@ -27,12 +26,7 @@ pub(crate) async fn create(
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
     let messages = messages::check(fields.required("messages")?)?;
-    let parameters = Parameters::take(
-        &mut fields,
-        &served.generation,
-        served.engine.concurrency(),
-        random_seed(),
-    )?;
+    let parameters = Parameters::of(&mut fields, &served)?;
     take_unsupported(&mut fields)?;
     fields.finish(&HARMLESS)?;
     let prompt = app.prepare(&served, move |served| render(served, messages)).await?;

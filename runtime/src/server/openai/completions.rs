@@ -4,7 +4,6 @@ use super::answer::Kind;
 use super::fields::{Fields, invalid};
 use super::generate::answer;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
-use crate::context::random_seed;
 use crate::model::SpecialTokens;
 use crate::server::body::json_object;
 use crate::server::error::ApiError;
@@ -36,12 +35,7 @@ pub(crate) async fn create(
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
     let prompt = parse_prompt(fields.required("prompt")?)?;
-    let parameters = Parameters::take(
-        &mut fields,
-        &served.generation,
-        served.engine.concurrency(),
-        random_seed(),
-    )?;
+    let parameters = Parameters::of(&mut fields, &served)?;
     take_unsupported(&mut fields, parameters.answers.get())?;
     fields.finish(&HARMLESS)?;
     let prompt = app.prepare(&served, move |served| tokens(served, prompt)).await?;

@@ -1,8 +1,10 @@
 //! The parameters that chat and plain completions share. Pure.
 
 use super::fields::{Fields, invalid};
+use crate::context::random_seed;
 use crate::engine::Sampling;
 use crate::model::GenerationDefaults;
+use crate::server::Served;
 use crate::server::error::{ApiError, Code};
 use serde_json::Value;
 use std::num::NonZeroUsize;
@@ -34,9 +36,14 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
+    /// Takes the shared fields of a request to what is served.
+    pub(super) fn of(fields: &mut Fields, served: &Served) -> Result<Self, ApiError> {
+        Self::take(fields, &served.generation, served.engine.concurrency(), random_seed())
+    }
+
     /// Takes the shared fields. `random_seed` is used when the request names none; `concurrency` is how many answers
     /// are generated at the same time.
-    pub(super) fn take(
+    fn take(
         fields: &mut Fields,
         defaults: &GenerationDefaults,
         concurrency: usize,
