@@ -8,7 +8,7 @@ CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
-	soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet bench-serving \
+	check-cuda soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet bench-serving \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
@@ -47,6 +47,9 @@ reference: ## Compute the reference numbers again with llama.cpp (builds it; abo
 bench-first-token: ## Measure the time from `kubectl apply` to the first token on a warm node
 	@dev/bench-first-token.sh
 
+check-cuda: prerequisites ## Compile the runtime with CUDA (about 15 minutes at first); no graphics processor is needed
+	@dev/check-cuda.sh
+
 soak-operator: prerequisites ## 10,000 random operations while the API misbehaves; ends with ten idle minutes
 	@dev/soak-operator.sh
 
@@ -62,7 +65,7 @@ bench-operator: prerequisites ## Measure the operator at fleet size on simulated
 bench-rollouts: ## Measure a model update under traffic beside a plain Deployment (about 15 minutes)
 	@dev/bench-rollouts.sh
 
-bench-serving: prerequisites ## Measure serving to up to 64 clients at once beside llama-server (about 15 minutes)
+bench-serving: prerequisites ## Measure serving to up to 64 clients at once beside llama-server (about 20 minutes)
 	@dev/bench-serving.sh
 
 bench-fleet: prerequisites ## Measure a whole fleet that is updated at once without a free GPU

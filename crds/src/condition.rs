@@ -119,6 +119,8 @@ pub enum Reason {
     CrashLoop,
     /// The memory limit is too small for the model.
     OutOfMemoryHost,
+    /// The accelerator's memory is too small for the model.
+    OutOfMemoryGpu,
     /// The accelerator that was asked for is not there.
     AcceleratorMissing,
     /// The context that was asked for is longer than the model's.
@@ -249,6 +251,7 @@ pub fn classify_runtime_reason(name: &str) -> (ConditionType, AnyReason) {
         "SourceUnavailable" | "InvalidSource" => (ConditionType::ModelResolved, Reason::SourceUnavailable.into()),
         "SecretMissing" => (ConditionType::ModelResolved, Reason::SecretMissing.into()),
         "OutOfMemoryHost" => (ConditionType::Available, Reason::OutOfMemoryHost.into()),
+        "OutOfMemoryGpu" => (ConditionType::Available, Reason::OutOfMemoryGpu.into()),
         "AcceleratorMissing" => (ConditionType::Available, Reason::AcceleratorMissing.into()),
         "ContextTooLong" => (ConditionType::Available, Reason::ContextTooLong.into()),
         "ArchitectureUnsupported" => (ConditionType::Available, Reason::ArchitectureUnsupported.into()),
@@ -297,6 +300,7 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::ImagePull,
             Reason::CrashLoop,
             Reason::OutOfMemoryHost,
+            Reason::OutOfMemoryGpu,
             Reason::AcceleratorMissing,
             Reason::ContextTooLong,
             Reason::ArchitectureUnsupported,

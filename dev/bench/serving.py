@@ -8,6 +8,7 @@ Both servers run side by side; whoever is not measured is idle. What is measured
 """
 
 import asyncio
+import atexit
 import csv
 import datetime
 import itertools
@@ -16,7 +17,6 @@ import os
 import random
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,6 +47,7 @@ class Server:
         self.name, self.port = name, port
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        atexit.register(self.process.kill)
         deadline = time.monotonic() + 120
         while not answers(ready):
             if time.monotonic() > deadline or self.process.poll() is not None:
@@ -172,15 +173,15 @@ def rate(records, start, end):
     return sum(1 for record in records for part in record.parts if start <= part < end) / (end - start)
 
 
-async def closed_loop(server, clients, seconds):
+async def closed_loop(server, clients, seconds, questions=itertools.repeat(())):
     """So many clients, each with its next question as soon as it has its answer."""
     records = []
     stop = asyncio.Event()
 
     async def client():
         while not stop.is_set():
-            records.append(Record())
-            await ask(server, records[-1])
+            records.append(record := Record())
+            await ask(server, record, *next(questions))
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
     warm = 0.25 * seconds
@@ -191,7 +192,9 @@ async def closed_loop(server, clients, seconds):
     stop.set()
     # Those that are under way come to their end, so that whoever fails is seen.
     await asyncio.gather(*tasks)
-    return {"tokensPerSecond": round(rate(records, start, end), 2), **summary(records)}
+    answered = sum(1 for record in records if record.finished and start <= record.finished < end)
+    return {"tokensPerSecond": round(rate(records, start, end), 2),
+            "requestsPerSecond": round(answered / (end - start), 3), **summary(records)}
 
 
 def words(tokens, dice):
@@ -209,6 +212,12 @@ def arrivals(shrink, count):
              max(1, int(row["GeneratedTokens"]) // shrink)) for moment, row in zip(moments, rows)]
 
 
+def question(prompt, answer, dice):
+    """A question of the trace: its text, and the tokens of its answer."""
+    # The template and the question's frame are about 30 tokens.
+    return words(prompt - 30, dice), answer
+
+
 async def open_loop(server, schedule):
     """Requests at their times, whatever became of those before."""
     dice, records = random.Random(7), []
@@ -217,8 +226,7 @@ async def open_loop(server, schedule):
     async def one(at, prompt, answer):
         await asyncio.sleep(at)
         records.append(record := Record())
-        # The template and the question's frame are about 30 tokens.
-        await ask(server, record, words(prompt - 30, dice), answer)
+        await ask(server, record, *question(prompt, answer, dice))
 
     await asyncio.gather(*(one(*line) for line in schedule))
     return {"seconds": round(time.monotonic() - start, 1), **summary(records)}
@@ -277,7 +285,10 @@ async def overload(server, best, seconds):
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    after = await ask(server, Record(), tokens=1)
+    # The next to come is answered as soon as the server has seen that the others are gone.
+    again, after = time.monotonic(), None
+    while after is None or (after.status == 429 and time.monotonic() < again + 60):
+        after = await ask(server, Record(), tokens=1)
     # The first quarter fills the queue. Goodput is of requests that were answered, or were being answered at the end.
     warm = start + seconds / 4
     taken = [record for record in records if record.status == 200]
@@ -294,7 +305,7 @@ async def overload(server, best, seconds):
         "ttft": percentiles([record.first for record in taken if record.parts]),
         "memory": {"before": round(before), "peak": round(peak)},
         "firstTokenCalm": round(calm.first, 3),
-        "firstTokenAfter": round(after.first, 3),
+        "firstTokenAfter": round(after.parts[0] - again, 3) if after.parts else None,
     }
 
 
@@ -362,11 +373,16 @@ async def run():
     rates = {n: record["closed"]["escadre"][n]["tokensPerSecond"] for n in LEVELS}
     best = max(rates.values())
     if os.path.exists(trace):
-        # The trace at six tenths of what either has shown, with lengths that the small model's context holds.
-        slower = min(best, max(one["tokensPerSecond"] for one in record["closed"]["llama-server"].values()))
+        # The trace with lengths that the small model's context holds, at six tenths of what the slower one can answer.
+        capacity = {}
+        for server in servers:
+            dice, lines = random.Random(5), arrivals(8, 400)
+            questions = (question(prompt, answer, dice) for _, prompt, answer in lines)
+            capacity[server.name] = (await closed_loop(server, 16, 20 * PACE, questions))["requestsPerSecond"]
+        record["traceCapacity"] = capacity
+        show("requests of the trace per second, 16 clients", capacity.items())
         seconds = 60 * PACE
-        tokens = statistics.mean(answer for _, _, answer in arrivals(8, 400))
-        lines = arrivals(8, max(2, int(seconds * 0.6 * slower / tokens)))
+        lines = arrivals(8, max(2, int(seconds * 0.6 * min(capacity.values()))))
         schedule = [(at * seconds / lines[-1][0], prompt, answer) for at, prompt, answer in lines]
         record["trace"] = {server.name: await open_loop(server, schedule) for server in servers}
         show(f"open loop: {len(schedule)} requests of the trace", record["trace"].items())
@@ -403,7 +419,7 @@ def main():
     ours = fair["escadre"]
     gaps, wait = ours["p99Among"] / ours["p99Quiet"], ours["among"] / ours["alone"]
     memory = over["memory"]["peak"] / over["memory"]["before"]
-    again = over["firstTokenAfter"] / over["firstTokenCalm"]
+    again = (over["firstTokenAfter"] or float("inf")) / over["firstTokenCalm"]
     bad = over["otherwise"] + over["withoutRetryAfter"]
     bars = [
         ("tok/s, more clients / fewer, least, to 32", f">= {NOISE}", falls, falls >= NOISE),

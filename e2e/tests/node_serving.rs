@@ -6,14 +6,15 @@
 use std::time::Duration;
 
 use escadre_crds::LlmDeployment;
+use escadre_crds::names::{CONTAINER_RUNTIME, PORT_ADMIN_NUMBER};
 use escadre_e2e::client::events;
 use escadre_e2e::escadre::MODEL_DIGEST;
 use escadre_e2e::scenario::{LOADED, Scenario};
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::ListParams;
-use serde_json::json;
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
 
 /// The operator looks again.
 const SHORT: Duration = Duration::from_secs(30);
@@ -185,4 +186,54 @@ async fn limits_that_do_not_fit_are_said_before_loading() {
         message.contains("98362432") && message.contains("100663296"),
         "{message}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_that_is_given_more_processors_in_place_uses_them_without_a_restart() {
+    let scenario = Scenario::start().await.unwrap();
+    scenario
+        .create(scenario.model("grows").set("/spec/resources/cpu", json!("1")))
+        .await
+        .unwrap();
+    scenario.await_ready("grows").await.unwrap();
+    let (name, uid) = scenario
+        .await_ready_pods("grows", 1)
+        .await
+        .unwrap()
+        .pop_first()
+        .unwrap();
+    assert_eq!(status_page(&scenario, &name).await["threads"], 1);
+
+    let pods = scenario.namespace().api::<Pod>();
+    let cpu = json!({"cpu": "1500m"});
+    let containers = json!([{"name": CONTAINER_RUNTIME, "resources": {"requests": cpu, "limits": cpu}}]);
+    let patch = Patch::Strategic(json!({"spec": {"containers": containers}}));
+    pods.patch_subresource("resize", &name, &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    let (api, _way) = scenario.api("grows").await.unwrap();
+    scenario
+        .namespace()
+        .await_condition("another number of threads", LOADED, async || {
+            // Limits are looked at when there is something to do.
+            api.chat("grows", "Name a ship.", &json!({"max_tokens": 4})).await?;
+            Ok((status_page(&scenario, &name).await["threads"] == 2).then_some(()))
+        })
+        .await
+        .unwrap();
+    let pod = pods.get(&name).await.unwrap();
+    assert_eq!(pod.metadata.uid.as_deref(), Some(uid.as_str()));
+    let containers = pod.status.unwrap().container_statuses.unwrap();
+    assert!(containers.iter().all(|container| container.restart_count == 0));
+}
+
+/// The page of a pod's runtime, by way of the API server.
+async fn status_page(scenario: &Scenario, pod: &str) -> Value {
+    let namespace = scenario.namespace();
+    let path = format!(
+        "/api/v1/namespaces/{}/pods/{pod}:{PORT_ADMIN_NUMBER}/proxy/status",
+        namespace.name()
+    );
+    let request = http::Request::get(path).body(vec![]).unwrap();
+    namespace.client().request(request).await.unwrap()
 }

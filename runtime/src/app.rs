@@ -2,7 +2,7 @@
 
 use crate::args::Command;
 use crate::failure::{Failure, chain};
-use crate::{fetch, inspect, serve};
+use crate::{bench, fetch, inspect, serve, threads};
 use std::future::Future;
 
 /// Threads for HTTP. They only wait and copy; the arithmetic has its own.
@@ -13,8 +13,12 @@ pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Fetch(args) => block_on(fetch::run(args)),
         Command::Serve(args) => {
-            serve::settle_threads(&args)?;
+            threads::settle()?;
             block_on(serve::run(args))
+        }
+        Command::Bench(args) => {
+            threads::settle()?;
+            bench::run(&args).map_err(|error| Failure::new("BenchFailed", chain(&error)))
         }
         Command::Inspect(args) => inspect::run(&args).map_err(|error| Failure::new("InspectFailed", chain(&error))),
     }

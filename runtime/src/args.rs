@@ -1,8 +1,10 @@
 //! The command line and the environment: the only place that reads either.
 
 use crate::backend::KvType;
+use crate::backend::device::DeviceChoice;
+use crate::bench::BenchArgs;
 use crate::inspect::InspectArgs;
-use crate::model::Format;
+use crate::model::{Format, Quantize};
 use crate::telemetry::LogFormat;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use escadre_verify::Digest;
@@ -56,6 +58,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check a model's structure and print what it is and how much memory it needs.
     Inspect(InspectArgs),
+    /// Measure how fast a model reads prompts and gives answers on this machine.
+    Bench(BenchArgs),
 }
 
 /// Who this process is in its cluster; reported on the status page and used for nothing else.
@@ -237,6 +241,15 @@ pub struct ServeArgs {
     /// How keys and values are held.
     #[arg(long, value_enum, default_value_t)]
     pub kv_cache_dtype: KvType,
+
+    /// Make weights that are numbers of 16 or 32 bits smaller while they are loaded: half or a quarter of the memory,
+    /// and faster on a processor, for a little of the quality. Those that are quantised already stay as they are.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub quantize: Option<Quantize>,
+
+    /// What computes.
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
 
     /// How long running answers may wait for their next token while prompts are read; without it less than twice as
     /// long as when none are read.

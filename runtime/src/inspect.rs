@@ -3,8 +3,8 @@
 //! The verdict is about structure only. An architecture that cannot be served is said, but is no fault.
 
 use crate::backend::KvType;
-use crate::model::LoadError;
 use crate::model::load::{self, CONTEXT_TO_FIT, Examined};
+use crate::model::{LoadError, Quantize};
 use escadre_verify::{Refusal, VerifiedModel};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,6 +26,9 @@ pub struct InspectArgs {
     /// How keys and values are held that memory is computed for
     #[arg(long, value_enum, default_value_t)]
     pub kv_cache_dtype: KvType,
+    /// What weights that are numbers of 16 or 32 bits are made into that memory is computed for
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub quantize: Option<Quantize>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -89,7 +92,7 @@ fn print_json(out: &mut dyn Write, verdict: &Verdict) -> Result<(), InspectError
 
 fn examine(args: &InspectArgs) -> Result<Report, InspectError> {
     let model = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
-    let examined = load::examine(&model).map_err(|error| match error {
+    let examined = load::examine(&model, args.quantize).map_err(|error| match error {
         LoadError::Refused(refusal) => InspectError::Invalid(refusal),
         other => InspectError::Model(other),
     })?;
@@ -301,6 +304,7 @@ mod tests {
                 context: None,
                 concurrency: None,
                 kv_cache_dtype: KvType::default(),
+                quantize: None,
                 json: true,
             };
             let mut out = Vec::new();

@@ -1,10 +1,12 @@
 //! Fetches, verifies and serves a language model over an OpenAI-compatible API.
 //!
-//! `fetch` fills a content-addressed store; `serve` verifies, loads and answers; `inspect` says what a model is.
+//! `fetch` fills a content-addressed store; `serve` verifies, loads and answers; `inspect` says what a model is;
+//! `bench` measures how fast it is here.
 
 pub mod app;
 pub mod args;
 pub mod backend;
+pub mod bench;
 pub mod cgroup;
 pub mod context;
 pub mod engine;
@@ -18,4 +20,5 @@ pub mod serve;
 pub mod server;
 pub mod status;
 pub mod telemetry;
+pub mod threads;
 pub mod traffic;

@@ -49,6 +49,12 @@ pub struct Status {
     /// The digest of the model that answers requests, from the first moment that it can until the process ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub served_digest: Option<Digest>,
+    /// What computes: `cpu`, or the accelerator's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// How many threads compute on the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// What the model is.
     pub model: Model,
     /// Whether the bytes are the approved ones.
@@ -216,6 +222,8 @@ impl Board {
             revision,
             stage,
             served_digest: None,
+            device: None,
+            threads: None,
             model: Model::default(),
             verification: Verification {
                 result: Verdict::Pending,
@@ -267,7 +275,7 @@ impl Board {
 }
 
 /// Resident memory of this process, in bytes, where the system tells.
-fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -115,6 +115,18 @@ fn memory_limit_that_is_too_small_is_said_before_loading_with_numbers() {
 }
 
 #[test]
+#[cfg(not(feature = "cuda"))]
+fn accelerator_that_this_build_cannot_use_ends_the_program_before_the_model_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (reason, message) = serve_fails(&folder.path().join("missing.gguf"), &["--device=cuda"]);
+    assert_eq!(reason, "AcceleratorMissing");
+    assert!(
+        message.contains("built without CUDA") && message.contains("runtime.image"),
+        "{message}"
+    );
+}
+
+#[test]
 fn fetch_that_fails_says_so_to_the_operator() {
     let folder = tempfile::tempdir().unwrap();
     let store = format!("--store={}", folder.path().display());

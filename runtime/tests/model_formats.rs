@@ -7,7 +7,7 @@
 mod tiny;
 
 use escadre_runtime::engine::Sequences;
-use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, SpecialTokens, load};
+use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, Quantize, SpecialTokens, load};
 use escadre_verify::VerifiedModel;
 use serde_json::json;
 use std::fs;
@@ -250,6 +250,29 @@ fn shards_and_16_bits_load() {
         load_path(folder.path(), &LoadOptions::default()).unwrap_err().reason(),
         "IndexInvalid"
     );
+}
+
+#[test]
+fn weights_that_are_made_smaller_take_less_and_give_almost_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(folder.path(), &weights(), CONTEXT);
+    let other = tempfile::tempdir().unwrap();
+    let single = other.path().join("tiny.gguf");
+    fs::write(&single, gguf("llama", &gguf_tensors(&weights()))).unwrap();
+    let smaller = LoadOptions {
+        quantize: Some(Quantize::Q8_0),
+        ..LoadOptions::default()
+    };
+    for path in [folder.path(), &single] {
+        let mut wide = load_path(path, &LoadOptions::default()).unwrap();
+        let mut small = load_path(path, &smaller).unwrap();
+        assert_eq!(small.description.quantization, "Q8_0 of F32");
+        let (held, before) = (small.description.weights_bytes, wide.description.weights_bytes);
+        // Rows of the feed-forward block are no whole blocks, and stay.
+        assert!(held * 2 < before && held * 4 > before, "{held} {before}");
+        let apart = difference(&logits(&mut wide), &logits(&mut small));
+        assert!(apart > 1e-6 && apart < 0.3, "{apart}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod attention;
 pub(super) mod blocks;
 mod cache;
 mod ops;
+mod parallel;
 mod rows;
 mod weights;
 
@@ -85,6 +86,10 @@ impl Backend for Candle {
     type Vector = Vec<f32>;
     type Cache = Cache;
     type Step = Step;
+
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
 
     fn supports(&self, kind: TensorType) -> bool {
         blocks::block_type(kind).is_some()

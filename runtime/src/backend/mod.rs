@@ -6,6 +6,7 @@
 //! and keys and values are only reached through the cache.
 
 pub mod candle;
+pub mod device;
 pub mod tensors;
 
 use crate::kv::BlockId;
@@ -165,6 +166,8 @@ pub trait Backend: Send {
     /// What a step's layers share: where rows belong, how far they are turned.
     type Step;
 
+    /// Bytes that are free in the device's own memory. Absent when everything is in the memory of the process.
+    fn free_memory(&self) -> Option<u64>;
     /// Whether matrices of this type can be packed.
     fn supports(&self, kind: TensorType) -> bool;
     /// Bytes that a packed matrix holds in memory, rounded up where it is not known exactly.
@@ -248,15 +251,4 @@ fn turns(spans: &[SpanLayout], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
         ((cosine * rope.magnitude) as f32, (sine * rope.magnitude) as f32)
     });
     turned.unzip()
-}
-
-/// The environment that makes the arithmetic of this process use `threads` threads.
-///
-/// candle reads it once, before its first operation, and offers no other way: its spin barrier, its pool and the
-/// matrix library would otherwise each take a thread per core of the *machine*, which in a container with a smaller
-/// quota spend their time waiting for each other. A running process cannot change its own environment safely, so
-/// `main` compares it with this list and, when it differs, executes itself once more with these variables set.
-pub fn thread_environment(threads: usize) -> [(&'static str, String); 2] {
-    let threads = threads.max(1).to_string();
-    [("RAYON_NUM_THREADS", threads.clone()), ("CANDLE_NUM_THREADS", threads)]
 }

@@ -215,6 +215,10 @@ impl Backend for Tensors {
     type Cache = Cache;
     type Step = Step;
 
+    fn free_memory(&self) -> Option<u64> {
+        super::device::free_memory(&self.device)
+    }
+
     fn supports(&self, kind: TensorType) -> bool {
         blocks::block_type(kind).is_some()
     }

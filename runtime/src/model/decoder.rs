@@ -27,6 +27,7 @@ pub struct Decoder {
 
 /// What a step asks of a graph; hides the type of the backend.
 trait Graph: Send {
+    fn free_memory(&self) -> Option<u64>;
     fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError>;
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError>;
     fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError>;
@@ -77,6 +78,11 @@ impl Decoder {
         self.graph.allocate(blocks, kind)?;
         self.blocks = blocks;
         Ok(())
+    }
+
+    /// Bytes that are free in the memory of the device that computes. Absent when that is the process's own memory.
+    pub fn free_memory(&self) -> Option<u64> {
+        self.graph.free_memory()
     }
 
     /// Blocks of the cache.
@@ -338,6 +344,10 @@ fn no_cache() -> ModelError {
 }
 
 impl<B: Backend> Graph for Transformer<B> {
+    fn free_memory(&self) -> Option<u64> {
+        self.backend.free_memory()
+    }
+
     fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError> {
         // The old one first: both at once may be more than there is.
         self.cache = None;

@@ -44,6 +44,26 @@ pub enum LoadError {
         /// Tokens that the keys and values are for.
         context: usize,
     },
+    /// The model does not fit into the memory of the device that computes. Said before anything is loaded.
+    #[error(
+        "the model needs {needed} bytes of the accelerator's memory ({weights} for weights, {kv_cache} for keys and \
+         values of {context} tokens, {headroom} for work space), but {available} are free; use a larger accelerator or \
+         lower the context"
+    )]
+    OutOfMemoryGpu {
+        /// The sum of the parts, in bytes.
+        needed: u64,
+        /// What is free, in bytes.
+        available: u64,
+        /// Bytes of weights as they are held.
+        weights: u64,
+        /// Bytes of keys and values.
+        kv_cache: u64,
+        /// Bytes for everything else.
+        headroom: u64,
+        /// Tokens that the keys and values are for.
+        context: usize,
+    },
     /// The tensor library refused what passed our checks.
     #[error("could not load tensor {tensor}")]
     Backend {
@@ -63,6 +83,7 @@ impl LoadError {
             Self::ArchitectureUnsupported { .. } => "ArchitectureUnsupported",
             Self::ContextTooLong { .. } => "ContextTooLong",
             Self::OutOfMemoryHost { .. } => "OutOfMemoryHost",
+            Self::OutOfMemoryGpu { .. } => "OutOfMemoryGpu",
             Self::Backend { .. } => "WeightsMismatch",
         }
     }

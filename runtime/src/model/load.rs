@@ -12,15 +12,18 @@ mod inventory;
 mod memory;
 mod names;
 mod pack;
+mod quantize;
 mod safetensors;
 mod split;
 
 pub(crate) use examine::{Examined, examine};
 pub(crate) use memory::CONTEXT_TO_FIT;
+pub use quantize::Quantize;
 
 use super::spec::ModelSpec;
 use super::{Format, KvType, LoadError, LoadOptions, Loaded};
 use crate::backend::candle::Candle;
+use crate::backend::device::Accelerator;
 use crate::backend::{Backend, Precision};
 use escadre_verify::structure::content;
 use escadre_verify::{Reason, Refusal, VerifiedModel};
@@ -48,6 +51,19 @@ pub fn load_exact(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
     load_with(model, options, Candle::new(Precision::Widened), progress)
+}
+
+/// Loads a model for the device that is to compute: the processor when there is no other.
+pub fn load_on(
+    accelerator: Option<&Accelerator>,
+    model: &VerifiedModel,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Loaded, LoadError> {
+    match accelerator {
+        None => load(model, options, progress),
+        Some(accelerator) => load_with(model, options, accelerator.backend(), progress),
+    }
 }
 
 /// Loads a model for a backend.
@@ -175,14 +191,18 @@ fn limit_context(spec: &mut ModelSpec, options: &LoadOptions) -> Result<(), Load
     Ok(())
 }
 
-/// The type that most weights have.
-fn main_type(inventory: &Inventory) -> String {
+/// The type that most weights have in the files, and what they were made into.
+fn main_type(inventory: &Inventory, quantize: Option<Quantize>) -> String {
     let mut bytes = std::collections::BTreeMap::new();
     for entry in inventory.entries() {
         *bytes.entry(entry.type_name()).or_insert(0) += entry.range.len();
     }
     let largest = bytes.into_iter().max_by_key(|&(_, bytes)| bytes);
-    largest.map_or_else(String::new, |(kind, _)| kind)
+    let stored = largest.map_or_else(String::new, |(kind, _)| kind);
+    match quantize {
+        None => stored,
+        Some(quantize) => format!("{quantize} of {stored}"),
+    }
 }
 
 fn parameters(inventory: &Inventory) -> u64 {

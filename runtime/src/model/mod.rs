@@ -15,7 +15,7 @@ pub use crate::backend::KvType;
 pub use batch::{AdapterId, Logits, LogitsWanted, Span, StepBatch};
 pub use decoder::Decoder;
 pub use error::{LoadError, ModelError};
-pub use load::{load, load_exact, load_with};
+pub use load::{Quantize, load, load_exact, load_on, load_with};
 pub use template::{ChatInput, ChatTemplate, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 
@@ -24,14 +24,14 @@ pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 pub struct LoadOptions {
     /// Tokens per sequence, prompt and answer together. Absent: the model's own context.
     pub max_context: Option<usize>,
-    /// Threads for arithmetic; 0 means one per core. See `backend::thread_environment` for how they are set.
-    pub threads: usize,
     /// Bytes that this process may use, from its cgroup. Absent: not checked.
     pub memory_limit: Option<u64>,
     /// How the weights must be stored. Absent: in any way that can be loaded.
     pub format: Option<Format>,
     /// How keys and values will be held.
     pub kv_type: KvType,
+    /// What matrices of numbers are made into. Absent: they stay numbers.
+    pub quantize: Option<Quantize>,
 }
 
 /// Everything that serving needs from a model.

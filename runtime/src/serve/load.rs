@@ -2,15 +2,19 @@
 
 use super::overlay;
 use crate::backend::KvType;
+use crate::backend::device::{Accelerator, DeviceChoice};
 use crate::context::unix_seconds;
 use crate::engine::{self, Admission, Engine, QueueLimits, Settings, WarmUpError, Worker};
 use crate::failure::{Failure, chain};
 use crate::kv::{self, BLOCK_TOKENS, blocks_for};
 use crate::metrics::Metrics;
 use crate::model::load::CONTEXT_TO_FIT;
-use crate::model::{self, Decoder, Format, LoadError, LoadOptions, Loaded, ModelDescription, SpecialTokens, Tokenizer};
+use crate::model::{
+    self, Decoder, Format, LoadError, LoadOptions, Loaded, ModelDescription, Quantize, SpecialTokens, Tokenizer,
+};
 use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
+use crate::threads::{Threaded, Threads};
 use escadre_verify::{Digest, Refusal, VerifiedModel};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -43,10 +47,12 @@ pub(super) struct Plan {
     pub(super) concurrency: usize,
     pub(super) queue_wait: Duration,
     pub(super) kv_type: KvType,
+    pub(super) quantize: Option<Quantize>,
+    pub(super) device: DeviceChoice,
     pub(super) inter_token_latency: Option<Duration>,
     pub(super) format: Option<Format>,
     pub(super) overlay: Option<PathBuf>,
-    pub(super) threads: usize,
+    pub(super) threads: Option<NonZeroUsize>,
     pub(super) memory_limit: Option<u64>,
 }
 
@@ -112,29 +118,38 @@ impl EngineThread {
     }
 }
 
-fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served, Worker<model::Decoder>), Failure> {
+fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served, Worker<Threaded<Decoder>>), Failure> {
     let began = Instant::now();
-    let (verified, loaded) = load(plan, board, began)?;
+    // First: a pod that waits for an accelerator in vain says so before it reads gigabytes.
+    let accelerator =
+        Accelerator::find(plan.device).map_err(|missing| Failure::new("AcceleratorMissing", missing.to_string()))?;
+    let device = accelerator.as_ref().map_or_else(|| "cpu".to_owned(), Accelerator::name);
+    board.update(|status| status.device = Some(device.clone()));
+    let (verified, loaded) = load(plan, accelerator.as_ref(), board, began)?;
     let Loaded {
         mut description,
         tokenizer,
         template,
-        mut decoder,
+        decoder,
         generation,
     } = loaded;
+    let threads = Threads::start(plan.threads)
+        .map_err(|error| Failure::new("Internal", format!("could not start the threads that compute: {error}")))?;
+    let mut model = Threaded::new(decoder, threads, board.clone());
     board.update(|status| status.stage = Stage::WarmingUp);
     let prompt = warm_up_prompt(&tokenizer);
     let failed = |error: WarmUpError| Failure::new("SelfTestFailed", error.to_string());
     let allocate = |decoder: &mut Decoder, blocks| decoder.allocate(blocks, plan.kv_type).map_err(WarmUpError::from);
-    allocate(&mut decoder, blocks_for(WARM_UP_TOKENS)).map_err(failed)?;
+    allocate(&mut model.model, blocks_for(WARM_UP_TOKENS)).map_err(failed)?;
     let performance =
-        engine::warm_up(&mut decoder, &prompt, description.context_length.min(WARM_UP_TOKENS)).map_err(failed)?;
+        engine::warm_up(&mut model, &prompt, description.context_length.min(WARM_UP_TOKENS)).map_err(failed)?;
     // What is prepared in the first steps is there now, and what is left can be given to keys and values.
-    let blocks = cache_blocks(plan, &description, board);
-    allocate(&mut decoder, blocks).map_err(failed)?;
+    let blocks = cache_blocks(plan, &description, free_memory(&model.model, plan, board));
+    allocate(&mut model.model, blocks).map_err(failed)?;
     description.context_length = description.context_length.min(blocks * BLOCK_TOKENS);
     describe(board, &description, performance);
     info!(
+        device,
         architecture = description.architecture,
         quantization = description.quantization,
         context_length = description.context_length,
@@ -168,18 +183,11 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     let tokenizer = Arc::new(tokenizer);
     let for_text = Arc::clone(&tokenizer);
     let new_text = Box::new(move || Box::new(for_text.decoder()) as Box<dyn engine::TextStream>);
-    let worker = Worker::new(
-        decoder,
-        new_text,
-        settings,
-        (commands, admission),
-        metrics,
-        board.clone(),
-    );
+    let worker = Worker::new(model, new_text, settings, (commands, admission), metrics, board.clone());
     let served = Served {
         name: plan.served_name.clone(),
         digest,
-        fingerprint: format!("fp_{}_{}", digest.short(), env!("CARGO_PKG_VERSION")),
+        fingerprint: fingerprint(digest, plan.quantize),
         created: unix_seconds(),
         context_length: description.context_length,
         tokenizer,
@@ -190,7 +198,12 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     Ok((served, worker))
 }
 
-fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Loaded), Failure> {
+fn load(
+    plan: &Plan,
+    accelerator: Option<&Accelerator>,
+    board: &Board,
+    began: Instant,
+) -> Result<(VerifiedModel, Loaded), Failure> {
     let progress = |stage: Stage| {
         move |done, total| {
             board.update(|status| {
@@ -223,11 +236,11 @@ fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Lo
     let options = LoadOptions {
         format: plan.format,
         max_context: plan.max_context.map(NonZeroUsize::get),
-        threads: plan.threads,
         memory_limit: plan.memory_limit,
         kv_type: plan.kv_type,
+        quantize: plan.quantize,
     };
-    let loaded = model::load(&verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
+    let loaded = model::load_on(accelerator, &verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
         if let LoadError::Refused(refusal) = &error {
             refused(refusal);
         }
@@ -243,6 +256,12 @@ fn load(plan: &Plan, board: &Board, began: Instant) -> Result<(VerifiedModel, Lo
         status.verification.duration_seconds = Some(began.elapsed().as_secs_f64());
     });
     Ok((verified, loaded))
+}
+
+/// What answers depend on beside the request: the model's bytes, this program, and what it made of the weights.
+fn fingerprint(digest: Digest, quantize: Option<Quantize>) -> String {
+    let made = quantize.map_or_else(String::new, |quantize| format!("_{quantize}"));
+    format!("fp_{}_{}{made}", digest.short(), env!("CARGO_PKG_VERSION"))
 }
 
 fn warm_up_prompt(tokenizer: &Tokenizer) -> Vec<u32> {
@@ -276,12 +295,20 @@ fn describe(board: &Board, description: &ModelDescription, performance: Performa
     });
 }
 
+/// Bytes that are left where keys and values are held. Absent when there is no limit.
+fn free_memory(decoder: &Decoder, plan: &Plan, board: &Board) -> Option<u64> {
+    decoder.free_memory().or_else(|| {
+        let resident = board.snapshot().memory.resident_bytes?;
+        Some(plan.memory_limit?.saturating_sub(resident))
+    })
+}
+
 /// Blocks of keys and values: for as many whole contexts as there may be requests, if there is room; for one context if
 /// that was asked for, else for what can be served at least.
-fn cache_blocks(plan: &Plan, description: &ModelDescription, board: &Board) -> usize {
+fn cache_blocks(plan: &Plan, description: &ModelDescription, free: Option<u64>) -> usize {
     let context = description.context_length;
     let wanted = blocks_for(context).saturating_mul(plan.concurrency);
-    let (Some(limit), Some(resident)) = (plan.memory_limit, board.snapshot().memory.resident_bytes) else {
+    let Some(free) = free else {
         return wanted;
     };
     #[expect(
@@ -290,7 +317,7 @@ fn cache_blocks(plan: &Plan, description: &ModelDescription, board: &Board) -> u
         clippy::cast_sign_loss,
         reason = "a share of some gigabytes"
     )]
-    let free = (limit.saturating_sub(resident) as f64 * KV_SHARE) as u64;
+    let free = (free as f64 * KV_SHARE) as u64;
     let room = free.checked_div(description.kv_bytes_per_token * BLOCK_TOKENS as u64);
     let room = room.and_then(|room| usize::try_from(room).ok()).unwrap_or(usize::MAX);
     // The loader made sure that this fits.

@@ -6,9 +6,6 @@
 mod drain;
 mod load;
 mod overlay;
-mod threads;
-
-pub use threads::settle as settle_threads;
 
 use crate::args::ServeArgs;
 use crate::cgroup;
@@ -19,12 +16,12 @@ use crate::server::admin::{self, Admin};
 use crate::server::listen::{self, ConnectionLimits, Phase, Server};
 use crate::server::{App, InFlight, router, signals};
 use crate::status::{Board, Stage};
+use crate::threads;
 use crate::traffic::Traffic;
 use drain::Drain;
 use escadre_verify::Digest;
 use load::Plan;
 use std::net::{IpAddr, Ipv4Addr};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,7 +101,6 @@ impl Servers {
             host = %place.host,
             port = bound_port(&api_listener),
             admin_port = bound_port(&pages_listener),
-            threads = plan.threads,
             memory_limit = plan.memory_limit,
             "ports are open, loading the model"
         );
@@ -116,7 +112,7 @@ impl Servers {
             status.memory.limit_bytes = plan.memory_limit;
         });
         let metrics = Arc::new(Metrics::new(&plan.served_name));
-        let preparers = plan.threads.div_ceil(2);
+        let preparers = threads::count(args.threads).get().div_ceil(2);
         let traffic = Arc::new(Traffic::default());
         let app = Arc::new(App::new(
             Arc::clone(&metrics),
@@ -158,7 +154,7 @@ impl Servers {
 
 /// What is to be loaded, within what the process may use.
 fn plan(args: &ServeArgs, place: &Place) -> Plan {
-    let (threads, memory_limit) = resources(args);
+    let container = cgroup::read().memory.into_iter().chain(cgroup::machine_memory()).min();
     Plan {
         path: place.model.clone(),
         digest: place.digest,
@@ -167,11 +163,13 @@ fn plan(args: &ServeArgs, place: &Place) -> Plan {
         concurrency: args.max_concurrency.get(),
         queue_wait: args.max_queue_wait,
         kv_type: args.kv_cache_dtype,
+        quantize: args.quantize,
+        device: args.device,
         inter_token_latency: args.inter_token_latency,
         format: args.format.wanted(),
         overlay: args.overlay.clone(),
-        threads: threads.get(),
-        memory_limit,
+        threads: args.threads,
+        memory_limit: args.memory_limit.or(container),
     }
 }
 
@@ -222,11 +220,4 @@ fn name_of(model: &Path) -> String {
         model.file_stem()
     };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
-}
-
-/// Threads and bytes that the process may use: what it was told, or else what its container has.
-fn resources(args: &ServeArgs) -> (NonZeroUsize, Option<u64>) {
-    let machine = cgroup::machine_memory();
-    let container = cgroup::read().memory.into_iter().chain(machine).min();
-    (threads::count(args), args.memory_limit.or(container))
 }

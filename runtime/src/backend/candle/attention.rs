@@ -1,4 +1,4 @@
-//! Causal attention over the blocks of each sequence. Prompts: two matrix products per block of queries. Sequences that
+//! Causal attention over the blocks of each sequence. Prompts: two matrix products per part of the queries and head of keys. Sequences that
 //! get a token or a few: products of vectors, straight from the blocks, heads and sequences beside each other.
 
 use super::super::{AttentionShape, SpanLayout};
@@ -7,12 +7,14 @@ use super::ops::{self, values_mut, with_values};
 use crate::kv::BLOCK_TOKENS;
 use crate::model::ModelError;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
-use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+use rayon::prelude::*;
 
 /// Scores held at a time, in values. Bounds scratch memory to 32 MiB for prompts of any length.
 const MAX_SCORES: usize = 8 << 20;
-/// Queries in one block at most: more gain nothing in the products, and compute more scores that are masked.
+/// Queries in one part at most: more gain nothing in the products, and compute more scores that are masked.
 const MAX_QUERIES: usize = 128;
+/// Fewer cost more than they gain.
+const FEWEST_QUERIES: usize = 16;
 /// Up to so many rows a span is computed straight from the blocks: copying them together costs more than it gains.
 const FEW_ROWS: usize = 4;
 
@@ -30,23 +32,19 @@ pub(super) fn attend(
     with_values(query, |query| few_rows(query, shape, &few, (keys, values), &mut out))?;
     for span in many {
         let longest = span.start + span.rows.len();
-        let keys = keys.gather(&span.blocks, longest);
-        let keys = ops::buffer(keys, shape.head_size)?.reshape((shape.kv_heads, longest, shape.head_size))?;
-        let values = values.gather(&span.blocks, longest);
-        let values = ops::buffer(values, shape.head_size)?.reshape((shape.kv_heads, longest, shape.head_size))?;
-        let block = (MAX_SCORES / (shape.heads * longest)).clamp(1, MAX_QUERIES);
-        for first in span.rows.clone().step_by(block) {
-            let block = Block {
-                first,
-                count: block.min(span.rows.end - first),
-                position: span.start + first - span.rows.start,
-            };
-            // Keys that no query of the block sees are left out.
-            let hidden = shape.hidden_keys(block.position);
-            let seen = block.position + block.count - hidden;
-            let (keys, values) = (keys.narrow(1, hidden, seen)?, values.narrow(1, hidden, seen)?);
-            let mixed = block.attend(query, shape, &keys, &values)?;
-            with_values(&mixed, |mixed| block.scatter(mixed, shape, &mut out))?;
+        let gathered = |side: Side<'_>| {
+            let rows = side.gather(&span.blocks, longest);
+            let rows = ops::buffer(rows, shape.head_size)?;
+            Ok::<_, ModelError>(rows.reshape((shape.kv_heads, longest, shape.head_size))?)
+        };
+        let (keys, values) = (gathered(keys)?, gathered(values)?);
+        let parts = Part::of(span, shape);
+        let mixed = with_values(query, |query| {
+            let mixed = parts.par_iter().map(|part| part.attend(query, shape, &keys, &values));
+            mixed.collect::<Result<Vec<_>, ModelError>>()
+        })??;
+        for (part, mixed) in parts.iter().zip(mixed) {
+            part.scatter(&mixed, shape, &mut out);
         }
     }
     ops::buffer(out, width)
@@ -150,8 +148,10 @@ fn weigh(scores: &mut [f32], first: usize, position: usize, shape: AttentionShap
     later.fill(0.0);
 }
 
-/// Some queries of one sequence.
-struct Block {
+/// Some queries of one sequence, for those of their heads that share a head of keys.
+struct Part {
+    /// The head of keys.
+    head: usize,
     /// The first row in the buffers.
     first: usize,
     /// How many rows.
@@ -160,31 +160,55 @@ struct Block {
     position: usize,
 }
 
-impl Block {
-    /// Gives `[kv_heads, group * count, head_size]`.
+impl Part {
+    /// Cuts a span so that all threads have something to do.
+    fn of(span: &SpanLayout, shape: AttentionShape) -> Vec<Self> {
+        let threads = rayon::current_num_threads();
+        let longest = span.start + span.rows.len();
+        let even = (span.rows.len() * shape.kv_heads).div_ceil(2 * threads);
+        let bounded = MAX_SCORES / (shape.heads / shape.kv_heads * longest * threads);
+        let rows = even.clamp(FEWEST_QUERIES, MAX_QUERIES).min(bounded).max(1);
+        let firsts = span.rows.clone().step_by(rows);
+        let parts = firsts.flat_map(|first| {
+            (0..shape.kv_heads).map(move |head| Self {
+                head,
+                first,
+                count: rows.min(span.rows.end - first),
+                position: span.start + first - span.rows.start,
+            })
+        });
+        parts.collect()
+    }
+
+    /// Gives `[group * count, head_size]`. Keys that no query of the part sees are left out.
     fn attend(
         &self,
-        query: &Tensor,
+        query: &[f32],
         shape: AttentionShape,
         keys: &Tensor,
         values: &Tensor,
-    ) -> Result<Tensor, ModelError> {
-        let query = with_values(query, |query| self.gather(query, shape))?;
-        let group = shape.heads / shape.kv_heads;
-        let query =
-            ops::buffer(query, shape.head_size)?.reshape((shape.kv_heads, group * self.count, shape.head_size))?;
-        let scores = query.matmul(&keys.transpose(1, 2)?)?;
-        scores.inplace_op1(&CausalSoftmax { block: self, shape })?;
-        Ok(scores.matmul(values)?)
+    ) -> Result<Vec<f32>, ModelError> {
+        let hidden = shape.hidden_keys(self.position);
+        let seen = self.position + self.count - hidden;
+        let side = |side: &Tensor| side.narrow(0, self.head, 1)?.narrow(1, hidden, seen)?.squeeze(0);
+        let query = ops::buffer(self.gather(query, shape), shape.head_size)?;
+        let scores = query.matmul(&side(keys)?.t()?)?;
+        scores.inplace_op1(&CausalSoftmax { part: self, shape })?;
+        Ok(scores.matmul(&side(values)?)?.flatten_all()?.to_vec1()?)
     }
 
-    /// Rows by head: all queries that share a head of keys lie together.
+    /// The heads of queries that share the head of keys.
+    fn heads(&self, shape: AttentionShape) -> std::ops::Range<usize> {
+        let group = shape.heads / shape.kv_heads;
+        self.head * group..(self.head + 1) * group
+    }
+
+    /// Rows by head.
     fn gather(&self, query: &[f32], shape: AttentionShape) -> Vec<f32> {
-        let width = shape.heads * shape.head_size;
-        let mut out = Vec::with_capacity(self.count * width);
-        for head in 0..shape.heads {
+        let mut out = Vec::with_capacity(self.count * self.heads(shape).len() * shape.head_size);
+        for head in self.heads(shape) {
             for row in self.first..self.first + self.count {
-                let start = row * width + head * shape.head_size;
+                let start = (row * shape.heads + head) * shape.head_size;
                 out.extend_from_slice(&query[start..start + shape.head_size]);
             }
         }
@@ -192,18 +216,19 @@ impl Block {
     }
 
     fn scatter(&self, mixed: &[f32], shape: AttentionShape, out: &mut [f32]) {
-        let width = shape.heads * shape.head_size;
-        for (index, vector) in mixed.chunks_exact(shape.head_size).enumerate() {
-            let (head, row) = (index / self.count, index % self.count);
-            let start = (self.first + row) * width + head * shape.head_size;
-            out[start..start + shape.head_size].copy_from_slice(vector);
+        let mut vectors = mixed.chunks_exact(shape.head_size);
+        for head in self.heads(shape) {
+            for (row, vector) in (self.first..self.first + self.count).zip(vectors.by_ref()) {
+                let start = (row * shape.heads + head) * shape.head_size;
+                out[start..start + shape.head_size].copy_from_slice(vector);
+            }
         }
     }
 }
 
 /// Softmax over the keys that a query may see; the weights of the others become 0.
 struct CausalSoftmax<'a> {
-    block: &'a Block,
+    part: &'a Part,
     shape: AttentionShape,
 }
 
@@ -213,11 +238,11 @@ impl InplaceOp1 for CausalSoftmax<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let first = self.shape.hidden_keys(self.block.position);
-        let keys = self.block.position + self.block.count - first;
+        let Part { position, count, .. } = *self.part;
+        let first = self.shape.hidden_keys(position);
+        let keys = position + count - first;
         for (index, row) in values_mut(storage, layout)?.chunks_exact_mut(keys).enumerate() {
-            let position = self.block.position + index % self.block.count;
-            weigh(row, first, position, self.shape);
+            weigh(row, first, position + index % count, self.shape);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::super::RopePairs;
 use super::Turns;
 use crate::model::ModelError;
 use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Storage, Tensor};
+use rayon::prelude::*;
 
 /// Lends the values of a contiguous f32 tensor.
 pub(super) fn with_values<R>(x: &Tensor, use_values: impl FnOnce(&[f32]) -> R) -> Result<R, ModelError> {
@@ -99,9 +100,12 @@ pub(super) fn gelu_tanh(x: f32) -> f32 {
     0.5 * x * (1.0 + (SLOPE * (x + 0.044_715 * x * x * x)).tanh())
 }
 
+/// Values that a thread computes at a time.
+const GRAIN: usize = 4096;
+
 struct GateTimes<F>(F);
 
-impl<F: Fn(f32) -> f32> InplaceOp2 for GateTimes<F> {
+impl<F: Fn(f32) -> f32 + Sync> InplaceOp2 for GateTimes<F> {
     fn name(&self) -> &'static str {
         "gate-times"
     }
@@ -113,16 +117,23 @@ impl<F: Fn(f32) -> f32> InplaceOp2 for GateTimes<F> {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let up = values(up, up_layout)?;
-        for (gate, up) in values_mut(gate, gate_layout)?.iter_mut().zip(up) {
-            *gate = (self.0)(*gate) * up;
-        }
+        let up = values(up, up_layout)?.par_chunks(GRAIN);
+        let gate = values_mut(gate, gate_layout)?.par_chunks_mut(GRAIN);
+        gate.zip(up).for_each(|(gate, up)| {
+            for (gate, up) in gate.iter_mut().zip(up) {
+                *gate = (self.0)(*gate) * up;
+            }
+        });
         Ok(())
     }
 }
 
 /// Overwrites `gate`, which nothing else refers to, with `activation(gate) * up`.
-pub(super) fn gate_times(gate: &Tensor, up: &Tensor, activation: impl Fn(f32) -> f32) -> Result<Tensor, ModelError> {
+pub(super) fn gate_times(
+    gate: &Tensor,
+    up: &Tensor,
+    activation: impl Fn(f32) -> f32 + Sync,
+) -> Result<Tensor, ModelError> {
     gate.inplace_op2(up, &GateTimes(activation))?;
     Ok(gate.clone())
 }

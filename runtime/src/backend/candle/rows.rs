@@ -6,6 +6,7 @@
 //! many rows widens a tile of weights for the matrix library. Activations stay f32, so the only rounding is that of the
 //! weights themselves.
 
+use super::parallel::by_outputs;
 use crate::model::ModelError;
 use candle_core::{Device, Tensor};
 use escadre_verify::structure::gguf::TensorType;
@@ -17,8 +18,8 @@ use rayon::prelude::*;
 const BLOCK: usize = 32;
 /// From this many rows on, widening a tile of weights pays.
 const TILED_ROWS: usize = 48;
-/// Values of a widened tile, 4 MiB.
-const TILE: usize = 1 << 20;
+/// Values of a widened tile, 512 KiB: it stays in a core's own cache.
+const TILE: usize = 1 << 17;
 /// Outputs that a thread computes at a time.
 const GRAIN: usize = 32;
 
@@ -108,11 +109,13 @@ impl Rows {
     /// `x` has rows of `inputs` values; gives rows of `outputs` values.
     pub(super) fn multiply(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
         let rows = x.len() / self.inputs;
+        if rows >= TILED_ROWS {
+            return self.multiply_tiled(x, rows);
+        }
         let mut out = vec![0.0; rows * self.outputs];
         match rows {
             1 => self.multiply_one(x, &mut out),
-            ..TILED_ROWS => self.multiply_few(x, rows, &mut out),
-            _ => self.multiply_tiled(x, rows, &mut out)?,
+            _ => self.multiply_few(x, rows, &mut out),
         }
         Ok(out)
     }
@@ -160,25 +163,17 @@ impl Rows {
         }
     }
 
-    fn multiply_tiled(&self, x: &[f32], rows: usize, out: &mut [f32]) -> Result<(), ModelError> {
+    fn multiply_tiled(&self, x: &[f32], rows: usize) -> Result<Vec<f32>, ModelError> {
         let x = Tensor::from_slice(x, (rows, self.inputs), &Device::Cpu)?;
-        let height = (TILE / self.inputs).clamp(1, self.outputs);
-        for first in (0..self.outputs).step_by(height) {
-            let height = height.min(self.outputs - first);
-            let mut tile = vec![0.0; height * self.inputs];
-            tile.par_chunks_mut(self.inputs)
-                .enumerate()
-                .for_each(|(index, row)| self.widen(first + index, row));
-            let tile = Tensor::from_vec(tile, (height, self.inputs), &Device::Cpu)?;
-            let product = x.matmul(&tile.t()?)?;
-            super::ops::with_values(&product, |product| {
-                for (row, values) in product.chunks_exact(height).enumerate() {
-                    let start = row * self.outputs + first;
-                    out[start..start + height].copy_from_slice(values);
-                }
-            })?;
-        }
-        Ok(())
+        let most = (TILE / self.inputs).max(WEIGHTS_AT_ONCE);
+        by_outputs((rows, self.outputs), most, |outputs| {
+            let mut tile = vec![0.0; outputs.len() * self.inputs];
+            for (output, row) in outputs.clone().zip(tile.chunks_exact_mut(self.inputs)) {
+                self.widen(output, row);
+            }
+            let tile = Tensor::from_vec(tile, (outputs.len(), self.inputs), &Device::Cpu)?;
+            Ok(x.matmul(&tile.t()?)?.flatten_all()?.to_vec1()?)
+        })
     }
 
     fn widen(&self, row: usize, out: &mut [f32]) {
@@ -202,8 +197,8 @@ impl Rows {
     }
 }
 
-/// Some outputs for some rows: each row of weights is widened once, and what is read of it is used for several rows. In
-/// vectors of the processor by name, since the compiler finds none here by itself.
+/// Some outputs for some rows: rows of weights are widened once, and used for all rows of activations. In vectors of the
+/// processor by name, since the compiler finds none here by itself.
 struct FewRows<'a> {
     matrix: &'a Rows,
     /// The first output.
@@ -214,6 +209,11 @@ struct FewRows<'a> {
     product: &'a mut [f32],
 }
 
+/// Rows of weights that are multiplied at a time, and rows of activations: each vector that is read is used more than
+/// once, and there are as many sums as the processor can have under way.
+const WEIGHTS_AT_ONCE: usize = 4;
+const ROWS_AT_ONCE: usize = 2;
+
 impl WithSimd for FewRows<'_> {
     type Output = ();
 
@@ -221,40 +221,61 @@ impl WithSimd for FewRows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let inputs = self.matrix.inputs;
-        let mut weights = vec![0.0; inputs];
-        for (index, product) in self.product.chunks_exact_mut(self.rows).enumerate() {
-            self.matrix.widen_inline(self.first + index, &mut weights);
-            let weights = S::as_simd_f32s(&weights).0;
-            let mut out = product.chunks_exact_mut(AT_ONCE);
-            let mut x = self.x.chunks_exact(AT_ONCE * inputs);
-            for (out, x) in out.by_ref().zip(x.by_ref()) {
-                products::<S, AT_ONCE>(simd, weights, x, out);
+        let mut weights = vec![0.0; WEIGHTS_AT_ONCE * inputs];
+        let mut first = self.first;
+        for product in self.product.chunks_mut(WEIGHTS_AT_ONCE * self.rows) {
+            // The last outputs may be fewer; what is left of earlier ones is computed, and not used.
+            let outputs = product.len() / self.rows;
+            for (output, weights) in weights.chunks_exact_mut(inputs).take(outputs).enumerate() {
+                self.matrix.widen_inline(first + output, weights);
             }
-            for (out, x) in out.into_remainder().iter_mut().zip(x.remainder().chunks_exact(inputs)) {
-                products::<S, 1>(simd, weights, x, std::slice::from_mut(out));
+            first += outputs;
+            let mut pairs = self.x.chunks_exact(ROWS_AT_ONCE * inputs);
+            let mut row = 0;
+            for x in pairs.by_ref() {
+                let sums = products::<S, ROWS_AT_ONCE>(simd, &weights, x);
+                for (product, sums) in product.chunks_exact_mut(self.rows).zip(sums) {
+                    product[row..row + ROWS_AT_ONCE].copy_from_slice(&sums);
+                }
+                row += ROWS_AT_ONCE;
+            }
+            for x in pairs.remainder().chunks_exact(inputs) {
+                let sums = products::<S, 1>(simd, &weights, x);
+                for (product, [sum]) in product.chunks_exact_mut(self.rows).zip(sums) {
+                    product[row] = sum;
+                }
+                row += 1;
             }
         }
     }
 }
 
-/// Rows that a vector of weights is used for while it is in a register.
-const AT_ONCE: usize = 4;
-
-/// The products of one row of weights with `N` rows; widths are whole vectors.
+/// The products of some rows of weights with `N` rows of activations; widths are whole vectors.
 #[expect(clippy::inline_always, reason = "see below")]
 #[inline(always)]
-fn products<S: Simd, const N: usize>(simd: S, weights: &[S::f32s], x: &[f32], out: &mut [f32]) {
-    let mut rows = x.chunks_exact(x.len() / N);
-    let rows: [&[S::f32s]; N] = std::array::from_fn(|_| rows.next().map_or(&[][..], |row| S::as_simd_f32s(row).0));
-    let mut sums = [simd.splat_f32s(0.0); N];
-    for (at, weights) in weights.iter().enumerate() {
-        for (sum, row) in sums.iter_mut().zip(rows) {
-            *sum = simd.mul_add_e_f32s(*weights, row[at], *sum);
+fn products<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32]) -> [[f32; N]; WEIGHTS_AT_ONCE] {
+    let weights: [&[S::f32s]; WEIGHTS_AT_ONCE] = vectors::<S, _>(weights);
+    let rows: [&[S::f32s]; N] = vectors::<S, _>(x);
+    let count = rows[0].len();
+    let weights = weights.map(|weights| &weights[..count]);
+    let rows = rows.map(|row| &row[..count]);
+    let mut sums = [[simd.splat_f32s(0.0); N]; WEIGHTS_AT_ONCE];
+    for at in 0..count {
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                *sum = simd.mul_add_e_f32s(weights[at], row[at], *sum);
+            }
         }
     }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = simd.reduce_sum_f32s(sum);
-    }
+    sums.map(|sums| sums.map(|sum| simd.reduce_sum_f32s(sum)))
+}
+
+/// `N` rows of the same width, as vectors.
+#[expect(clippy::inline_always, reason = "see below")]
+#[inline(always)]
+fn vectors<S: Simd, const N: usize>(values: &[f32]) -> [&[S::f32s]; N] {
+    let width = values.len() / N;
+    std::array::from_fn(|row| S::as_simd_f32s(&values[row * width..(row + 1) * width]).0)
 }
 
 fn copy<const N: usize>(bytes: &[u8]) -> [u8; N] {
@@ -297,10 +318,12 @@ fn dot_bytes(scales: &[[f32; 2]], values: &[[i8; BLOCK]], x: &[[f32; BLOCK]]) ->
 #[inline(always)]
 fn widen_halves(scales: &[[f32; 2]], values: &[[u8; 16]], out: &mut [[f32; BLOCK]]) {
     for ((scale, values), out) in scales.iter().zip(values).zip(out) {
-        for lane in 0..16 {
-            out[lane] = f32::from(values[lane] & 15) * scale[0] + scale[1];
-            out[lane + 16] = f32::from(values[lane] >> 4) * scale[0] + scale[1];
-        }
+        // Opaque, so that the compiler computes the values of one block beside each other and not those of several.
+        let values = std::hint::black_box(values);
+        let low: [f32; BLOCK / 2] = values.map(|value| f32::from(value & 15) * scale[0] + scale[1]);
+        let high: [f32; BLOCK / 2] = values.map(|value| f32::from(value >> 4) * scale[0] + scale[1]);
+        out[..BLOCK / 2].copy_from_slice(&low);
+        out[BLOCK / 2..].copy_from_slice(&high);
     }
 }
 

@@ -3,11 +3,13 @@
 use super::super::{MatrixUse, Precision, StoredMatrix};
 use super::blocks;
 use super::ops;
+use super::parallel::{by_outputs, in_parts};
 use super::rows::{self, Rows};
 use crate::model::ModelError;
 use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use escadre_verify::structure::gguf::TensorType;
+use std::borrow::Cow;
 
 /// A packed matrix, `[outputs, inputs]`.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ enum Held {
     /// Blocks of 32 values, computed here.
     Rows(Rows),
     /// Other blocks, as in the file.
-    Blocks(QTensor),
+    Blocks(Parts),
     /// f32 values.
     Dense(Tensor),
 }
@@ -60,35 +62,100 @@ impl Matrix {
             blocks::check(stored)?;
             return Ok(Self(Held::Rows(Rows::new(kind, stored.rows, columns, &stored.bytes))));
         }
-        let blocks = blocks::pack(stored, &Device::Cpu)?;
         if blocks::is_odd(kind, columns) || is_dense(kind, usage, precision) {
+            let blocks = blocks::pack(stored, &Device::Cpu)?;
             return Ok(Self(Held::Dense(blocks.dequantize(&Device::Cpu)?)));
         }
-        Ok(Self(Held::Blocks(blocks)))
+        Ok(Self(Held::Blocks(Parts::new(stored)?)))
     }
 
     pub(super) fn rows_of(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
-        let ids = || Tensor::from_slice(tokens, tokens.len(), &Device::Cpu);
         Ok(match &self.0 {
             Held::Rows(rows) => ops::buffer(rows.rows_of(tokens)?, rows.inputs())?,
-            Held::Blocks(blocks) => blocks.embedding(&ids()?)?,
-            Held::Dense(values) => values.index_select(&ids()?, 0)?,
+            Held::Blocks(parts) => parts.rows_of(tokens)?,
+            Held::Dense(values) => {
+                let ids = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
+                values.index_select(&ids, 0)?
+            }
         })
     }
 
     pub(super) fn multiply(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(match &self.0 {
             Held::Rows(rows) => ops::buffer(ops::with_values(x, |x| rows.multiply(x))??, rows.outputs())?,
-            Held::Blocks(blocks) => x.apply_op1_no_bwd(blocks)?,
-            Held::Dense(values) => x.matmul(&values.t()?)?,
+            Held::Blocks(parts) => parts.multiply(x)?,
+            Held::Dense(values) => multiply_dense(values, x)?,
         })
     }
+}
+
+/// A matrix of blocks, cut by its outputs so that each part can be computed by another thread.
+#[derive(Debug)]
+struct Parts {
+    tensors: Vec<QTensor>,
+    /// Outputs of all of them but the last.
+    each: usize,
+    outputs: usize,
+}
+
+impl Parts {
+    /// More parts would quantise the activations more often than it gains.
+    const MOST: usize = 32;
+    /// Outputs that candle packs together.
+    const TOGETHER: usize = 64;
+
+    fn new(stored: &StoredMatrix<'_>) -> Result<Self, ModelError> {
+        blocks::check(stored)?;
+        let outputs = stored.rows;
+        let each = outputs.div_ceil(Self::MOST).next_multiple_of(Self::TOGETHER);
+        let row_bytes = stored.bytes.len() / outputs.max(1);
+        let parts = stored.bytes.chunks(each * row_bytes).map(|bytes| {
+            let part = StoredMatrix {
+                rows: bytes.len() / row_bytes,
+                bytes: Cow::Borrowed(bytes),
+                ..*stored
+            };
+            blocks::pack(&part, &Device::Cpu)
+        });
+        Ok(Self {
+            tensors: parts.collect::<Result<_, _>>()?,
+            each,
+            outputs,
+        })
+    }
+
+    fn rows_of(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+        let row = |&token: &u32| {
+            let (part, row) = (token as usize / self.each, token as usize % self.each);
+            let part = self.tensors.get(part).filter(|_| (token as usize) < self.outputs);
+            let part = part.ok_or_else(|| ModelError::Batch(format!("token {token} has no embedding")))?;
+            let row = u32::try_from(row).map_err(|_| ModelError::Batch(format!("token {token} has no embedding")))?;
+            Ok::<_, ModelError>(part.embedding(&Tensor::new(&[row], &Device::Cpu)?)?)
+        };
+        Ok(Tensor::cat(&tokens.iter().map(row).collect::<Result<Vec<_>, _>>()?, 0)?)
+    }
+
+    fn multiply(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let product = in_parts((x.dim(0)?, self.outputs), self.each, |first| {
+            let product = x.apply_op1_no_bwd(&self.tensors[first / self.each])?;
+            Ok(product.flatten_all()?.to_vec1()?)
+        })?;
+        ops::buffer(product, self.outputs)
+    }
+}
+
+fn multiply_dense(values: &Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
+    let outputs = values.dim(0)?;
+    let product = by_outputs((x.dim(0)?, outputs), outputs, |part| {
+        let part = values.narrow(0, part.start, part.len())?;
+        Ok(x.matmul(&part.t()?)?.flatten_all()?.to_vec1()?)
+    })?;
+    ops::buffer(product, outputs)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::borrow::Cow;
 
     /// Random blocks with scales of a moderate size, wherever a type has them.
     fn random_bytes(kind: TensorType, elements: usize) -> Vec<u8> {

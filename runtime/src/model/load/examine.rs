@@ -1,6 +1,7 @@
 //! What a model is, without loading it: every structure rule is checked, no weight is packed.
 
 use super::memory::Need;
+use super::quantize::Quantize;
 use super::{Container, find, gguf, pack, safetensors};
 use crate::backend::KvType;
 use crate::backend::candle::Candle;
@@ -48,14 +49,14 @@ impl Plan {
 }
 
 /// Checks a model and tells what it is.
-pub(crate) fn examine(model: &VerifiedModel) -> Result<Examined, LoadError> {
+pub(crate) fn examine(model: &VerifiedModel, quantize: Option<Quantize>) -> Result<Examined, LoadError> {
     match find(model)? {
-        Container::Gguf(files) => examine_gguf(model, &files),
-        Container::Safetensors => examine_safetensors(model),
+        Container::Gguf(files) => examine_gguf(model, &files, quantize),
+        Container::Safetensors => examine_safetensors(model, quantize),
     }
 }
 
-fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, LoadError> {
+fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quantize>) -> Result<Examined, LoadError> {
     let gguf::Headers { files, spec } = gguf::headers(model, files)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
     for tensor in files.iter().flat_map(|(_, gguf)| &gguf.tensors) {
@@ -70,7 +71,7 @@ fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, Loa
         Ok(spec) => {
             let inventory = gguf::inventory(&files, &spec)?;
             let plan = Plan {
-                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec),
+                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec, quantize),
                 largest: inventory
                     .entries()
                     .map(|entry| entry.range.len() as u64)
@@ -89,7 +90,7 @@ fn examine_gguf(model: &VerifiedModel, files: &[String]) -> Result<Examined, Loa
     })
 }
 
-fn examine_safetensors(model: &VerifiedModel) -> Result<Examined, LoadError> {
+fn examine_safetensors(model: &VerifiedModel, quantize: Option<Quantize>) -> Result<Examined, LoadError> {
     let contents = safetensors::contents(model)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
     for tensor in &contents.tensors {
@@ -105,7 +106,7 @@ fn examine_safetensors(model: &VerifiedModel) -> Result<Examined, LoadError> {
             let largest = contents.largest;
             let inventory = contents.inventory(&spec)?;
             let plan = Plan {
-                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec),
+                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec, quantize),
                 largest,
                 spec,
             };

@@ -3,7 +3,7 @@
 use super::inventory::{
     Entry, FUSED_ATTENTION, FUSED_ATTENTION_BIAS, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot,
 };
-use super::memory::{self, Need};
+use super::memory::{self, Sizes};
 use super::names::{layer_slots, part_name};
 use super::pack::{self, Packed};
 use super::{Facts, defaults, limit_context, main_type, parameters, read_template, split};
@@ -53,7 +53,7 @@ pub(super) fn load<B: Backend + 'static>(
     let template = template(model, first.file, &first.gguf, &tokenizer)?;
     let generation = defaults::from_gguf(&first.gguf, &tokenizer);
 
-    let mut packed = Packed::new();
+    let mut packed = Packed::new(options.quantize);
     let mut done = sizes[0] / 2;
     packed.add_file(&backend, first.bytes, &placed, &spec, &mut |bytes| {
         done += bytes / 2;
@@ -80,8 +80,8 @@ pub(super) fn load<B: Backend + 'static>(
         spec: &spec,
         kv_type: options.kv_type,
         parameters: parameters(&inventory),
-        quantization: main_type(&inventory),
-        weights_bytes: pack::resident_bytes(&backend, &inventory, &spec),
+        quantization: main_type(&inventory, options.quantize),
+        weights_bytes: pack::resident_bytes(&backend, &inventory, &spec, options.quantize),
         template_digest: template.as_ref().map(ChatTemplate::digest),
     };
     let description = facts.describe();
@@ -116,7 +116,7 @@ fn check_memory<B: Backend>(
     options: &LoadOptions,
 ) -> Result<(), LoadError> {
     let total: u64 = sizes.iter().sum();
-    let held = pack::resident_bytes(backend, inventory, spec);
+    let held = pack::resident_bytes(backend, inventory, spec, options.quantize);
     let stored = inventory.entries().map(|entry| entry.range.len() as u64);
     let (stored, largest) = stored.fold((0_u64, 0), |(sum, largest), bytes| (sum + bytes, largest.max(bytes)));
     let weights = if sizes.len() == 1 || stored == 0 {
@@ -124,8 +124,18 @@ fn check_memory<B: Backend>(
     } else {
         u64::try_from(u128::from(held) * u128::from(total) / u128::from(stored)).unwrap_or(u64::MAX)
     };
-    let context = memory::context_to_fit(spec, options.max_context);
-    Need::new(spec, weights.max(total), largest, (context, options.kv_type)).check(options.memory_limit)
+    let device = backend.free_memory();
+    memory::check(
+        spec,
+        options,
+        &Sizes {
+            // In the process's memory the file is there while it is packed.
+            weights: if device.is_some() { weights } else { weights.max(total) },
+            twice: largest,
+            file: sizes.iter().copied().max().unwrap_or(0),
+            device,
+        },
+    )
 }
 
 /// The first file of a model: only it has metadata.

@@ -1,8 +1,8 @@
 //! How much memory a model needs, before it is loaded. Pure.
 
 use crate::backend::KvType;
-use crate::model::LoadError;
 use crate::model::spec::ModelSpec;
+use crate::model::{LoadError, LoadOptions};
 
 /// The context for which keys and values must fit when none was asked for. Longer sequences are then served when there
 /// is room for them.
@@ -36,7 +36,21 @@ impl Need {
         self.weights.saturating_add(self.kv_cache).saturating_add(self.headroom)
     }
 
-    pub(crate) fn check(&self, limit: Option<u64>) -> Result<(), LoadError> {
+    fn check_device(&self, free: u64) -> Result<(), LoadError> {
+        if self.total() <= free {
+            return Ok(());
+        }
+        Err(LoadError::OutOfMemoryGpu {
+            needed: self.total(),
+            available: free,
+            weights: self.weights,
+            kv_cache: self.kv_cache,
+            headroom: self.headroom,
+            context: self.context,
+        })
+    }
+
+    fn check(&self, limit: Option<u64>) -> Result<(), LoadError> {
         match limit {
             Some(available) if self.total() > available => Err(LoadError::OutOfMemoryHost {
                 needed: self.total(),
@@ -47,6 +61,36 @@ impl Need {
                 context: self.context,
             }),
             _ => Ok(()),
+        }
+    }
+}
+
+/// How much a model takes, in bytes.
+#[derive(Debug)]
+pub(super) struct Sizes {
+    /// The weights as they are held.
+    pub(super) weights: u64,
+    /// What is held twice for a moment while they are packed.
+    pub(super) twice: u64,
+    /// The largest file: it is read whole.
+    pub(super) file: u64,
+    /// What is free in the memory of the device, when it has one of its own.
+    pub(super) device: Option<u64>,
+}
+
+/// Refuses a model that does not fit into the process's memory, or into the device's.
+pub(super) fn check(spec: &ModelSpec, options: &LoadOptions, sizes: &Sizes) -> Result<(), LoadError> {
+    let cache = (context_to_fit(spec, options.max_context), options.kv_type);
+    let need = Need::new(spec, sizes.weights, sizes.twice, cache);
+    match sizes.device {
+        None => need.check(options.memory_limit),
+        Some(free) => {
+            check_file(sizes.file, options.memory_limit)?;
+            let need = Need {
+                headroom: activations(spec),
+                ..need
+            };
+            need.check_device(free)
         }
     }
 }
@@ -105,6 +149,35 @@ mod tests {
         }
         assert!(need.check(Some(need.total())).is_ok());
         assert!(need.check(None).is_ok());
+    }
+
+    #[test]
+    fn device_with_memory_of_its_own_holds_the_weights_and_the_process_one_file() {
+        let options = LoadOptions {
+            memory_limit: Some(2_000_000_000),
+            ..LoadOptions::default()
+        };
+        let fits = |file, device| {
+            let sizes = Sizes {
+                weights: 16_000_000_000,
+                twice: 600_000_000,
+                file,
+                device,
+            };
+            check(&spec(), &options, &sizes).map_err(|error| (error.reason(), error.to_string()))
+        };
+        assert_eq!(fits(1_000_000_000, Some(20_000_000_000)), Ok(()));
+        assert_eq!(fits(1_000_000_000, None).unwrap_err().0, "OutOfMemoryHost");
+        assert_eq!(
+            fits(3_000_000_000, Some(20_000_000_000)).unwrap_err().0,
+            "OutOfMemoryHost"
+        );
+        let (reason, text) = fits(1_000_000_000, Some(16_000_000_000)).unwrap_err();
+        assert_eq!(reason, "OutOfMemoryGpu");
+        let cache = (4096 * 131_072_u64).to_string();
+        for number in ["16000000000 for weights", "16000000000 are free", &cache] {
+            assert!(text.contains(number), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::finite::are_finite;
 use super::inventory::{Entry, Inventory, Part, Shape, Slot};
+use super::quantize::Quantize;
 use crate::backend::{Backend, MatrixUse, StoredMatrix};
 use crate::model::decoder::{FeedForward, Layer, Projection, Weights};
 use crate::model::spec::ModelSpec;
@@ -16,13 +17,15 @@ const RELEASE: usize = 64 << 20;
 
 /// Weights that are packed already.
 pub(super) struct Packed<B: Backend> {
+    quantize: Option<Quantize>,
     matrices: HashMap<Slot, B::Matrix>,
     vectors: HashMap<Slot, B::Vector>,
 }
 
 impl<B: Backend> Packed<B> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(quantize: Option<Quantize>) -> Self {
         Self {
+            quantize,
             matrices: HashMap::new(),
             vectors: HashMap::new(),
         }
@@ -79,6 +82,10 @@ impl<B: Backend> Packed<B> {
                     rows,
                     columns,
                     bytes,
+                };
+                let stored = match self.quantize {
+                    None => stored,
+                    Some(quantize) => quantize.pack(stored),
                 };
                 let matrix = backend.matrix(stored, usage(slot, spec)).map_err(failed)?;
                 self.matrices.insert(slot, matrix);
@@ -174,10 +181,18 @@ pub(super) fn check_types<B: Backend>(backend: &B, file: &str, inventory: &Inven
 }
 
 /// Bytes of all weights as the backend will hold them.
-pub(crate) fn resident_bytes<B: Backend>(backend: &B, inventory: &Inventory, spec: &ModelSpec) -> u64 {
+pub(crate) fn resident_bytes<B: Backend>(
+    backend: &B,
+    inventory: &Inventory,
+    spec: &ModelSpec,
+    quantize: Option<Quantize>,
+) -> u64 {
     let bytes = inventory.iter().map(|(slot, entry)| match slot.shape(spec) {
         Shape::Vector(length) => 4 * length as u64,
-        Shape::Matrix { .. } => backend.resident_bytes(entry.kind, entry.elements() as u64, usage(slot, spec)),
+        Shape::Matrix { columns, .. } => {
+            let kind = quantize.map_or(entry.kind, |quantize| quantize.held(entry.kind, columns));
+            backend.resident_bytes(kind, entry.elements() as u64, usage(slot, spec))
+        }
     });
     bytes.fold(0, u64::saturating_add)
 }

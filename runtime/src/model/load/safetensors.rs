@@ -3,11 +3,11 @@
 
 use super::fp8::{self, BlockSize};
 use super::inventory::{Entry, FUSED_ATTENTION, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot};
-use super::memory::{self, Need};
+use super::memory::{self, Sizes};
 use super::names::{layer_slots, part_name};
 use super::pack::{self, Packed};
 use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file, read_template};
-use crate::backend::Backend;
+use crate::backend::{Backend, MatrixUse};
 use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, Presence};
 use crate::model::template::ChatTemplate;
@@ -38,7 +38,7 @@ pub(super) fn load<B: Backend + 'static>(
     let mut spec = ModelSpec::from_config(CONFIG, &config)?;
     limit_context(&mut spec, options)?;
     let shards = shards(model)?;
-    check_memory(&spec, options, &shards)?;
+    check_memory(&backend, &spec, options, &shards)?;
 
     let side = side_files(model)?;
     let tokenizer = Tokenizer::from_json(TOKENIZER, &read_side_file(model, TOKENIZER)?, &side.tokenizer)?;
@@ -60,7 +60,7 @@ pub(super) fn load<B: Backend + 'static>(
         names: HfNames::new(&spec),
         block: BlockSize::of(&config["quantization_config"]),
         inventory: Inventory::default(),
-        packed: Packed::new(),
+        packed: Packed::new(options.quantize),
     };
     loading.shards(&shards, progress)?;
     let Loading {
@@ -75,8 +75,8 @@ pub(super) fn load<B: Backend + 'static>(
         spec: &spec,
         kv_type: options.kv_type,
         parameters: parameters(&inventory),
-        quantization: main_type(&inventory),
-        weights_bytes: pack::resident_bytes(&backend, &inventory, &spec),
+        quantization: main_type(&inventory, options.quantize),
+        weights_bytes: pack::resident_bytes(&backend, &inventory, &spec, options.quantize),
         template_digest: template.as_ref().map(ChatTemplate::digest),
     };
     let description = facts.describe();
@@ -233,7 +233,12 @@ fn shards(model: &VerifiedModel) -> Result<Shards, Refusal> {
 }
 
 /// The specification says how many numbers there are, so the memory is known before a shard is read.
-fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards) -> Result<(), LoadError> {
+fn check_memory<B: Backend>(
+    backend: &B,
+    spec: &ModelSpec,
+    options: &LoadOptions,
+    shards: &Shards,
+) -> Result<(), LoadError> {
     let largest = shards.files.values().copied().max().unwrap_or(0);
     let parts = Part::ALL
         .into_iter()
@@ -241,9 +246,27 @@ fn check_memory(spec: &ModelSpec, options: &LoadOptions, shards: &Shards) -> Res
     let layer: u64 = parts.map(|part| Slot::Layer(0, part).shape(spec).elements()).sum();
     let layers = layer.saturating_mul(spec.layers.len() as u64);
     let tables = (spec.vocabulary * spec.hidden) as u64 * if spec.tied { 1 } else { 2 };
-    let weights = layers.saturating_add(tables).saturating_mul(4);
-    let context = memory::context_to_fit(spec, options.max_context);
-    Need::new(spec, weights, largest, (context, options.kv_type)).check(options.memory_limit)
+    let elements = layers.saturating_add(tables);
+    let total: u64 = shards.files.values().sum();
+    // Files of one byte per weight become numbers of 16 bits.
+    let stored = if total / 3 > elements {
+        TensorType::F32
+    } else {
+        TensorType::Bf16
+    };
+    let held = options
+        .quantize
+        .map_or(stored, |quantize| quantize.held(stored, spec.hidden));
+    memory::check(
+        spec,
+        options,
+        &Sizes {
+            weights: backend.resident_bytes(held, elements, MatrixUse::Linear),
+            twice: largest,
+            file: largest,
+            device: backend.free_memory(),
+        },
+    )
 }
 
 /// The tensors of a file. Those that hold the scales of others become part of them.

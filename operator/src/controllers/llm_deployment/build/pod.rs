@@ -224,6 +224,14 @@ fn build_runtime(valid: &Valid) -> Container {
     args.push(format!("--endpoint-delay={ENDPOINT_DELAY}s"));
     args.push(format!("--drain-timeout={}s", valid.settings.drain_seconds));
     args.extend(format_argument(valid));
+    // Never on the processor instead: that would be slow, and called ready.
+    if intent
+        .resources
+        .as_ref()
+        .is_some_and(|resources| resources.gpu.is_some())
+    {
+        args.push("--device=cuda".to_owned());
+    }
     let mut container = base(valid);
     if !valid.files.is_empty() {
         args.push(format!("--overlay={}", names::PATH_OVERLAY));

@@ -63,6 +63,7 @@ fn pod_has_the_command_lines_of_the_runtime() {
             "--max-concurrency=7",
             "--endpoint-delay=5s",
             "--drain-timeout=33s",
+            "--device=cuda",
         ]
     );
     assert_eq!(spec.termination_grace_period_seconds, Some(5 + 33 + 10));

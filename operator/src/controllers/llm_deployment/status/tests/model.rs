@@ -123,6 +123,7 @@ fn reasons_of_the_runtime_are_kept() {
     let object = solo();
     for reason in [
         "OutOfMemoryHost",
+        "OutOfMemoryGpu",
         "AcceleratorMissing",
         "ContextTooLong",
         "ArchitectureUnsupported",

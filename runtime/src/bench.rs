@@ -1,0 +1,368 @@
+//! `escadre-runtime bench`: how fast this machine reads prompts and gives answers, without an API around it.
+//!
+//! Everything is measured once per round, one after the other, so that a disturbance of the machine falls on one round
+//! of everything and not on all rounds of one thing; what counts is the median.
+
+use crate::backend::KvType;
+use crate::backend::device::{Accelerator, AcceleratorMissing, DeviceChoice};
+use crate::cgroup;
+use crate::engine::{SequenceId, Sequences};
+use crate::kv::blocks_for;
+use crate::model::{self, Decoder, LoadError, LoadOptions, Loaded, Logits, LogitsWanted, ModelError, Quantize};
+use crate::status::resident_bytes;
+use crate::threads::Threads;
+use escadre_verify::{Refusal, VerifiedModel};
+use serde::Serialize;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Tokens of a step while a prompt is read.
+const STEP_TOKENS: usize = 512;
+/// Tokens that a stream has read before its answer is measured.
+const QUESTION: usize = 32;
+
+/// Arguments of `bench`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BenchArgs {
+    /// The model: a GGUF file, or a folder with safetensors files
+    #[arg(long, value_name = "FILE_OR_DIR")]
+    pub model: PathBuf,
+    /// Lengths of prompts that are read, in tokens
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512")]
+    pub prompts: Vec<NonZeroUsize>,
+    /// How many answers are given at the same time
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,8,16")]
+    pub streams: Vec<NonZeroUsize>,
+    /// Tokens of each answer
+    #[arg(long, value_name = "TOKENS", default_value = "32")]
+    pub answer: NonZeroUsize,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub rounds: NonZeroUsize,
+    /// Worker threads for the arithmetic; without it what the container may use
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// How keys and values are held
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: KvType,
+    /// What weights that are numbers of 16 or 32 bits are made into
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub quantize: Option<Quantize>,
+    /// What computes
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Why there are no numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The accelerator that was asked for is not there.
+    #[error(transparent)]
+    Accelerator(#[from] AcceleratorMissing),
+    /// The model's structure is invalid.
+    #[error(transparent)]
+    Invalid(#[from] Refusal),
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The system gave no threads.
+    #[error("could not start the threads that compute")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+    /// A step failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model's context is shorter than what was asked for.
+    #[error("{what} of {tokens} tokens does not fit the model's context of {context}; choose a smaller number")]
+    TooLong {
+        /// What is too long.
+        what: &'static str,
+        /// Its length.
+        tokens: usize,
+        /// The context.
+        context: usize,
+    },
+    /// The numbers could not be written.
+    #[error("could not write the numbers")]
+    Output(#[from] io::Error),
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    version: &'static str,
+    device: String,
+    digest: String,
+    architecture: String,
+    quantization: String,
+    parameters: u64,
+    kv_cache_type: String,
+    threads: usize,
+    rounds: usize,
+    load_seconds: f64,
+    /// After everything was measured.
+    resident_bytes: Option<u64>,
+    prompts: Vec<PromptRate>,
+    streams: Vec<StreamRate>,
+}
+
+/// Tokens per second over the rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Rates {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+/// How fast a prompt is read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PromptRate {
+    tokens: usize,
+    tokens_per_second: Rates,
+}
+
+/// How fast answers come, all of them together.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StreamRate {
+    streams: usize,
+    tokens_per_second: Rates,
+}
+
+/// Measures, and prints to standard output.
+///
+/// # Errors
+/// When the model cannot be loaded, or is too small for what was asked for.
+pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
+    let report = measure(args, &mut |line| eprintln!("{line}"))?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        report.write(&mut out)?;
+    }
+    Ok(())
+}
+
+fn measure(args: &BenchArgs, say: &mut dyn FnMut(String)) -> Result<Report, BenchError> {
+    let began = Instant::now();
+    let accelerator = Accelerator::find(args.device)?;
+    let verified = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
+    let threads = Threads::start(args.threads)?;
+    let options = LoadOptions {
+        memory_limit: cgroup::read().memory,
+        kv_type: args.kv_cache_dtype,
+        quantize: args.quantize,
+        ..LoadOptions::default()
+    };
+    let loaded = model::load_on(accelerator.as_ref(), &verified, &options, &mut |_, _| {})?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    let Loaded {
+        description,
+        mut decoder,
+        ..
+    } = loaded;
+    let of = |counts: &[NonZeroUsize]| counts.iter().map(|count| count.get()).collect::<Vec<_>>();
+    let (prompts, streams) = (of(&args.prompts), of(&args.streams));
+    let answer = args.answer.get();
+    let context = description.context_length;
+    let longest = prompts.iter().copied().max().unwrap_or(0);
+    for (what, tokens) in [("a prompt", longest), ("a question with its answer", QUESTION + answer)] {
+        if tokens > context {
+            return Err(BenchError::TooLong { what, tokens, context });
+        }
+    }
+    let widest = streams.iter().copied().max().unwrap_or(0);
+    let blocks = blocks_for(longest).max(blocks_for(QUESTION + answer) * widest);
+    decoder.allocate(blocks, args.kv_cache_dtype)?;
+    let vocabulary = decoder.vocabulary();
+    let mut bench = Bench {
+        sequences: Sequences::new(&mut decoder),
+        threads: &threads,
+        vocabulary,
+    };
+    // What is prepared lazily is prepared now.
+    bench.answers(1, 1)?;
+    let mut reading = vec![vec![]; prompts.len()];
+    let mut giving = vec![vec![]; streams.len()];
+    for round in 1..=args.rounds.get() {
+        say(format!("round {round} of {}", args.rounds));
+        for (rates, tokens) in reading.iter_mut().zip(&prompts) {
+            rates.push(bench.prompt(*tokens)?);
+        }
+        for (rates, streams) in giving.iter_mut().zip(&streams) {
+            rates.push(bench.answers(*streams, answer)?);
+        }
+    }
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        device: accelerator.map_or_else(|| "cpu".to_owned(), |accelerator| accelerator.name()),
+        digest: verified.digest().to_string(),
+        architecture: description.architecture,
+        quantization: description.quantization,
+        parameters: description.parameters,
+        kv_cache_type: args.kv_cache_dtype.to_string(),
+        threads: threads.count(),
+        rounds: args.rounds.get(),
+        load_seconds,
+        resident_bytes: resident_bytes(),
+        prompts: prompts
+            .into_iter()
+            .zip(reading)
+            .map(|(tokens, rates)| PromptRate {
+                tokens,
+                tokens_per_second: Rates::of(rates),
+            })
+            .collect(),
+        streams: streams
+            .into_iter()
+            .zip(giving)
+            .map(|(streams, rates)| StreamRate {
+                streams,
+                tokens_per_second: Rates::of(rates),
+            })
+            .collect(),
+    })
+}
+
+/// A model that is measured.
+struct Bench<'a> {
+    sequences: Sequences<'a, Decoder>,
+    threads: &'a Threads,
+    vocabulary: usize,
+}
+
+impl Bench<'_> {
+    /// Tokens that have nothing to do with each other.
+    fn tokens(&self, count: usize) -> Vec<u32> {
+        let size = u32::try_from(self.vocabulary).unwrap_or(u32::MAX);
+        (0..)
+            .map(|index: u32| index.wrapping_mul(2_654_435_761) % size)
+            .take(count)
+            .collect()
+    }
+
+    fn step(&mut self, parts: &[(SequenceId, &[u32], LogitsWanted)]) -> Result<Logits, ModelError> {
+        self.threads.run(|| self.sequences.forward(parts))
+    }
+
+    /// Tokens per second of a prompt up to its first logits.
+    fn prompt(&mut self, count: usize) -> Result<f64, ModelError> {
+        let tokens = self.tokens(count);
+        let id = self.sequences.add();
+        let began = Instant::now();
+        for step in tokens.chunks(STEP_TOKENS) {
+            self.step(&[(id, step, LogitsWanted::Last)])?;
+        }
+        let rate = per_second(count, began);
+        self.sequences.remove(id);
+        Ok(rate)
+    }
+
+    /// Tokens per second of so many answers together.
+    fn answers(&mut self, streams: usize, count: usize) -> Result<f64, ModelError> {
+        let ids: Vec<SequenceId> = (0..streams).map(|_| self.sequences.add()).collect();
+        let question = self.tokens(QUESTION);
+        for id in &ids {
+            self.step(&[(*id, &question, LogitsWanted::None)])?;
+        }
+        let tokens = self.tokens(count);
+        let began = Instant::now();
+        for token in &tokens {
+            let parts: Vec<_> = ids
+                .iter()
+                .map(|id| (*id, std::slice::from_ref(token), LogitsWanted::Last))
+                .collect();
+            self.step(&parts)?;
+        }
+        let rate = per_second(streams * count, began);
+        for id in ids {
+            self.sequences.remove(id);
+        }
+        Ok(rate)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+fn per_second(tokens: usize, since: Instant) -> f64 {
+    tokens as f64 / since.elapsed().as_secs_f64().max(1e-9)
+}
+
+impl Rates {
+    /// Of at least one.
+    fn of(mut rates: Vec<f64>) -> Self {
+        rates.sort_by(f64::total_cmp);
+        let at = |index: usize| rates.get(index).copied().unwrap_or(0.0);
+        let rounded = |rate: f64| (rate * 10.0).round() / 10.0;
+        Self {
+            median: rounded(f64::midpoint(
+                at((rates.len().saturating_sub(1)) / 2),
+                at(rates.len() / 2),
+            )),
+            least: rounded(at(0)),
+            most: rounded(at(rates.len().saturating_sub(1))),
+        }
+    }
+}
+
+impl Report {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Self {
+            architecture,
+            quantization,
+            parameters,
+            kv_cache_type,
+            ..
+        } = self;
+        writeln!(out, "model    {architecture}, {quantization}, {parameters} parameters")?;
+        writeln!(out, "cache    {kv_cache_type}")?;
+        writeln!(out, "device   {}", self.device)?;
+        writeln!(out, "threads  {}", self.threads)?;
+        writeln!(out, "loaded   in {:.2} s", self.load_seconds)?;
+        if let Some(bytes) = self.resident_bytes {
+            writeln!(out, "memory   {} MiB", bytes >> 20)?;
+        }
+        writeln!(
+            out,
+            "\n{:24}{:>10}{:>10}{:>10}",
+            "tokens per second", "median", "least", "most"
+        )?;
+        let mut line = |name: String, rates: Rates| {
+            let Rates { median, least, most } = rates;
+            writeln!(out, "{name:24}{median:10.1}{least:10.1}{most:10.1}")
+        };
+        for one in &self.prompts {
+            line(format!("prompt of {}", one.tokens), one.tokens_per_second)?;
+        }
+        for one in &self.streams {
+            let plural = if one.streams == 1 { "" } else { "s" };
+            line(
+                format!("{} answer{plural} at a time", one.streams),
+                one.tokens_per_second,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_is_between_the_two_in_the_middle() {
+        let rates = |rates: &[f64]| {
+            let Rates { median, least, most } = Rates::of(rates.to_vec());
+            [median, least, most].map(|rate| format!("{rate}"))
+        };
+        assert_eq!(rates(&[4.0, 1.0, 3.0, 10.0]), ["3.5", "1", "10"]);
+        assert_eq!(rates(&[2.04]), ["2"; 3]);
+    }
+}
