@@ -21,9 +21,9 @@ use std::time::Duration;
 const CONTEXT: usize = 1024;
 /// Clients that ask at the same time: four times as many as are answered.
 const CLIENTS: u64 = 32;
-/// How much more memory the process may have at its end than after the first fifth, in which all that grows once has
-/// grown.
-const GROWTH: f64 = 1.1;
+/// Bytes that the process may have at its end beyond a tenth more than after the first fifth: what the allocator keeps
+/// for threads that have had nothing to do before.
+const ARENAS: u64 = 4 << 20;
 
 fn variable(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| {
@@ -134,9 +134,8 @@ async fn thousands_of_requests_leave_nothing_behind() {
     eprintln!("seed {seed}: {tally:?}, {early} bytes resident after a fifth, {late} at the end");
     assert!(tally.answered.load(Ordering::Relaxed) > total / 3, "{tally:?}");
     assert!(tally.abandoned.load(Ordering::Relaxed) > total / 50, "{tally:?}");
-    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-    let growth = late as f64 / early as f64;
-    assert!(growth < GROWTH, "{early} bytes became {late}");
+    let most = early + early / 10 + ARENAS;
+    assert!(late < most, "{early} bytes became {late}, more than {most}");
 
     process.becomes_idle().await;
     assert_eq!(process.status().await["memory"]["kvCacheBytes"], 0);

@@ -1,16 +1,20 @@
-//! Causal attention over the blocks of each sequence. Prompts: two matrix products per part of the queries and head of keys. Sequences that
-//! get a token or a few: products of vectors, straight from the blocks, heads and sequences beside each other.
+//! Causal attention over the blocks of each sequence. Prompts: two matrix products per tile of keys, for some of the
+//! queries and those of their heads that share a head of keys. Sequences that get a token or a few: products of vectors,
+//! straight from the blocks. Parts of the queries, heads and sequences are computed beside each other.
 
 use super::super::{AttentionShape, SpanLayout};
 use super::cache::{Cache, Side};
 use super::ops::{self, values_mut, with_values};
-use crate::kv::BLOCK_TOKENS;
+use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use pulp::Arch;
 use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
 
-/// Scores held at a time, in values. Bounds scratch memory to 32 MiB for prompts of any length.
-const MAX_SCORES: usize = 8 << 20;
+/// Keys of a tile; with the scores of the queries they stay in a core's own cache. Whole blocks.
+const TILE_KEYS: usize = 16 * BLOCK_TOKENS;
 /// Queries in one part at most: more gain nothing in the products, and compute more scores that are masked.
 const MAX_QUERIES: usize = 128;
 /// Fewer cost more than they gain.
@@ -30,22 +34,13 @@ pub(super) fn attend(
     let mut out = vec![0.0; rows * width];
     let (few, many): (Vec<&SpanLayout>, Vec<&SpanLayout>) = spans.iter().partition(|span| span.rows.len() <= FEW_ROWS);
     with_values(query, |query| few_rows(query, shape, &few, (keys, values), &mut out))?;
-    for span in many {
-        let longest = span.start + span.rows.len();
-        let gathered = |side: Side<'_>| {
-            let rows = side.gather(&span.blocks, longest);
-            let rows = ops::buffer(rows, shape.head_size)?;
-            Ok::<_, ModelError>(rows.reshape((shape.kv_heads, longest, shape.head_size))?)
-        };
-        let (keys, values) = (gathered(keys)?, gathered(values)?);
-        let parts = Part::of(span, shape);
-        let mixed = with_values(query, |query| {
-            let mixed = parts.par_iter().map(|part| part.attend(query, shape, &keys, &values));
-            mixed.collect::<Result<Vec<_>, ModelError>>()
-        })??;
-        for (part, mixed) in parts.iter().zip(mixed) {
-            part.scatter(&mixed, shape, &mut out);
-        }
+    let parts: Vec<Part<'_>> = many.into_iter().flat_map(|span| Part::of(span, shape)).collect();
+    let mixed = with_values(query, |query| {
+        let mixed = parts.par_iter().map(|part| part.attend(query, shape, (keys, values)));
+        mixed.collect::<Result<Vec<_>, ModelError>>()
+    })??;
+    for (part, mixed) in parts.iter().zip(mixed) {
+        part.scatter(&mixed, shape, &mut out);
     }
     ops::buffer(out, width)
 }
@@ -98,35 +93,47 @@ fn one_head(
     let seen = tokens - first;
     let mut scores = vec![0.0; queries.len() * seen];
     let mut block = vec![0.0; BLOCK_TOKENS * size];
-    let of_blocks = |side: Side<'_>, block: &mut [f32], each: &mut dyn FnMut(usize, &[f32])| {
-        for (at, id) in (0..seen)
+    let mut out = vec![0.0; queries.len() * size];
+    let blocks = || {
+        (0..seen)
             .step_by(BLOCK_TOKENS)
             .zip(&span.blocks[first / BLOCK_TOKENS..])
-        {
-            let rows = &mut block[..BLOCK_TOKENS.min(seen - at) * size];
-            side.rows(*id, head, rows);
-            for (at, row) in (at..).zip(rows.chunks_exact(size)) {
-                each(at, row);
-            }
-        }
     };
-    of_blocks(keys, &mut block, &mut |at, key| {
-        for (index, query) in queries.iter().enumerate() {
-            scores[index * seen + at] = ops::dot(query, key);
-        }
-    });
+    // For the processor's vector width.
+    let arch = Arch::new();
+    for (at, id) in blocks() {
+        let rows = &mut block[..BLOCK_TOKENS.min(seen - at) * size];
+        keys.rows(*id, head, rows);
+        arch.dispatch(
+            #[inline(always)]
+            || {
+                for (query, scores) in queries.iter().zip(scores.chunks_exact_mut(seen)) {
+                    for (score, key) in scores[at..].iter_mut().zip(rows.chunks_exact(size)) {
+                        *score = ops::dot(query, key);
+                    }
+                }
+            },
+        );
+    }
     for (index, scores) in scores.chunks_exact_mut(seen).enumerate() {
         weigh(scores, first, span.start + index / group, shape);
     }
-    let mut out = vec![0.0; queries.len() * size];
-    of_blocks(values, &mut block, &mut |at, value| {
-        for (index, out) in out.chunks_exact_mut(size).enumerate() {
-            let weight = scores[index * seen + at];
-            for (out, value) in out.iter_mut().zip(value) {
-                *out += weight * value;
-            }
-        }
-    });
+    for (at, id) in blocks() {
+        let rows = &mut block[..BLOCK_TOKENS.min(seen - at) * size];
+        values.rows(*id, head, rows);
+        arch.dispatch(
+            #[inline(always)]
+            || {
+                for (out, scores) in out.chunks_exact_mut(size).zip(scores.chunks_exact(seen)) {
+                    for (weight, value) in scores[at..].iter().zip(rows.chunks_exact(size)) {
+                        for (out, value) in out.iter_mut().zip(value) {
+                            *out += weight * value;
+                        }
+                    }
+                }
+            },
+        );
+    }
     out
 }
 
@@ -149,7 +156,8 @@ fn weigh(scores: &mut [f32], first: usize, position: usize, shape: AttentionShap
 }
 
 /// Some queries of one sequence, for those of their heads that share a head of keys.
-struct Part {
+struct Part<'a> {
+    blocks: &'a [BlockId],
     /// The head of keys.
     head: usize,
     /// The first row in the buffers.
@@ -160,17 +168,15 @@ struct Part {
     position: usize,
 }
 
-impl Part {
+impl<'a> Part<'a> {
     /// Cuts a span so that all threads have something to do.
-    fn of(span: &SpanLayout, shape: AttentionShape) -> Vec<Self> {
-        let threads = rayon::current_num_threads();
-        let longest = span.start + span.rows.len();
-        let even = (span.rows.len() * shape.kv_heads).div_ceil(2 * threads);
-        let bounded = MAX_SCORES / (shape.heads / shape.kv_heads * longest * threads);
-        let rows = even.clamp(FEWEST_QUERIES, MAX_QUERIES).min(bounded).max(1);
+    fn of(span: &'a SpanLayout, shape: AttentionShape) -> Vec<Self> {
+        let even = (span.rows.len() * shape.kv_heads).div_ceil(2 * rayon::current_num_threads());
+        let rows = even.clamp(FEWEST_QUERIES, MAX_QUERIES);
         let firsts = span.rows.clone().step_by(rows);
         let parts = firsts.flat_map(|first| {
             (0..shape.kv_heads).map(move |head| Self {
+                blocks: &span.blocks,
                 head,
                 first,
                 count: rows.min(span.rows.end - first),
@@ -180,25 +186,39 @@ impl Part {
         parts.collect()
     }
 
-    /// Gives `[group * count, head_size]`. Keys that no query of the part sees are left out.
+    /// Gives `[group * count, head_size]`. Keys and values are taken tile by tile, so that no copy of all of them is
+    /// made; what was mixed so far is scaled down whenever a larger score is met (the online softmax of Milakov and
+    /// Gimelshein, arXiv:1805.02867). Keys that no query of the part sees are left out.
     fn attend(
         &self,
         query: &[f32],
         shape: AttentionShape,
-        keys: &Tensor,
-        values: &Tensor,
+        (keys, values): (Side<'_>, Side<'_>),
     ) -> Result<Vec<f32>, ModelError> {
-        let hidden = shape.hidden_keys(self.position);
-        let seen = self.position + self.count - hidden;
-        let side = |side: &Tensor| side.narrow(0, self.head, 1)?.narrow(1, hidden, seen)?.squeeze(0);
-        let query = ops::buffer(self.gather(query, shape), shape.head_size)?;
-        let scores = query.matmul(&side(keys)?.t()?)?;
-        scores.inplace_op1(&CausalSoftmax { part: self, shape })?;
-        Ok(scores.matmul(&side(values)?)?.flatten_all()?.to_vec1()?)
+        let size = shape.head_size;
+        let query = self.gather(query, shape);
+        let mut mix = Mix::new(query.len() / size, size);
+        let query = ops::buffer(query, size)?;
+        let end = self.position + self.count;
+        let tile_of = |side: Side<'_>, tile| ops::buffer(side.of_head(self.blocks, self.head, tile), size);
+        let hidden = shape.hidden_keys(self.position) / BLOCK_TOKENS * BLOCK_TOKENS;
+        for first in (hidden..end).step_by(TILE_KEYS) {
+            let tile = first..end.min(first + TILE_KEYS);
+            let scores = query.matmul(&tile_of(keys, tile.clone())?.t()?)?;
+            scores.inplace_op1(&Weigh {
+                part: self,
+                shape,
+                tile: tile.clone(),
+                rows: RefCell::new(&mut mix.rows),
+            })?;
+            let mixed = scores.matmul(&tile_of(values, tile)?)?;
+            with_values(&mixed, |mixed| mix.add(mixed))?;
+        }
+        Ok(mix.finish())
     }
 
     /// The heads of queries that share the head of keys.
-    fn heads(&self, shape: AttentionShape) -> std::ops::Range<usize> {
+    fn heads(&self, shape: AttentionShape) -> Range<usize> {
         let group = shape.heads / shape.kv_heads;
         self.head * group..(self.head + 1) * group
     }
@@ -226,25 +246,112 @@ impl Part {
     }
 }
 
-/// Softmax over the keys that a query may see; the weights of the others become 0.
-struct CausalSoftmax<'a> {
-    part: &'a Part,
+/// Turns the scores of a tile into weights.
+struct Weigh<'a> {
+    part: &'a Part<'a>,
     shape: AttentionShape,
+    tile: Range<usize>,
+    rows: RefCell<&'a mut [MixedRow]>,
 }
 
-impl InplaceOp1 for CausalSoftmax<'_> {
+impl InplaceOp1 for Weigh<'_> {
     fn name(&self) -> &'static str {
-        "causal-softmax"
+        "weigh"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let Part { position, count, .. } = *self.part;
-        let first = self.shape.hidden_keys(position);
-        let keys = position + count - first;
-        for (index, row) in values_mut(storage, layout)?.chunks_exact_mut(keys).enumerate() {
-            weigh(row, first, position + index % count, self.shape);
+        let mut rows = self.rows.borrow_mut();
+        let scores = values_mut(storage, layout)?.chunks_exact_mut(self.tile.len());
+        for (index, (scores, row)) in scores.zip(rows.iter_mut()).enumerate() {
+            let position = self.part.position + index % self.part.count;
+            row.weigh(scores, self.tile.start, position, self.shape);
         }
         Ok(())
+    }
+}
+
+/// What the queries of a part have mixed of the values so far.
+struct Mix {
+    rows: Vec<MixedRow>,
+    /// `[rows, size]`.
+    values: Vec<f32>,
+    size: usize,
+}
+
+/// The state of one query.
+#[derive(Clone, Copy)]
+struct MixedRow {
+    /// The largest score.
+    largest: f32,
+    /// The sum of all weights, relative to that score.
+    sum: f32,
+    /// What was mixed before the last tile is to be multiplied with this.
+    shrink: f32,
+}
+
+impl MixedRow {
+    /// Turns the scores of a tile, whose first key is at `first`, into weights for the query at `position`.
+    fn weigh(&mut self, scores: &mut [f32], first: usize, position: usize, shape: AttentionShape) {
+        self.shrink = 1.0;
+        let seen_to = (position + 1).saturating_sub(first).min(scores.len());
+        let seen_from = shape.hidden_keys(position).saturating_sub(first).min(seen_to);
+        scores[..seen_from].fill(0.0);
+        scores[seen_to..].fill(0.0);
+        let seen = &mut scores[seen_from..seen_to];
+        if seen.is_empty() {
+            return;
+        }
+        for score in seen.iter_mut() {
+            *score *= shape.scale;
+        }
+        if let Some(cap) = shape.soft_cap {
+            for score in seen.iter_mut() {
+                *score = cap * (*score / cap).tanh();
+            }
+        }
+        let largest = seen.iter().copied().fold(self.largest, f32::max);
+        self.shrink = (self.largest - largest).exp();
+        self.largest = largest;
+        let mut sum = 0.0;
+        for score in seen {
+            *score = (*score - largest).exp();
+            sum += *score;
+        }
+        self.sum = self.sum * self.shrink + sum;
+    }
+}
+
+impl Mix {
+    fn new(rows: usize, size: usize) -> Self {
+        let nothing = MixedRow {
+            largest: f32::NEG_INFINITY,
+            sum: 0.0,
+            shrink: 1.0,
+        };
+        Self {
+            rows: vec![nothing; rows],
+            values: vec![0.0; rows * size],
+            size,
+        }
+    }
+
+    /// Takes the mixed values of a tile.
+    fn add(&mut self, mixed: &[f32]) {
+        let rows = self.values.chunks_exact_mut(self.size);
+        for ((values, mixed), row) in rows.zip(mixed.chunks_exact(self.size)).zip(&self.rows) {
+            for (value, mixed) in values.iter_mut().zip(mixed) {
+                *value = *value * row.shrink + mixed;
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<f32> {
+        for (values, row) in self.values.chunks_exact_mut(self.size).zip(&self.rows) {
+            for value in values {
+                *value /= row.sum;
+            }
+        }
+        self.values
     }
 }
 
@@ -262,6 +369,7 @@ fn softmax(row: &mut [f32], scale: f32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::{CacheShape, KvType};
     use super::*;
 
     #[test]
@@ -271,5 +379,62 @@ mod tests {
         let expected = 1.0 / (1.0 + 1_f32.exp());
         assert!((row[0] - expected).abs() < 1e-6);
         assert!((row[0] + row[1] - 1.0).abs() < 1e-6);
+    }
+    /// Numbers of -1 to 1 that look random.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from(u16::try_from(state >> 16).unwrap()) / 32_768.0 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn queries_of_a_prompt_get_what_each_of_them_gets_alone() {
+        let cached = CacheShape {
+            layers: 1,
+            kv_heads: 2,
+            head_size: 16,
+            blocks: 29,
+            kind: KvType::F32,
+        };
+        let (tokens, start) = (900, 700);
+        let blocks: Vec<BlockId> = (0..29).map(|block| BlockId(block * 5 % 29)).collect();
+        let mut cache = Cache::new(cached).unwrap();
+        let all = SpanLayout {
+            blocks: blocks.clone(),
+            rows: 0..tokens,
+            start: 0,
+        };
+        let (keys, values) = (numbers(tokens * 32, 1), numbers(tokens * 32, 2));
+        cache.append(0, &[all], &keys, &values).unwrap();
+        let query = ops::buffer(numbers((tokens - start) * 64, 3), 64).unwrap();
+        for (window, soft_cap) in [(None, None), (Some(300), None), (Some(5), Some(2.0))] {
+            let shape = AttentionShape {
+                heads: 4,
+                kv_heads: 2,
+                head_size: 16,
+                scale: 1.5,
+                soft_cap,
+                window,
+                rope: None,
+            };
+            let rows = tokens - start;
+            let flat = |spans: &[SpanLayout]| {
+                let mixed = attend(&query, shape, 0, spans, &cache).unwrap();
+                mixed.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let span = |rows: Range<usize>| SpanLayout {
+                blocks: blocks.clone(),
+                start: start + rows.start,
+                rows,
+            };
+            let together = flat(&[span(0..rows)]);
+            let alone = flat(&(0..rows).map(|row| span(row..row + 1)).collect::<Vec<_>>());
+            for (index, (one, other)) in together.iter().zip(&alone).enumerate() {
+                assert!((one - other).abs() < 1e-5, "{window:?} {index}: {one} {other}");
+            }
+        }
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn buffer(values: Vec<f32>, width: usize) -> Result<Tensor, ModelErro
 }
 
 /// The product of two vectors of the same length, in several sums that the compiler computes beside each other.
+#[inline(always)]
 pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {
     const LANES: usize = 16;
     let (one, one_rest) = one.as_chunks::<LANES>();
