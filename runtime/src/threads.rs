@@ -7,6 +7,7 @@ use crate::kv::BlockId;
 use crate::model::{Logits, ModelError, StepBatch};
 use crate::status::Board;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use rustix::thread::sched_getaffinity;
 use std::num::NonZeroUsize;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -52,8 +53,15 @@ pub fn settle() -> Result<(), Failure> {
 
 /// Threads that may compute: what was asked for, or else what the container has now.
 pub fn count(wanted: Option<NonZeroUsize>) -> NonZeroUsize {
-    let available = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    wanted.unwrap_or_else(|| cgroup::read().threads(available))
+    wanted.unwrap_or_else(|| cgroup::read().threads(processors()))
+}
+
+/// Processors that the system lets this thread run on. The standard library's number also looks at quotas, and takes
+/// one of 1.5 processors for 1.
+fn processors() -> NonZeroUsize {
+    let allowed = sched_getaffinity(None).ok();
+    let count = allowed.and_then(|allowed| NonZeroUsize::new(allowed.count().try_into().ok()?));
+    count.unwrap_or(NonZeroUsize::MIN)
 }
 
 /// The threads that compute.
