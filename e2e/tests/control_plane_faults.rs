@@ -45,9 +45,19 @@ async fn refused_failed_and_cut_calls_converge() {
     stage.proxy.set_rules(faults::bad_weather(0.1));
     let operator = stage.operator().unwrap();
     tour(&stage).await;
-    // One call in ten; how many calls a tour takes depends on how many changes the operator sees at once.
+    // One call in ten; an operator that sees many changes at once makes few calls in a tour.
+    for _ in 0..3 {
+        if stage.proxy.faults() > 20 {
+            break;
+        }
+        for name in ["north", "south"] {
+            stage.delete(name).await.unwrap();
+        }
+        stage.settle().await.unwrap();
+        tour(&stage).await;
+    }
     let faults = stage.proxy.faults();
-    assert!(faults > 5, "only {faults} faults");
+    assert!(faults > 20, "only {faults} faults");
     assert!(operator.is_alive());
     // When the weather is good again, nothing is left to do.
     stage.proxy.set_rules(Vec::new());

@@ -4,7 +4,7 @@
 //! of everything and not on all rounds of one thing; what counts is the median.
 
 use crate::backend::KvType;
-use crate::backend::device::{Accelerator, AcceleratorMissing, DeviceChoice};
+use crate::backend::device::{self, Accelerator, AcceleratorMissing, DeviceChoice};
 use crate::cgroup;
 use crate::engine::{SequenceId, Sequences};
 use crate::kv::blocks_for;
@@ -18,8 +18,6 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Tokens of a step while a prompt is read.
-const STEP_TOKENS: usize = 512;
 /// Tokens that a stream has read before its answer is measured.
 const QUESTION: usize = 32;
 
@@ -140,7 +138,7 @@ struct StreamRate {
 /// # Errors
 /// When the model cannot be loaded, or is too small for what was asked for.
 pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let report = measure(args, &mut |line| eprintln!("{line}"))?;
+    let report = measure(args)?;
     let mut out = io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
@@ -151,7 +149,7 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
     Ok(())
 }
 
-fn measure(args: &BenchArgs, say: &mut dyn FnMut(String)) -> Result<Report, BenchError> {
+fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     let began = Instant::now();
     let accelerator = Accelerator::find(args.device)?;
     let verified = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
@@ -193,7 +191,7 @@ fn measure(args: &BenchArgs, say: &mut dyn FnMut(String)) -> Result<Report, Benc
     let mut reading = vec![vec![]; prompts.len()];
     let mut giving = vec![vec![]; streams.len()];
     for round in 1..=args.rounds.get() {
-        say(format!("round {round} of {}", args.rounds));
+        eprintln!("round {round} of {}", args.rounds);
         for (rates, tokens) in reading.iter_mut().zip(&prompts) {
             rates.push(bench.prompt(*tokens)?);
         }
@@ -203,7 +201,7 @@ fn measure(args: &BenchArgs, say: &mut dyn FnMut(String)) -> Result<Report, Benc
     }
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
-        device: accelerator.map_or_else(|| "cpu".to_owned(), |accelerator| accelerator.name()),
+        device: device::name(accelerator.as_ref()),
         digest: verified.digest().to_string(),
         architecture: description.architecture,
         quantization: description.quantization,
@@ -258,9 +256,7 @@ impl Bench<'_> {
         let tokens = self.tokens(count);
         let id = self.sequences.add();
         let began = Instant::now();
-        for step in tokens.chunks(STEP_TOKENS) {
-            self.step(&[(id, step, LogitsWanted::Last)])?;
-        }
+        self.step(&[(id, &tokens, LogitsWanted::Last)])?;
         let rate = per_second(count, began);
         self.sequences.remove(id);
         Ok(rate)

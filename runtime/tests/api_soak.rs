@@ -21,9 +21,9 @@ use std::time::Duration;
 const CONTEXT: usize = 1024;
 /// Clients that ask at the same time: four times as many as are answered.
 const CLIENTS: u64 = 32;
-/// Bytes that the process may have at its end beyond a tenth more than after the first fifth: what the allocator keeps
-/// for threads that have had nothing to do before.
-const ARENAS: u64 = 4 << 20;
+/// How much more memory the process may have at its end than after the first two fifths, in which all that grows once
+/// has grown, for each of its threads.
+const GROWTH: f64 = 1.1;
 
 fn variable(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| {
@@ -123,7 +123,7 @@ async fn thousands_of_requests_leave_nothing_behind() {
             })
         })
         .collect();
-    while next.load(Ordering::Relaxed) < total / 5 {
+    while next.load(Ordering::Relaxed) < 2 * total / 5 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let early = process.resident_bytes();
@@ -131,11 +131,12 @@ async fn thousands_of_requests_leave_nothing_behind() {
         client.await.unwrap();
     }
     let late = process.resident_bytes();
-    eprintln!("seed {seed}: {tally:?}, {early} bytes resident after a fifth, {late} at the end");
+    eprintln!("seed {seed}: {tally:?}, {early} bytes resident after two fifths, {late} at the end");
     assert!(tally.answered.load(Ordering::Relaxed) > total / 3, "{tally:?}");
     assert!(tally.abandoned.load(Ordering::Relaxed) > total / 50, "{tally:?}");
-    let most = early + early / 10 + ARENAS;
-    assert!(late < most, "{early} bytes became {late}, more than {most}");
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let growth = late as f64 / early as f64;
+    assert!(growth < GROWTH, "{early} bytes became {late}");
 
     process.becomes_idle().await;
     assert_eq!(process.status().await["memory"]["kvCacheBytes"], 0);

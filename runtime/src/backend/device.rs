@@ -39,15 +39,15 @@ impl Accelerator {
         }
     }
 
-    /// What its driver calls it.
-    pub fn name(&self) -> String {
-        device_name(&self.0)
-    }
-
     /// A backend that computes on it.
     pub fn backend(&self) -> Tensors {
         Tensors::new(self.0.clone(), Precision::AsStored)
     }
+}
+
+/// What computes, for people: `cpu`, or what the accelerator's driver calls it.
+pub fn name(accelerator: Option<&Accelerator>) -> String {
+    accelerator.map_or_else(|| "cpu".to_owned(), |accelerator| device_name(&accelerator.0))
 }
 
 #[cfg(feature = "cuda")]

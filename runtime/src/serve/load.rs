@@ -2,7 +2,7 @@
 
 use super::overlay;
 use crate::backend::KvType;
-use crate::backend::device::{Accelerator, DeviceChoice};
+use crate::backend::device::{self, Accelerator, DeviceChoice};
 use crate::context::unix_seconds;
 use crate::engine::{self, Admission, Engine, QueueLimits, Settings, WarmUpError, Worker};
 use crate::failure::{Failure, chain};
@@ -123,7 +123,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     // First: a pod that waits for an accelerator in vain says so before it reads gigabytes.
     let accelerator =
         Accelerator::find(plan.device).map_err(|missing| Failure::new("AcceleratorMissing", missing.to_string()))?;
-    let device = accelerator.as_ref().map_or_else(|| "cpu".to_owned(), Accelerator::name);
+    let device = device::name(accelerator.as_ref());
     board.update(|status| status.device = Some(device.clone()));
     let (verified, loaded) = load(plan, accelerator.as_ref(), board, began)?;
     let Loaded {
