@@ -307,6 +307,28 @@ async fn deleted_resource_leaves_nothing() {
         .unwrap();
 }
 
+/// An API server that has not heard of a new quota yet lets pods through.
+async fn await_refused_pods(namespace: &TestNamespace) {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "probe"},
+        "spec": {"containers": [{"name": "probe", "image": "escadre.dev/absent"}]}
+    }))
+    .unwrap();
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    namespace
+        .await_condition("pods to be refused", SOON, async || {
+            match namespace.api::<Pod>().create(&dry_run, &pod).await {
+                Err(kube::Error::Api(status)) if status.message.contains("exceeded quota") => Ok(Some(())),
+                _ => Ok(None),
+            }
+        })
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn pod_that_the_quota_refuses_is_said_in_the_servers_words() {
     let namespace = escadre::operated_namespace().await.unwrap();
@@ -320,6 +342,7 @@ async fn pod_that_the_quota_refuses_is_said_in_the_servers_words() {
         .create(&PostParams::default(), &quota)
         .await
         .unwrap();
+    await_refused_pods(&namespace).await;
     namespace.create_deployment(Deployment::named("refused")).await.unwrap();
     let message = await_reason(&namespace, "refused", "Available", "PodRefused").await;
     assert!(message.contains("quota"), "{message}");

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
 use super::super::diagnose::{Diagnosis, Progress, needs_a_person};
-use super::super::observe::{ObservedPod, Probed};
+use super::super::observe::{ObservedPod, Probed, Report};
 use super::super::revision::Recorded;
 use crate::kube_ext::orphans::Identity;
 use crate::runtime_status::{Said, Traffic};
@@ -61,6 +61,8 @@ pub struct PodFacts {
     pub devices: BTreeMap<String, String>,
     /// What it did for its clients.
     pub traffic: Option<Traffic>,
+    /// It does not answer just now: what it said may be out of date.
+    pub is_stale: bool,
     /// What became of the probe prompt.
     pub probed: Probed,
     /// When it was made.
@@ -126,6 +128,7 @@ impl PodFacts {
             fault: fault(pod, diagnosis),
             devices: devices(pod),
             traffic: observed.traffic,
+            is_stale: matches!(observed.report, Report::Said { stale: true, .. }),
             probed: observed.probed.clone(),
             created: pod.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             identity: Identity {

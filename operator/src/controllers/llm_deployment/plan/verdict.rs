@@ -11,6 +11,8 @@ use crate::controllers::llm_deployment::observe::Probed;
 
 /// Requests from which on too many errors or too slow answers are certain before the window has passed.
 const EVIDENCE: u64 = 20;
+/// How long a window that is over waits for a pod that does not answer: what it said before is no evidence in favour.
+const HEARD_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why a revision failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +91,9 @@ pub fn window(limits: &Limits, pods: &[&PodFacts], elapsed: Duration) -> Window 
     }
     if let Some(failure) = exceeded(limits, pods, 1) {
         return Window::Failed(failure);
+    }
+    if pods.iter().any(|pod| pod.is_stale) {
+        return Window::Open(HEARD_AGAIN);
     }
     let requests: u64 = pods
         .iter()
@@ -208,6 +213,21 @@ mod tests {
             panic!("failed");
         };
         assert!(words.starts_with("no evidence"), "{words}");
+    }
+
+    #[test]
+    fn pod_that_does_not_answer_passes_no_window() {
+        let silent = PodFacts {
+            is_stale: true,
+            ..pod(0, 0, None)
+        };
+        let over = Duration::from_secs(31);
+        assert_eq!(window(&limits(), &[&silent], over), Window::Open(HEARD_AGAIN));
+        let failing = PodFacts {
+            is_stale: true,
+            ..pod(2, 1, None)
+        };
+        assert!(matches!(window(&limits(), &[&failing], over), Window::Failed(_)));
     }
 
     #[test]
