@@ -9,7 +9,10 @@ pub(super) mod blocks;
 mod cache;
 mod ops;
 mod parallel;
+mod product;
 mod rows;
+mod softmax;
+mod vectors;
 mod weights;
 
 pub use cache::Cache;

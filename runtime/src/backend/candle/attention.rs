@@ -1,26 +1,26 @@
-//! Causal attention over the blocks of each sequence. Prompts: two matrix products per tile of keys, for some of the
-//! queries and those of their heads that share a head of keys. Sequences that get a token or a few: products of vectors,
-//! straight from the blocks. Parts of the queries, heads and sequences are computed beside each other.
+//! Causal attention over the blocks of each sequence. The work of a step is cut into parts of about the same size, which
+//! the threads compute beside each other: some queries of a sequence, with those of their heads that share a head of keys,
+//! and some of the keys that they see. A part goes through its keys by tiles, and copies nothing but a block at a time.
 
 use super::super::{AttentionShape, SpanLayout};
 use super::cache::{Cache, Side};
-use super::ops::{self, values_mut, with_values};
+use super::ops::{self, with_values};
+use super::product::AddProduct;
+use super::softmax::Softmax;
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
-use pulp::Arch;
+use candle_core::Tensor;
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::ops::Range;
 
-/// Keys of a tile; with the scores of the queries they stay in a core's own cache. Whole blocks.
-const TILE_KEYS: usize = 16 * BLOCK_TOKENS;
-/// Queries in one part at most: more gain nothing in the products, and compute more scores that are masked.
+/// Scores of a tile, 192 KiB: they stay in a core's own cache.
+const TILE_SCORES: usize = 48 * 1024;
+/// Queries in one part at most: more gain nothing, and compute more scores that are masked.
 const MAX_QUERIES: usize = 128;
-/// Fewer cost more than they gain.
-const FEWEST_QUERIES: usize = 16;
-/// Up to so many rows a span is computed straight from the blocks: copying them together costs more than it gains.
-const FEW_ROWS: usize = 4;
+/// Keys are not cut into fewer than this: to put results together costs something too.
+const FEWEST_KEYS: usize = 8 * BLOCK_TOKENS;
+/// Parts for each thread: whoever is disturbed gets fewer of them.
+const PARTS_PER_THREAD: usize = 4;
 
 pub(super) fn attend(
     query: &Tensor,
@@ -31,131 +31,31 @@ pub(super) fn attend(
 ) -> Result<Tensor, ModelError> {
     let (rows, width) = query.dims2()?;
     let (keys, values) = cache.sides(layer)?;
+    let scores = |span: &SpanLayout| span.rows.len() * seen(span.start, span.rows.len(), shape).len();
+    let work: usize = spans.iter().map(scores).sum();
+    let even = (work * shape.kv_heads).div_ceil(PARTS_PER_THREAD * rayon::current_num_threads());
+    let parts: Vec<Part<'_>> = spans.iter().flat_map(|span| Part::of(span, shape, even)).collect();
+    let mixed: Vec<Mix> = with_values(query, |query| {
+        let parts = parts.par_iter().with_max_len(1);
+        parts.map(|part| part.attend(query, shape, (keys, values))).collect()
+    })?;
     let mut out = vec![0.0; rows * width];
-    let (few, many): (Vec<&SpanLayout>, Vec<&SpanLayout>) = spans.iter().partition(|span| span.rows.len() <= FEW_ROWS);
-    with_values(query, |query| few_rows(query, shape, &few, (keys, values), &mut out))?;
-    let parts: Vec<Part<'_>> = many.into_iter().flat_map(|span| Part::of(span, shape)).collect();
-    let mixed = with_values(query, |query| {
-        let mixed = parts.par_iter().map(|part| part.attend(query, shape, (keys, values)));
-        mixed.collect::<Result<Vec<_>, ModelError>>()
-    })??;
-    for (part, mixed) in parts.iter().zip(mixed) {
-        part.scatter(&mixed, shape, &mut out);
+    let mut mixed = parts.iter().zip(mixed).peekable();
+    while let Some((part, mut mix)) = mixed.next() {
+        while let Some((_, other)) = mixed.next_if(|(next, _)| next.has_queries_of(part)) {
+            mix.join(&other);
+        }
+        part.scatter(&mix.finish(), shape, &mut out);
     }
     ops::buffer(out, width)
 }
 
-/// Spans of a few rows, each with each head of keys by itself.
-fn few_rows(
-    query: &[f32],
-    shape: AttentionShape,
-    spans: &[&SpanLayout],
-    (keys, values): (Side<'_>, Side<'_>),
-    out: &mut [f32],
-) {
-    let parts = spans
-        .iter()
-        .flat_map(|span| (0..shape.kv_heads).map(move |head| (*span, head)));
-    let parts: Vec<(&SpanLayout, usize)> = parts.collect();
-    let mixed: Vec<Vec<f32>> = parts
-        .clone()
-        .into_par_iter()
-        .map(|(span, head)| one_head(query, shape, span, head, (keys, values)))
-        .collect();
-    let size = shape.head_size;
-    let group = shape.heads / shape.kv_heads;
-    for ((span, head), mixed) in parts.into_iter().zip(mixed) {
-        for (row, mixed) in span.rows.clone().zip(mixed.chunks_exact(group * size)) {
-            let start = (row * shape.heads + head * group) * size;
-            out[start..start + group * size].copy_from_slice(mixed);
-        }
-    }
+/// The keys that rows from position `start` on see, from the start of a block.
+fn seen(start: usize, rows: usize, shape: AttentionShape) -> Range<usize> {
+    shape.hidden_keys(start) / BLOCK_TOKENS * BLOCK_TOKENS..start + rows
 }
 
-/// All queries of a span that share a head of keys, as `[rows, group, head_size]`.
-fn one_head(
-    query: &[f32],
-    shape: AttentionShape,
-    span: &SpanLayout,
-    head: usize,
-    (keys, values): (Side<'_>, Side<'_>),
-) -> Vec<f32> {
-    let size = shape.head_size;
-    let group = shape.heads / shape.kv_heads;
-    let tokens = span.start + span.rows.len();
-    let queries = span.rows.clone().flat_map(|row| {
-        let start = (row * shape.heads + head * group) * size;
-        query[start..start + group * size].chunks_exact(size)
-    });
-    let queries: Vec<&[f32]> = queries.collect();
-    // What no query sees is left out, by whole blocks.
-    let first = shape.hidden_keys(span.start) / BLOCK_TOKENS * BLOCK_TOKENS;
-    let seen = tokens - first;
-    let mut scores = vec![0.0; queries.len() * seen];
-    let mut block = vec![0.0; BLOCK_TOKENS * size];
-    let mut out = vec![0.0; queries.len() * size];
-    let blocks = || {
-        (0..seen)
-            .step_by(BLOCK_TOKENS)
-            .zip(&span.blocks[first / BLOCK_TOKENS..])
-    };
-    // For the processor's vector width.
-    let arch = Arch::new();
-    for (at, id) in blocks() {
-        let rows = &mut block[..BLOCK_TOKENS.min(seen - at) * size];
-        keys.rows(*id, head, rows);
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                for (query, scores) in queries.iter().zip(scores.chunks_exact_mut(seen)) {
-                    for (score, key) in scores[at..].iter_mut().zip(rows.chunks_exact(size)) {
-                        *score = ops::dot(query, key);
-                    }
-                }
-            },
-        );
-    }
-    for (index, scores) in scores.chunks_exact_mut(seen).enumerate() {
-        weigh(scores, first, span.start + index / group, shape);
-    }
-    for (at, id) in blocks() {
-        let rows = &mut block[..BLOCK_TOKENS.min(seen - at) * size];
-        values.rows(*id, head, rows);
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                for (out, scores) in out.chunks_exact_mut(size).zip(scores.chunks_exact(seen)) {
-                    for (weight, value) in scores[at..].iter().zip(rows.chunks_exact(size)) {
-                        for (out, value) in out.iter_mut().zip(value) {
-                            *out += weight * value;
-                        }
-                    }
-                }
-            },
-        );
-    }
-    out
-}
-
-/// Turns the scores of the query at `position` into weights: softmax over the keys that it may see, 0 for the others.
-/// The first score is that of the key at `first`.
-fn weigh(scores: &mut [f32], first: usize, position: usize, shape: AttentionShape) {
-    let (row, later) = scores.split_at_mut(position + 1 - first);
-    let (earlier, seen) = row.split_at_mut(shape.hidden_keys(position).saturating_sub(first));
-    match shape.soft_cap {
-        None => softmax(seen, shape.scale),
-        Some(cap) => {
-            for score in seen.iter_mut() {
-                *score = (*score * shape.scale / cap).tanh();
-            }
-            softmax(seen, cap);
-        }
-    }
-    earlier.fill(0.0);
-    later.fill(0.0);
-}
-
-/// Some queries of one sequence, for those of their heads that share a head of keys.
+/// Some queries of one sequence, for those of their heads that share a head of keys, and some of its keys.
 struct Part<'a> {
     blocks: &'a [BlockId],
     /// The head of keys.
@@ -166,55 +66,91 @@ struct Part<'a> {
     count: usize,
     /// The position of the first row in its sequence.
     position: usize,
+    /// Positions of keys, from the start of a block.
+    keys: Range<usize>,
 }
 
 impl<'a> Part<'a> {
-    /// Cuts a span so that all threads have something to do.
-    fn of(span: &'a SpanLayout, shape: AttentionShape) -> Vec<Self> {
-        let even = (span.rows.len() * shape.kv_heads).div_ceil(2 * rayon::current_num_threads());
-        let rows = even.clamp(FEWEST_QUERIES, MAX_QUERIES);
-        let firsts = span.rows.clone().step_by(rows);
-        let parts = firsts.flat_map(|first| {
-            (0..shape.kv_heads).map(move |head| Self {
-                blocks: &span.blocks,
-                head,
-                first,
-                count: rows.min(span.rows.end - first),
-                position: span.start + first - span.rows.start,
-            })
-        });
-        parts.collect()
+    /// Cuts a span into parts of about `even` scores of one head. Parts of the same queries follow each other.
+    fn of(span: &'a SpanLayout, shape: AttentionShape, even: usize) -> Vec<Self> {
+        let mut parts = Vec::new();
+        for first in span.rows.clone().step_by(MAX_QUERIES) {
+            let count = MAX_QUERIES.min(span.rows.end - first);
+            let position = span.start + first - span.rows.start;
+            let seen = seen(position, count, shape);
+            let pieces = (count * seen.len()).div_ceil(even.max(1));
+            let keys = seen
+                .len()
+                .div_ceil(pieces)
+                .next_multiple_of(BLOCK_TOKENS)
+                .max(FEWEST_KEYS);
+            for head in 0..shape.kv_heads {
+                parts.extend(seen.clone().step_by(keys).map(|start| Self {
+                    blocks: &span.blocks,
+                    head,
+                    first,
+                    count,
+                    position,
+                    keys: start..seen.end.min(start + keys),
+                }));
+            }
+        }
+        parts
     }
 
-    /// Gives `[group * count, head_size]`. Keys and values are taken tile by tile, so that no copy of all of them is
-    /// made; what was mixed so far is scaled down whenever a larger score is met (the online softmax of Milakov and
-    /// Gimelshein, arXiv:1805.02867). Keys that no query of the part sees are left out.
-    fn attend(
-        &self,
-        query: &[f32],
-        shape: AttentionShape,
-        (keys, values): (Side<'_>, Side<'_>),
-    ) -> Result<Vec<f32>, ModelError> {
+    fn has_queries_of(&self, other: &Self) -> bool {
+        (self.first, self.head) == (other.first, other.head)
+    }
+
+    fn attend(&self, query: &[f32], shape: AttentionShape, (keys, values): (Side<'_>, Side<'_>)) -> Mix {
         let size = shape.head_size;
         let query = self.gather(query, shape);
-        let mut mix = Mix::new(query.len() / size, size);
-        let query = ops::buffer(query, size)?;
-        let end = self.position + self.count;
-        let tile_of = |side: Side<'_>, tile| ops::buffer(side.of_head(self.blocks, self.head, tile), size);
-        let hidden = shape.hidden_keys(self.position) / BLOCK_TOKENS * BLOCK_TOKENS;
-        for first in (hidden..end).step_by(TILE_KEYS) {
-            let tile = first..end.min(first + TILE_KEYS);
-            let scores = query.matmul(&tile_of(keys, tile.clone())?.t()?)?;
-            scores.inplace_op1(&Weigh {
-                part: self,
-                shape,
-                tile: tile.clone(),
-                rows: RefCell::new(&mut mix.rows),
-            })?;
-            let mixed = scores.matmul(&tile_of(values, tile)?)?;
-            with_values(&mixed, |mixed| mix.add(mixed))?;
+        let queries = query.len() / size;
+        let mut mix = Mix::new(queries, size);
+        let width = (TILE_SCORES / queries / BLOCK_TOKENS).max(1) * BLOCK_TOKENS;
+        let mut scores = vec![0.0; queries * width.min(self.keys.len().next_multiple_of(BLOCK_TOKENS))];
+        let mut block = vec![0.0; BLOCK_TOKENS * size];
+        for first in self.keys.clone().step_by(width) {
+            let tile = first..self.keys.end.min(first + width);
+            let stride = tile.len().next_multiple_of(BLOCK_TOKENS);
+            let scores = &mut scores[..queries * stride];
+            scores.fill(0.0);
+            let blocks = || {
+                (0..stride)
+                    .step_by(BLOCK_TOKENS)
+                    .zip(&self.blocks[first / BLOCK_TOKENS..])
+            };
+            for (at, id) in blocks() {
+                keys.read(*id, self.head, &mut block);
+                AddProduct {
+                    rows: &query,
+                    stride: size,
+                    matrix: &block,
+                    width: BLOCK_TOKENS,
+                    out: &mut scores[at..],
+                    out_stride: stride,
+                }
+                .run();
+            }
+            for (index, scores) in scores.chunks_exact_mut(stride).enumerate() {
+                mix.weigh(index, scores, first, self.position + index % self.count, shape);
+            }
+            for (at, id) in blocks() {
+                // What is behind the last key was never written, or belongs to nobody.
+                let block = &mut block[..BLOCK_TOKENS.min(tile.len() - at) * size];
+                values.read(*id, self.head, block);
+                AddProduct {
+                    rows: &scores[at..],
+                    stride,
+                    matrix: block,
+                    width: size,
+                    out: &mut mix.values,
+                    out_stride: size,
+                }
+                .run();
+            }
         }
-        Ok(mix.finish())
+        mix
     }
 
     /// The heads of queries that share the head of keys.
@@ -246,124 +182,54 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Turns the scores of a tile into weights.
-struct Weigh<'a> {
-    part: &'a Part<'a>,
-    shape: AttentionShape,
-    tile: Range<usize>,
-    rows: RefCell<&'a mut [MixedRow]>,
-}
-
-impl InplaceOp1 for Weigh<'_> {
-    fn name(&self) -> &'static str {
-        "weigh"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let mut rows = self.rows.borrow_mut();
-        let scores = values_mut(storage, layout)?.chunks_exact_mut(self.tile.len());
-        for (index, (scores, row)) in scores.zip(rows.iter_mut()).enumerate() {
-            let position = self.part.position + index % self.part.count;
-            row.weigh(scores, self.tile.start, position, self.shape);
-        }
-        Ok(())
-    }
-}
-
 /// What the queries of a part have mixed of the values so far.
 struct Mix {
-    rows: Vec<MixedRow>,
+    rows: Vec<Softmax>,
     /// `[rows, size]`.
     values: Vec<f32>,
     size: usize,
 }
 
-/// The state of one query.
-#[derive(Clone, Copy)]
-struct MixedRow {
-    /// The largest score.
-    largest: f32,
-    /// The sum of all weights, relative to that score.
-    sum: f32,
-    /// What was mixed before the last tile is to be multiplied with this.
-    shrink: f32,
-}
-
-impl MixedRow {
-    /// Turns the scores of a tile, whose first key is at `first`, into weights for the query at `position`.
-    fn weigh(&mut self, scores: &mut [f32], first: usize, position: usize, shape: AttentionShape) {
-        self.shrink = 1.0;
-        let seen_to = (position + 1).saturating_sub(first).min(scores.len());
-        let seen_from = shape.hidden_keys(position).saturating_sub(first).min(seen_to);
-        scores[..seen_from].fill(0.0);
-        scores[seen_to..].fill(0.0);
-        let seen = &mut scores[seen_from..seen_to];
-        if seen.is_empty() {
-            return;
-        }
-        for score in seen.iter_mut() {
-            *score *= shape.scale;
-        }
-        if let Some(cap) = shape.soft_cap {
-            for score in seen.iter_mut() {
-                *score = cap * (*score / cap).tanh();
-            }
-        }
-        let largest = seen.iter().copied().fold(self.largest, f32::max);
-        self.shrink = (self.largest - largest).exp();
-        self.largest = largest;
-        let mut sum = 0.0;
-        for score in seen {
-            *score = (*score - largest).exp();
-            sum += *score;
-        }
-        self.sum = self.sum * self.shrink + sum;
-    }
-}
-
 impl Mix {
     fn new(rows: usize, size: usize) -> Self {
-        let nothing = MixedRow {
-            largest: f32::NEG_INFINITY,
-            sum: 0.0,
-            shrink: 1.0,
-        };
         Self {
-            rows: vec![nothing; rows],
+            rows: vec![Softmax::NOTHING; rows],
             values: vec![0.0; rows * size],
             size,
         }
     }
 
-    /// Takes the mixed values of a tile.
-    fn add(&mut self, mixed: &[f32]) {
-        let rows = self.values.chunks_exact_mut(self.size);
-        for ((values, mixed), row) in rows.zip(mixed.chunks_exact(self.size)).zip(&self.rows) {
-            for (value, mixed) in values.iter_mut().zip(mixed) {
-                *value = *value * row.shrink + mixed;
+    /// Turns the scores of a tile into the weights of query `index`.
+    fn weigh(&mut self, index: usize, scores: &mut [f32], first: usize, position: usize, shape: AttentionShape) {
+        let shrink = self.rows[index].weigh(scores, first, position, shape);
+        if shrink < 1.0 {
+            scale(&mut self.values[index * self.size..][..self.size], shrink);
+        }
+    }
+
+    /// Takes in what the same queries mixed of other keys.
+    fn join(&mut self, other: &Self) {
+        let values = self.values.chunks_exact_mut(self.size);
+        let values = values.zip(other.values.chunks_exact(self.size));
+        for ((values, others), (row, other)) in values.zip(self.rows.iter_mut().zip(&other.rows)) {
+            let (factor, of_other) = row.join(*other);
+            for (value, other) in values.iter_mut().zip(others) {
+                *value = *value * factor + other * of_other;
             }
         }
     }
 
     fn finish(mut self) -> Vec<f32> {
         for (values, row) in self.values.chunks_exact_mut(self.size).zip(&self.rows) {
-            for value in values {
-                *value /= row.sum;
-            }
+            scale(values, row.share());
         }
         self.values
     }
 }
 
-fn softmax(row: &mut [f32], scale: f32) {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for value in row.iter_mut() {
-        *value = ((*value - largest) * scale).exp();
-        sum += *value;
-    }
-    for value in row {
-        *value /= sum;
+fn scale(values: &mut [f32], factor: f32) {
+    for value in values {
+        *value *= factor;
     }
 }
 
@@ -372,14 +238,6 @@ mod tests {
     use super::super::super::{CacheShape, KvType};
     use super::*;
 
-    #[test]
-    fn softmax_is_scaled_and_sums_to_one() {
-        let mut row = [1.0, 3.0];
-        softmax(&mut row, 0.5);
-        let expected = 1.0 / (1.0 + 1_f32.exp());
-        assert!((row[0] - expected).abs() < 1e-6);
-        assert!((row[0] + row[1] - 1.0).abs() < 1e-6);
-    }
     /// Numbers of -1 to 1 that look random.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -388,6 +246,36 @@ mod tests {
             f32::from(u16::try_from(state >> 16).unwrap()) / 32_768.0 - 1.0
         };
         (0..count).map(|_| next()).collect()
+    }
+
+    /// Attention of the query at `position`, one number after the other; 32 numbers of keys and of values per position.
+    fn by_definition(
+        query: &[f32],
+        position: usize,
+        shape: AttentionShape,
+        (keys, values): (&[f32], &[f32]),
+    ) -> Vec<f64> {
+        let size = shape.head_size;
+        let mut out = Vec::new();
+        for head in 0..shape.heads {
+            let of_head = head * shape.kv_heads / shape.heads * size;
+            let at = |side: &[f32], position: usize, number: usize| f64::from(side[position * 32 + of_head + number]);
+            let weights = (shape.hidden_keys(position)..=position).map(|key| {
+                let products = (0..size).map(|number| f64::from(query[head * size + number]) * at(keys, key, number));
+                let score = products.sum::<f64>() * f64::from(shape.scale);
+                let cap = shape.soft_cap.map(f64::from);
+                (key, cap.map_or(score, |cap| cap * (score / cap).tanh()).exp())
+            });
+            let weights: Vec<(usize, f64)> = weights.collect();
+            let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+            out.extend((0..size).map(|number| {
+                let mixed = weights
+                    .iter()
+                    .map(|(key, weight)| weight / sum * at(values, *key, number));
+                mixed.sum::<f64>()
+            }));
+        }
+        out
     }
 
     #[test]
@@ -431,6 +319,15 @@ mod tests {
                 rows,
             };
             let together = flat(&[span(0..rows)]);
+            for row in [0, 31, rows - 1] {
+                let expected = by_definition(&numbers(rows * 64, 3)[row * 64..], start + row, shape, (&keys, &values));
+                for (one, other) in together[row * 64..(row + 1) * 64].iter().zip(expected) {
+                    assert!(
+                        (f64::from(*one) - other).abs() < 1e-5,
+                        "{window:?} {row}: {one} {other}"
+                    );
+                }
+            }
             let alone = flat(&(0..rows).map(|row| span(row..row + 1)).collect::<Vec<_>>());
             for (index, (one, other)) in together.iter().zip(&alone).enumerate() {
                 assert!((one - other).abs() < 1e-5, "{window:?} {index}: {one} {other}");

@@ -1,12 +1,14 @@
-//! Keys and values in a pool of blocks: per layer and side `[blocks, kv_heads, BLOCK_TOKENS, head_size]`.
+//! Keys and values in a pool of blocks: per layer values `[blocks, kv_heads, BLOCK_TOKENS, head_size]`, keys
+//! `[blocks, kv_heads, head_size, BLOCK_TOKENS]`, so that one vector has the same number of several keys: what a query
+//! has in common with them is computed without a sum across a vector.
 //!
 //! The pool is allocated as zeros, so that the system gives memory to a block when it is first written.
 
 use super::super::{CacheShape, KvType, SpanLayout};
+use super::vectors::widest;
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
 use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
-use std::ops::Range;
 
 /// Keys and values of all sequences.
 #[derive(Debug)]
@@ -53,12 +55,38 @@ impl Pool {
         }
     }
 
-    /// Reads as many numbers as `out` has.
-    pub(super) fn read(&self, at: usize, out: &mut [f32]) {
+    /// Writes one number every [`BLOCK_TOKENS`].
+    fn write_column(&mut self, at: usize, numbers: &[f32]) {
         match self {
-            Self::F16(pool) => pool[at..at + out.len()]
-                .reinterpret_cast::<half::f16>()
-                .convert_to_f32_slice(out),
+            Self::F16(pool) => {
+                let places = pool[at..].iter_mut().step_by(BLOCK_TOKENS);
+                for (place, number) in places.zip(numbers) {
+                    *place = half::f16::from_f32(*number).to_bits();
+                }
+            }
+            Self::F32(pool) => {
+                let places = pool[at..].iter_mut().step_by(BLOCK_TOKENS);
+                for (place, number) in places.zip(numbers) {
+                    *place = *number;
+                }
+            }
+        }
+    }
+
+    /// Reads as many numbers as `out` has.
+    fn read(&self, at: usize, out: &mut [f32]) {
+        match self {
+            Self::F16(pool) => {
+                let bits = &pool[at..at + out.len()];
+                widest(
+                    #[inline(always)]
+                    || {
+                        for (out, bits) in out.iter_mut().zip(bits) {
+                            *out = widen(*bits);
+                        }
+                    },
+                );
+            }
             Self::F32(pool) => out.copy_from_slice(&pool[at..at + out.len()]),
         }
     }
@@ -71,6 +99,22 @@ impl Pool {
     }
 }
 
+/// A number of 16 bits (IEEE 754 binary16) as one of 32, without a branch: the compiler makes vectors of it.
+#[inline(always)]
+fn widen(bits: u16) -> f32 {
+    /// What the exponents of the two formats differ by: 2^(127 - 15).
+    const EXPONENTS: f32 = f32::from_bits((127 + 112) << 23);
+    const INFINITY: u32 = 0x7c00 << 13;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * EXPONENTS).to_bits();
+    let wide = if magnitude < INFINITY {
+        finite
+    } else {
+        magnitude | 0x7f80_0000
+    };
+    f32::from_bits(wide | u32::from(bits & 0x8000) << 16)
+}
+
 /// One side of one layer, as attention reads it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Side<'a> {
@@ -79,27 +123,15 @@ pub(super) struct Side<'a> {
 }
 
 impl Side<'_> {
-    /// The rows of one head in a block: as many as `out` has room for.
-    pub(super) fn rows(&self, block: BlockId, head: usize, out: &mut [f32]) {
-        self.pool.read(place(self.shape, block, head, 0), out);
-    }
-
-    /// Some rows of one head of a sequence that has these blocks, `[positions, head_size]`. The first one is the first of
-    /// a block.
-    pub(super) fn of_head(&self, blocks: &[BlockId], head: usize, positions: Range<usize>) -> Vec<f32> {
-        let size = self.shape.head_size;
-        let mut out = vec![0.0; positions.len() * size];
-        let blocks = &blocks[positions.start / BLOCK_TOKENS..];
-        for (rows, block) in out.chunks_mut(BLOCK_TOKENS * size).zip(blocks) {
-            self.rows(*block, head, rows);
-        }
-        out
+    /// What one head has in a block: as much as `out` has room for.
+    pub(super) fn read(&self, block: BlockId, head: usize, out: &mut [f32]) {
+        self.pool.read(place(self.shape, block, head), out);
     }
 }
 
-/// Where a row is in a pool.
-fn place(shape: CacheShape, block: BlockId, head: usize, row: usize) -> usize {
-    ((block.0 as usize * shape.kv_heads + head) * BLOCK_TOKENS + row) * shape.head_size
+/// Where what a head has in a block begins.
+fn place(shape: CacheShape, block: BlockId, head: usize) -> usize {
+    (block.0 as usize * shape.kv_heads + head) * BLOCK_TOKENS * shape.head_size
 }
 
 impl Cache {
@@ -121,7 +153,7 @@ impl Cache {
 
     pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) {
         let length = self.shape.kv_heads * BLOCK_TOKENS * self.shape.head_size;
-        let (from, to) = (place(self.shape, from, 0, 0), place(self.shape, to, 0, 0));
+        let (from, to) = (place(self.shape, from, 0), place(self.shape, to, 0));
         for layer in &mut self.layers {
             layer.keys.copy(from, to, length);
             layer.values.copy(from, to, length);
@@ -142,11 +174,13 @@ impl Cache {
         for span in spans {
             for (position, row) in (span.start..).zip(span.rows.clone()) {
                 let block = span.blocks[position / BLOCK_TOKENS];
+                let at = position % BLOCK_TOKENS;
                 for head in 0..shape.kv_heads {
-                    let at = place(shape, block, head, position % BLOCK_TOKENS);
+                    let place = place(shape, block, head);
                     let from = row * width + head * shape.head_size;
-                    layer.keys.write(at, &keys[from..from + shape.head_size]);
-                    layer.values.write(at, &values[from..from + shape.head_size]);
+                    layer.keys.write_column(place + at, &keys[from..from + shape.head_size]);
+                    let values = &values[from..from + shape.head_size];
+                    layer.values.write(place + at * shape.head_size, values);
                 }
             }
         }
@@ -171,6 +205,18 @@ fn unknown(layer: usize) -> ModelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_number_of_16_bits_is_widened() {
+        for bits in 0..=u16::MAX {
+            let expected = half::f16::from_bits(bits).to_f32();
+            let wide = widen(bits);
+            assert!(
+                wide.to_bits() == expected.to_bits() || (wide.is_nan() && expected.is_nan()),
+                "{bits:#x}: {wide} {expected}"
+            );
+        }
+    }
 
     #[test]
     fn what_was_appended_is_read_in_order_through_any_blocks() {
@@ -198,13 +244,18 @@ mod tests {
             }
             cache.copy_block(BlockId(0), BlockId(3));
             let (keys, values) = cache.sides(1).unwrap();
-            let keys = keys.of_head(&[BlockId(4), BlockId(3), BlockId(2)], 1, 0..70);
-            let values = values.of_head(&blocks, 1, 32..70);
+            let copied = [BlockId(4), BlockId(3), BlockId(2)];
+            let mut block = [0.0; 3 * BLOCK_TOKENS];
             for (position, expected) in [(0, 300.0), (33, 333.0), (69, 369.0_f32)] {
-                assert!((keys[position * 3] - expected).abs() <= tolerance);
-                if position >= 32 {
-                    assert!((values[(position - 32) * 3] + expected).abs() <= tolerance);
+                let (index, at) = (position / BLOCK_TOKENS, position % BLOCK_TOKENS);
+                keys.read(copied[index], 1, &mut block);
+                for number in [0.0, 1.0, 2.0_f32] {
+                    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 2")]
+                    let key = block[number as usize * BLOCK_TOKENS + at];
+                    assert!((key - expected - 100.0 * number).abs() <= tolerance);
                 }
+                values.read(blocks[index], 1, &mut block);
+                assert!((block[at * 3] + expected).abs() <= tolerance);
             }
         }
     }

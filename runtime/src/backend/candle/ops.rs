@@ -2,6 +2,8 @@
 
 use super::super::RopePairs;
 use super::Turns;
+use super::softmax::exp;
+use super::vectors::widest;
 use crate::model::ModelError;
 use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Storage, Tensor};
 use rayon::prelude::*;
@@ -21,22 +23,6 @@ pub(super) fn with_values<R>(x: &Tensor, use_values: impl FnOnce(&[f32]) -> R) -
 pub(super) fn buffer(values: Vec<f32>, width: usize) -> Result<Tensor, ModelError> {
     let rows = values.len() / width;
     Ok(Tensor::from_vec(values, (rows, width), &Device::Cpu)?)
-}
-
-/// The product of two vectors of the same length, in several sums that the compiler computes beside each other.
-#[inline(always)]
-pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let (one, one_rest) = one.as_chunks::<LANES>();
-    let (other, other_rest) = other.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (one, other) in one.iter().zip(other) {
-        for ((sum, one), other) in sums.iter_mut().zip(one).zip(other) {
-            *sum += one * other;
-        }
-    }
-    let rest = one_rest.iter().zip(other_rest).map(|(one, other)| one * other);
-    sums.iter().sum::<f32>() + rest.sum::<f32>()
 }
 
 pub(super) fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor, ModelError> {
@@ -91,14 +77,18 @@ pub(super) fn add_bias(x: Tensor, bias: &[f32]) -> Result<Tensor, ModelError> {
     Ok(x)
 }
 
+#[expect(clippy::inline_always, reason = "it must be built for the processor's vector width")]
+#[inline(always)]
 pub(super) fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
+    x / (1.0 + exp(-x))
 }
 
+/// `x / 2 * (1 + tanh(y))` is `x / (1 + exp(-2 y))`.
+#[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
     /// The square root of 2 / pi.
     const SLOPE: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + (SLOPE * (x + 0.044_715 * x * x * x)).tanh())
+    x / (1.0 + exp(-2.0 * SLOPE * (x + 0.044_715 * x * x * x)))
 }
 
 /// Values that a thread computes at a time.
@@ -121,9 +111,14 @@ impl<F: Fn(f32) -> f32 + Sync> InplaceOp2 for GateTimes<F> {
         let up = values(up, up_layout)?.par_chunks(GRAIN);
         let gate = values_mut(gate, gate_layout)?.par_chunks_mut(GRAIN);
         gate.zip(up).for_each(|(gate, up)| {
-            for (gate, up) in gate.iter_mut().zip(up) {
-                *gate = (self.0)(*gate) * up;
-            }
+            widest(
+                #[inline(always)]
+                || {
+                    for (gate, up) in gate.iter_mut().zip(up) {
+                        *gate = (self.0)(*gate) * up;
+                    }
+                },
+            );
         });
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! weights themselves.
 
 use super::parallel::by_outputs;
+use super::vectors::widest;
 use crate::model::ModelError;
 use candle_core::{Device, Tensor};
 use escadre_verify::structure::gguf::TensorType;
@@ -31,7 +32,6 @@ pub(super) struct Rows {
     /// Scale and offset of every block.
     scales: Vec<[f32; 2]>,
     values: Values,
-    arch: Arch,
 }
 
 /// The integers that a block's scale multiplies.
@@ -82,7 +82,6 @@ impl Rows {
             inputs,
             scales,
             values,
-            arch: Arch::new(),
         }
     }
 
@@ -125,7 +124,7 @@ impl Rows {
         let sums: Vec<f32> = x.iter().map(|block| block.iter().sum()).collect();
         let blocks = self.inputs / BLOCK;
         out.par_chunks_mut(GRAIN).enumerate().for_each(|(part, out)| {
-            self.arch.dispatch(
+            widest(
                 #[inline(always)]
                 || {
                     for (index, out) in out.iter_mut().enumerate() {
@@ -148,7 +147,7 @@ impl Rows {
             .par_chunks_mut(GRAIN * rows)
             .enumerate()
             .for_each(|(part, product)| {
-                self.arch.dispatch(FewRows {
+                Arch::new().dispatch(FewRows {
                     matrix: self,
                     first: part * GRAIN,
                     x,
@@ -177,7 +176,7 @@ impl Rows {
     }
 
     fn widen(&self, row: usize, out: &mut [f32]) {
-        self.arch.dispatch(
+        widest(
             #[inline(always)]
             || self.widen_inline(row, out),
         );
@@ -314,12 +313,18 @@ fn dot_bytes(scales: &[[f32; 2]], values: &[[i8; BLOCK]], x: &[[f32; BLOCK]]) ->
     lanes.iter().sum()
 }
 
+/// Opaque, so that the compiler computes the values of one block beside each other and not those of several.
+#[expect(clippy::inline_always, reason = "see above")]
+#[inline(always)]
+fn alone<T>(block: &T) -> &T {
+    std::hint::black_box(block)
+}
+
 #[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn widen_halves(scales: &[[f32; 2]], values: &[[u8; 16]], out: &mut [[f32; BLOCK]]) {
     for ((scale, values), out) in scales.iter().zip(values).zip(out) {
-        // Opaque, so that the compiler computes the values of one block beside each other and not those of several.
-        let values = std::hint::black_box(values);
+        let values = alone(values);
         let low: [f32; BLOCK / 2] = values.map(|value| f32::from(value & 15) * scale[0] + scale[1]);
         let high: [f32; BLOCK / 2] = values.map(|value| f32::from(value >> 4) * scale[0] + scale[1]);
         out[..BLOCK / 2].copy_from_slice(&low);
@@ -331,8 +336,8 @@ fn widen_halves(scales: &[[f32; 2]], values: &[[u8; 16]], out: &mut [[f32; BLOCK
 #[inline(always)]
 fn widen_bytes(scales: &[[f32; 2]], values: &[[i8; BLOCK]], out: &mut [[f32; BLOCK]]) {
     for ((scale, values), out) in scales.iter().zip(values).zip(out) {
-        for lane in 0..BLOCK {
-            out[lane] = f32::from(values[lane]) * scale[0];
+        for (out, value) in out.iter_mut().zip(alone(values)) {
+            *out = f32::from(*value) * scale[0];
         }
     }
 }
