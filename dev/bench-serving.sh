@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 dev/models.sh
 dev/llama-server.sh
-cargo build --quiet --release -p escadre-runtime
+cargo build --quiet --release --workspace --bin escadre-runtime
 version=0.3.36
 exec python3 dev/bench/serving.py target/release/escadre-runtime "$cache/llama-server-$version/llama-server" "$version" \
   "$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf" \
