@@ -208,10 +208,9 @@ struct FewRows<'a> {
     product: &'a mut [f32],
 }
 
-/// Rows of weights that are multiplied at a time, and rows of activations: each vector that is read is used more than
-/// once, and there are as many sums as the processor can have under way.
+/// Rows of weights that are multiplied at a time, with two or three rows of activations: each vector that is read is used
+/// more than once, and there are as many sums as the processor can have under way.
 const WEIGHTS_AT_ONCE: usize = 4;
-const ROWS_AT_ONCE: usize = 2;
 
 impl WithSimd for FewRows<'_> {
     type Output = ();
@@ -229,30 +228,25 @@ impl WithSimd for FewRows<'_> {
                 self.matrix.widen_inline(first + output, weights);
             }
             first += outputs;
-            let mut pairs = self.x.chunks_exact(ROWS_AT_ONCE * inputs);
             let mut row = 0;
-            for x in pairs.by_ref() {
-                let sums = products::<S, ROWS_AT_ONCE>(simd, &weights, x);
-                for (product, sums) in product.chunks_exact_mut(self.rows).zip(sums) {
-                    product[row..row + ROWS_AT_ONCE].copy_from_slice(&sums);
-                }
-                row += ROWS_AT_ONCE;
-            }
-            for x in pairs.remainder().chunks_exact(inputs) {
-                let sums = products::<S, 1>(simd, &weights, x);
-                for (product, [sum]) in product.chunks_exact_mut(self.rows).zip(sums) {
-                    product[row] = sum;
-                }
-                row += 1;
+            while row < self.rows {
+                let (left, x, product) = (self.rows - row, &self.x[row * inputs..], &mut product[row..]);
+                row += match left {
+                    1 => products::<S, 1>(simd, &weights, &x[..inputs], product, self.rows),
+                    // One that is left alone would keep the processor waiting.
+                    3 => products::<S, 3>(simd, &weights, &x[..3 * inputs], product, self.rows),
+                    _ => products::<S, 2>(simd, &weights, &x[..2 * inputs], product, self.rows),
+                };
             }
         }
     }
 }
 
-/// The products of some rows of weights with `N` rows of activations; widths are whole vectors.
+/// The products of some rows of weights with `N` rows of activations, whose widths are whole vectors; those of one row of
+/// weights lie `stride` after those of the one before. Gives `N`.
 #[expect(clippy::inline_always, reason = "see below")]
 #[inline(always)]
-fn products<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32]) -> [[f32; N]; WEIGHTS_AT_ONCE] {
+fn products<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32], product: &mut [f32], stride: usize) -> usize {
     let weights: [&[S::f32s]; WEIGHTS_AT_ONCE] = vectors::<S, _>(weights);
     let rows: [&[S::f32s]; N] = vectors::<S, _>(x);
     let count = rows[0].len();
@@ -266,7 +260,13 @@ fn products<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32]) -> [[f
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| simd.reduce_sum_f32s(sum)))
+    // By loops: a `map` of vectors may become a function of its own, which is built for narrow ones.
+    for (product, sums) in product.chunks_mut(stride).zip(sums) {
+        for (product, sum) in product.iter_mut().zip(sums) {
+            *product = simd.reduce_sum_f32s(sum);
+        }
+    }
+    N
 }
 
 /// `N` rows of the same width, as vectors.
