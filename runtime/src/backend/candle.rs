@@ -7,6 +7,7 @@
 mod attention;
 pub(super) mod blocks;
 mod cache;
+mod many;
 mod ops;
 mod parallel;
 mod product;

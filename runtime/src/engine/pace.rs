@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 /// The weight of the newest step in a mean.
-const NEWEST: f64 = 0.3;
+const NEWEST: f64 = 0.15;
 /// By what part of its miss a step that reads prompts beside answers changes how many tokens the next ones have.
 const CORRECTION: f64 = 0.15;
 /// How much dearer than alone a prompt token is taken to be beside answers, before it was seen.
-const BESIDE: f64 = 2.0;
+const BESIDE: f64 = 1.5;
 /// Without a target a step that also reads prompts takes so many times as long as one that does not.
 const STRETCH: f64 = 2.0;
 /// After so many steps that read prompts beside answers, one reads none: it shows again what the answers alone take.
@@ -177,9 +177,9 @@ mod tests {
     fn prompt_alone_takes_half_a_second_and_beside_answers_less_than_their_step() {
         let pace = Pace::new((1000.0, 20.0), None, 4096);
         assert_eq!(pace.prompt_tokens(0), 500);
-        // One answer takes 50 ms; 50 ms more are 25 tokens of twice a millisecond.
-        assert_eq!(pace.prompt_tokens(1), 25);
-        assert_eq!(pace.prompt_tokens(4), 100, "four were not seen yet: four times as long");
+        // One answer takes 50 ms; 50 ms more are 33 tokens of one and a half milliseconds.
+        assert_eq!(pace.prompt_tokens(1), 33);
+        assert_eq!(pace.prompt_tokens(4), 133, "four were not seen yet: four times as long");
     }
 
     #[test]
@@ -188,8 +188,8 @@ mod tests {
         for _ in 0..50 {
             pace.learn(4, 0, milliseconds(80));
         }
-        assert_eq!(pace.prompt_tokens(4), 40);
-        assert_eq!(pace.prompt_tokens(2), 40, "no more than what four take");
+        assert_eq!(pace.prompt_tokens(4), 53);
+        assert_eq!(pace.prompt_tokens(2), 53, "no more than what four take");
     }
 
     /// Plays steps with one answer of 100 ms, to which prompts add what `cost` says. Returns how many tokens of prompts
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn target_bounds_the_step_but_prompts_are_always_read() {
         let pace = Pace::new((1000.0, 20.0), Some(Duration::from_micros(70_500)), 4096);
-        assert_eq!(pace.prompt_tokens(1), 10);
+        assert_eq!(pace.prompt_tokens(1), 13);
         let late = Pace::new((1000.0, 20.0), Some(milliseconds(1)), 4096);
         assert_eq!(late.prompt_tokens(1), FEWEST);
         assert_eq!(Pace::new((1e9, 1.0), None, 256).prompt_tokens(56), 200);

@@ -104,15 +104,16 @@ impl Pool {
 fn widen(bits: u16) -> f32 {
     /// What the exponents of the two formats differ by: 2^(127 - 15).
     const EXPONENTS: f32 = f32::from_bits((127 + 112) << 23);
-    const INFINITY: u32 = 0x7c00 << 13;
-    let magnitude = u32::from(bits & 0x7fff) << 13;
-    let finite = (f32::from_bits(magnitude) * EXPONENTS).to_bits();
-    let wide = if magnitude < INFINITY {
+    /// What an infinity becomes by them.
+    const INFINITE: f32 = 65_536.0;
+    // With the sign in its place, thrice, and the two lower ones taken away.
+    let bits = ((i32::from(bits.cast_signed()) << 13) & !0x7000_0000).cast_unsigned();
+    let finite = f32::from_bits(bits) * EXPONENTS;
+    if finite.abs() < INFINITE {
         finite
     } else {
-        magnitude | 0x7f80_0000
-    };
-    f32::from_bits(wide | u32::from(bits & 0x8000) << 16)
+        f32::from_bits(bits | 0x7f80_0000)
+    }
 }
 
 /// One side of one layer, as attention reads it.

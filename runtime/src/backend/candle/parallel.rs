@@ -8,6 +8,8 @@ use std::ops::Range;
 
 /// Parts for each thread: whoever is disturbed gets fewer of them.
 const PARTS_PER_THREAD: usize = 4;
+/// Rows that one thread puts together at least.
+const ROWS_TOGETHER: usize = 32;
 
 /// `[rows, outputs]`, whose columns are computed in parts of at most `most` outputs by `part`: it is given a range of
 /// outputs, and gives `[rows, range]`.
@@ -35,12 +37,15 @@ pub(super) fn in_parts(
         return Ok(parts.concat());
     }
     let mut out = vec![0.0; rows * outputs];
-    for (first, part) in firsts.into_iter().zip(parts) {
-        let width = each.min(outputs - first);
-        for (row, values) in part.chunks_exact(width).enumerate() {
-            out[row * outputs + first..][..width].copy_from_slice(values);
+    let together = out
+        .par_chunks_exact_mut(outputs)
+        .with_min_len(ROWS_TOGETHER)
+        .enumerate();
+    together.for_each(|(row, out)| {
+        for (out, part) in out.chunks_mut(each).zip(&parts) {
+            out.copy_from_slice(&part[row * out.len()..][..out.len()]);
         }
-    }
+    });
     Ok(out)
 }
 

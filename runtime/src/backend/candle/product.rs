@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 /// Rows at a time, and vectors of each: as many sums as the processor can have under way, for fewer reads.
-const ROWS: usize = 4;
+const ROWS: usize = 6;
 const VECTORS: usize = 2;
 
 /// Adds `rows * matrix` to `out`.
@@ -44,6 +44,8 @@ impl WithSimd for AddProduct<'_> {
                 1 => few.add::<S, 1>(simd, out, out_stride),
                 2 => few.add::<S, 2>(simd, out, out_stride),
                 3 => few.add::<S, 3>(simd, out, out_stride),
+                4 => few.add::<S, 4>(simd, out, out_stride),
+                5 => few.add::<S, 5>(simd, out, out_stride),
                 _ => few.add::<S, ROWS>(simd, out, out_stride),
             }
         }

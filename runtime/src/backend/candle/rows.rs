@@ -2,27 +2,21 @@
 //!
 //! candle has no vector code for `Q4_1`, and its barrier between threads costs milliseconds when other processes want
 //! the same cores. Here rows of outputs are shared out by a pool that sleeps. A product of one row streams the packed
-//! weights once; one of several rows, a step of as many answers, widens each row of weights and uses it for all; one of
-//! many rows widens a tile of weights for the matrix library. Activations stay f32, so the only rounding is that of the
-//! weights themselves.
+//! weights once; one of several widens some rows of weights and uses them for all (see `many`). Activations stay f32, so
+//! the only rounding is that of the weights themselves.
 
-use super::parallel::by_outputs;
+use super::many;
+use super::parallel::in_parts;
 use super::vectors::widest;
 use crate::model::ModelError;
-use candle_core::{Device, Tensor};
 use escadre_verify::structure::gguf::TensorType;
 use half::f16;
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Values per block.
-const BLOCK: usize = 32;
-/// From this many rows on, widening a tile of weights pays.
-const TILED_ROWS: usize = 48;
-/// Values of a widened tile, 512 KiB: it stays in a core's own cache.
-const TILE: usize = 1 << 17;
+pub(super) const BLOCK: usize = 32;
 /// Outputs that a thread computes at a time.
-const GRAIN: usize = 32;
+const GRAIN: usize = 4 * many::WEIGHTS;
 
 /// A matrix `[outputs, inputs]`.
 #[derive(Debug)]
@@ -108,15 +102,15 @@ impl Rows {
     /// `x` has rows of `inputs` values; gives rows of `outputs` values.
     pub(super) fn multiply(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
         let rows = x.len() / self.inputs;
-        if rows >= TILED_ROWS {
-            return self.multiply_tiled(x, rows);
+        if rows == 1 {
+            let mut out = vec![0.0; self.outputs];
+            self.multiply_one(x, &mut out);
+            return Ok(out);
         }
-        let mut out = vec![0.0; rows * self.outputs];
-        match rows {
-            1 => self.multiply_one(x, &mut out),
-            _ => self.multiply_few(x, rows, &mut out),
-        }
-        Ok(out)
+        let x = many::Activations::new(x, rows, self.inputs);
+        in_parts((rows, self.outputs), GRAIN, |first| {
+            Ok(x.times(self, first..self.outputs.min(first + GRAIN)))
+        })
     }
 
     fn multiply_one(&self, x: &[f32], out: &mut [f32]) {
@@ -140,53 +134,19 @@ impl Rows {
         });
     }
 
-    fn multiply_few(&self, x: &[f32], rows: usize, out: &mut [f32]) {
-        // By outputs first, so that each thread writes a part of its own.
-        let mut product = vec![0.0; out.len()];
-        product
-            .par_chunks_mut(GRAIN * rows)
-            .enumerate()
-            .for_each(|(part, product)| {
-                Arch::new().dispatch(FewRows {
-                    matrix: self,
-                    first: part * GRAIN,
-                    x,
-                    rows,
-                    product,
-                });
-            });
-        for (output, product) in product.chunks_exact(rows).enumerate() {
-            for (row, value) in product.iter().enumerate() {
-                out[row * self.outputs + output] = *value;
-            }
-        }
-    }
-
-    fn multiply_tiled(&self, x: &[f32], rows: usize) -> Result<Vec<f32>, ModelError> {
-        let x = Tensor::from_slice(x, (rows, self.inputs), &Device::Cpu)?;
-        let most = (TILE / self.inputs).max(WEIGHTS_AT_ONCE);
-        by_outputs((rows, self.outputs), most, |outputs| {
-            let mut tile = vec![0.0; outputs.len() * self.inputs];
-            for (output, row) in outputs.clone().zip(tile.chunks_exact_mut(self.inputs)) {
-                self.widen(output, row);
-            }
-            let tile = Tensor::from_vec(tile, (outputs.len(), self.inputs), &Device::Cpu)?;
-            Ok(x.matmul(&tile.t()?)?.flatten_all()?.to_vec1()?)
-        })
-    }
-
     fn widen(&self, row: usize, out: &mut [f32]) {
         widest(
             #[inline(always)]
-            || self.widen_inline(row, out),
+            || self.widen_from(row, 0, out),
         );
     }
 
+    /// Widens as many values of a row as `out` has room for, from one on; both are whole blocks.
     #[expect(clippy::inline_always, reason = "see the functions below")]
     #[inline(always)]
-    fn widen_inline(&self, row: usize, out: &mut [f32]) {
-        let blocks = self.inputs / BLOCK;
-        let range = row * blocks..(row + 1) * blocks;
+    pub(super) fn widen_from(&self, row: usize, input: usize, out: &mut [f32]) {
+        let first = (row * self.inputs + input) / BLOCK;
+        let range = first..first + out.len() / BLOCK;
         let scales = &self.scales[range.clone()];
         let out = out.as_chunks_mut::<BLOCK>().0;
         match &self.values {
@@ -194,87 +154,6 @@ impl Rows {
             Values::Bytes(values) => widen_bytes(scales, &values[range], out),
         }
     }
-}
-
-/// Some outputs for some rows: rows of weights are widened once, and used for all rows of activations. In vectors of the
-/// processor by name, since the compiler finds none here by itself.
-struct FewRows<'a> {
-    matrix: &'a Rows,
-    /// The first output.
-    first: usize,
-    x: &'a [f32],
-    rows: usize,
-    /// `[outputs, rows]`.
-    product: &'a mut [f32],
-}
-
-/// Rows of weights that are multiplied at a time, with two or three rows of activations: each vector that is read is used
-/// more than once, and there are as many sums as the processor can have under way.
-const WEIGHTS_AT_ONCE: usize = 4;
-
-impl WithSimd for FewRows<'_> {
-    type Output = ();
-
-    #[expect(clippy::inline_always, reason = "see below")]
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let inputs = self.matrix.inputs;
-        let mut weights = vec![0.0; WEIGHTS_AT_ONCE * inputs];
-        let mut first = self.first;
-        for product in self.product.chunks_mut(WEIGHTS_AT_ONCE * self.rows) {
-            // The last outputs may be fewer; what is left of earlier ones is computed, and not used.
-            let outputs = product.len() / self.rows;
-            for (output, weights) in weights.chunks_exact_mut(inputs).take(outputs).enumerate() {
-                self.matrix.widen_inline(first + output, weights);
-            }
-            first += outputs;
-            let mut row = 0;
-            while row < self.rows {
-                let (left, x, product) = (self.rows - row, &self.x[row * inputs..], &mut product[row..]);
-                row += match left {
-                    1 => products::<S, 1>(simd, &weights, &x[..inputs], product, self.rows),
-                    // One that is left alone would keep the processor waiting.
-                    3 => products::<S, 3>(simd, &weights, &x[..3 * inputs], product, self.rows),
-                    _ => products::<S, 2>(simd, &weights, &x[..2 * inputs], product, self.rows),
-                };
-            }
-        }
-    }
-}
-
-/// The products of some rows of weights with `N` rows of activations, whose widths are whole vectors; those of one row of
-/// weights lie `stride` after those of the one before. Gives `N`.
-#[expect(clippy::inline_always, reason = "see below")]
-#[inline(always)]
-fn products<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32], product: &mut [f32], stride: usize) -> usize {
-    let weights: [&[S::f32s]; WEIGHTS_AT_ONCE] = vectors::<S, _>(weights);
-    let rows: [&[S::f32s]; N] = vectors::<S, _>(x);
-    let count = rows[0].len();
-    let weights = weights.map(|weights| &weights[..count]);
-    let rows = rows.map(|row| &row[..count]);
-    let mut sums = [[simd.splat_f32s(0.0); N]; WEIGHTS_AT_ONCE];
-    for at in 0..count {
-        for (sums, weights) in sums.iter_mut().zip(weights) {
-            for (sum, row) in sums.iter_mut().zip(rows) {
-                *sum = simd.mul_add_e_f32s(weights[at], row[at], *sum);
-            }
-        }
-    }
-    // By loops: a `map` of vectors may become a function of its own, which is built for narrow ones.
-    for (product, sums) in product.chunks_mut(stride).zip(sums) {
-        for (product, sum) in product.iter_mut().zip(sums) {
-            *product = simd.reduce_sum_f32s(sum);
-        }
-    }
-    N
-}
-
-/// `N` rows of the same width, as vectors.
-#[expect(clippy::inline_always, reason = "see below")]
-#[inline(always)]
-fn vectors<S: Simd, const N: usize>(values: &[f32]) -> [&[S::f32s]; N] {
-    let width = values.len() / N;
-    std::array::from_fn(|row| S::as_simd_f32s(&values[row * width..(row + 1) * width]).0)
 }
 
 fn copy<const N: usize>(bytes: &[u8]) -> [u8; N] {
@@ -336,8 +215,10 @@ fn widen_halves(scales: &[[f32; 2]], values: &[[u8; 16]], out: &mut [[f32; BLOCK
 #[inline(always)]
 fn widen_bytes(scales: &[[f32; 2]], values: &[[i8; BLOCK]], out: &mut [[f32; BLOCK]]) {
     for ((scale, values), out) in scales.iter().zip(values).zip(out) {
-        for (out, value) in out.iter_mut().zip(alone(values)) {
-            *out = f32::from(*value) * scale[0];
+        // By halves of a block: the compiler makes no vectors of a whole one.
+        let halves = alone(values).as_chunks::<{ BLOCK / 2 }>().0;
+        for (out, values) in out.as_chunks_mut().0.iter_mut().zip(halves) {
+            *out = values.map(|value| f32::from(value) * scale[0]);
         }
     }
 }
@@ -346,6 +227,7 @@ fn widen_bytes(scales: &[[f32; 2]], values: &[[i8; BLOCK]], out: &mut [[f32; BLO
 mod tests {
     use super::super::blocks::block_type;
     use super::*;
+    use candle_core::Device;
     use candle_core::quantized::{QStorage, QTensor};
     use std::borrow::Cow;
 
@@ -388,7 +270,7 @@ mod tests {
                 [&reference[69][..], &reference[0]].concat()
             );
             assert!(rows.rows_of(&[70]).is_err());
-            for count in [1, 2, 3, 4, 7, 33, 47, 48, 50] {
+            for count in [1, 2, 3, 4, 7, 16, 33, 48, 50] {
                 let values = (0..count * inputs).map(|index| u8::try_from(index * 37 % 101).unwrap());
                 let x: Vec<f32> = values.map(|value| (f32::from(value) - 50.0) / 50.0).collect();
                 let got = rows.multiply(&x).unwrap();
