@@ -310,6 +310,8 @@ async def overload(server, best, seconds):
         "goodput": round(rate(taken, warm, end) / best, 3),
         "ttft": percentiles([record.first for record in taken if record.parts]),
         "memory": {"before": round(before), "peak": round(peak)},
+        # Who comes after it finds a step of it under way.
+        "step": percentiles([gap for record in taken for gap in record.gaps]).get("p50"),
         "firstTokenCalm": round(calm.first, 3),
         "firstTokenAfter": round(after.parts[0] - again, 3) if after.parts else None,
     }
@@ -424,7 +426,7 @@ def main():
     ours = fair["escadre"]
     gaps, wait = ours["p99Among"] / ours["p99Quiet"], ours["among"] / ours["alone"]
     memory = over["memory"]["peak"] / over["memory"]["before"]
-    again = (over["firstTokenAfter"] or float("inf")) / over["firstTokenCalm"]
+    again = (over["firstTokenAfter"] or float("inf")) / (over["firstTokenCalm"] + over["step"])
     bad = over["otherwise"] + over["withoutRetryAfter"]
     bars = [
         ("tok/s, more clients / fewer, least, to 32", f">= {NOISE}", falls, falls >= NOISE),
@@ -434,7 +436,7 @@ def main():
         ("overload: goodput / best", ">= 0.9", over["goodput"], over["goodput"] >= 0.9),
         ("overload: neither answered nor a usable 429", "0", bad, bad == 0),
         ("overload: memory at its peak / before", "<= 1.2", memory, memory <= 1.2),
-        ("first token after the overload / before", "<= 3", again, again <= 3),
+        ("first token after it / before, and a step of it", "<= 2", again, again <= 2),
     ]
     if core["escadre"]:
         ratio = core["escadre"]["quota"] / core["escadre"]["pinned"]
