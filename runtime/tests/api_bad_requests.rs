@@ -101,7 +101,7 @@ async fn fields_that_are_wrong(process: &Process) {
             "unsupported_parameter",
             "response_format",
         ),
-        (json!({"logprobs": true}), "unsupported_parameter", "logprobs"),
+        (json!({"logprobs": 1}), "invalid_value", "logprobs"),
         (json!({"messages": null}), "invalid_value", "messages"),
         (json!({"messages": []}), "invalid_value", "messages"),
         (json!({"model": 5}), "invalid_value", "model"),

@@ -1,6 +1,6 @@
 //! From logits to a token. Pure: the same logits, parameters, seed and position give the same token.
 //!
-//! Order: penalties → temperature → top-k → min-p → top-p → draw. The vocabulary is never sorted as a whole.
+//! Order: bias → penalties → temperature → top-k → min-p → top-p → draw. The vocabulary is never sorted as a whole.
 
 use rand::Rng as _;
 use rand::SeedableRng as _;
@@ -28,6 +28,8 @@ pub struct Sampling {
     pub repetition_penalty: f32,
     /// Which stream of random numbers is used.
     pub seed: u64,
+    /// Added to the logits of tokens; one that is not in the vocabulary has no effect.
+    pub bias: Vec<(u32, f32)>,
 }
 
 impl Default for Sampling {
@@ -41,6 +43,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             repetition_penalty: 1.0,
             seed: 0,
+            bias: Vec::new(),
         }
     }
 }
@@ -111,6 +114,11 @@ impl Sampler {
                 return None;
             }
             candidates.push(Candidate { token, logit });
+        }
+        for &(token, bias) in &self.parameters.bias {
+            if let Some(candidate) = candidates.get_mut(token as usize) {
+                candidate.logit += bias;
+            }
         }
         self.penalise(&mut candidates);
         let token = if self.parameters.temperature <= 0.0 {
@@ -334,6 +342,21 @@ mod tests {
             [0]
         );
         assert_eq!(kept(sampling()), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn bias_moves_tokens_up_and_down() {
+        let greedy = |bias: &[(u32, f32)]| {
+            let parameters = Sampling {
+                temperature: 0.0,
+                bias: bias.to_vec(),
+                ..sampling()
+            };
+            tokens(&parameters, &[1.0, 0.9, -5.0], 1)[0]
+        };
+        assert_eq!(greedy(&[]), 0);
+        assert_eq!(greedy(&[(0, -100.0)]), 1);
+        assert_eq!(greedy(&[(2, 7.0), (999, 100.0)]), 2);
     }
 
     #[test]

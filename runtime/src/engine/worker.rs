@@ -3,9 +3,10 @@
 use super::pace::Pace;
 use super::queue::Admission;
 use super::scheduler::{Plan, Scheduler, Share};
+use super::speech::Speech;
 use super::{
-    Command, EngineError, Event, FinishReason, Job, Listener, Request, RequestId, Sampler, StepModel, StopMatcher,
-    TextStream, Usage,
+    Command, EngineError, Event, FinishReason, Job, Listener, Logprobs, Piece, Request, RequestId, Sampler, StepModel,
+    StopMatcher, TextStream, Usage,
 };
 use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
@@ -79,8 +80,8 @@ struct Answer {
     prompt_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
-    stop: StopMatcher,
-    text: Box<dyn TextStream>,
+    speech: Speech,
+    logprobs: Option<usize>,
     generated: usize,
     arrived: Instant,
     /// Absent while it waits in the queue.
@@ -88,6 +89,12 @@ struct Answer {
     last_token: Option<Instant>,
     /// Other answers to the same prompt, which begin when it is computed.
     forks: Vec<(RequestId, Self)>,
+}
+
+/// A token that was drawn, and how likely it was when somebody wants to know.
+struct Drawn {
+    token: u32,
+    logprobs: Option<Logprobs>,
 }
 
 impl Answer {
@@ -98,12 +105,21 @@ impl Answer {
         }
     }
 
-    /// Hands out text. The channel has room for every token, so the only failure is that nobody listens any more,
+    /// Hands out a piece. The channel has room for every token, so the only failure is that nobody listens any more,
     /// which the next step notices.
-    fn say(&self, text: String) {
-        if !text.is_empty() {
-            let _ = self.events.try_send(Event::Text(text));
+    fn say(&self, piece: Piece) {
+        if !piece.is_empty() {
+            let _ = self.events.try_send(Event::Piece(piece));
         }
+    }
+
+    /// Draws a token.
+    fn draw(&mut self, logits: &[f32]) -> Option<Drawn> {
+        let token = self.sampler.sample(logits)?;
+        Some(Drawn {
+            token,
+            logprobs: self.logprobs.map(|likeliest| Logprobs::new(logits, token, likeliest)),
+        })
     }
 
     /// Says the last event, also to those who wait for its forks.
@@ -195,6 +211,7 @@ impl<M: StepModel> Worker<M> {
             max_tokens,
             sampling,
             stop,
+            logprobs,
             answers: _,
         } = request;
         let prompt_tokens = prompt.len();
@@ -205,8 +222,8 @@ impl<M: StepModel> Worker<M> {
                 prompt_tokens,
                 max_tokens,
                 sampler: sampler.with_seed_after(number),
-                stop: StopMatcher::new(&stop),
-                text: (self.new_text)(),
+                speech: Speech::new((self.new_text)(), StopMatcher::new(&stop)),
+                logprobs,
                 generated: 0,
                 arrived,
                 started: None,
@@ -335,33 +352,32 @@ impl<M: StepModel> Worker<M> {
         // The last one first: each takes its place directly behind the one that it comes from.
         for (fork, mut answer) in std::mem::take(&mut answer.forks).into_iter().rev() {
             answer.started = started;
-            let drawn = answer.sampler.sample(logits);
-            let copied = drawn.and_then(|token| self.scheduler.fork(id, fork, token));
+            let drawn = answer.draw(logits);
+            let copied = drawn
+                .as_ref()
+                .and_then(|drawn| self.scheduler.fork(id, fork, drawn.token));
             self.answers.insert(fork, answer);
             match copied.map_or(Ok(()), |(from, to)| self.model.copy_block(from, to)) {
                 Ok(()) => self.take(fork, drawn),
                 Err(problem) => self.end(fork, Event::Failed(EngineError::Model(problem.to_string()))),
             }
         }
-        let drawn = self
-            .answers
-            .get_mut(&id)
-            .and_then(|answer| answer.sampler.sample(logits));
-        if let Some(token) = drawn {
-            self.scheduler.push(id, token);
+        let drawn = self.answers.get_mut(&id).and_then(|answer| answer.draw(logits));
+        if let Some(drawn) = &drawn {
+            self.scheduler.push(id, drawn.token);
         }
         self.take(id, drawn);
     }
 
     /// Takes a drawn token into its answer. `None`: there was nothing to draw from.
-    fn take(&mut self, id: RequestId, drawn: Option<u32>) {
+    fn take(&mut self, id: RequestId, drawn: Option<Drawn>) {
         let Some(answer) = self.answers.get_mut(&id) else {
             return;
         };
         observe_token(answer, &self.metrics);
         let ended = match drawn {
             None => Some(Event::Failed(EngineError::NotFinite)),
-            Some(token) => accept(answer, token, &self.settings.end_tokens),
+            Some(drawn) => accept(answer, drawn, &self.settings.end_tokens),
         };
         if let Some(event) = ended {
             self.end(id, event);
@@ -385,7 +401,7 @@ impl<M: StepModel> Worker<M> {
                     .get_or_create(&Finished { finished_reason })
                     .inc();
             }
-            Event::Failed(_) | Event::Text(_) => {
+            Event::Failed(_) | Event::Piece(_) => {
                 self.metrics.requests_failed.inc();
             }
         }
@@ -413,30 +429,25 @@ impl<M: StepModel> Worker<M> {
 }
 
 /// Takes a drawn token into the answer. Returns the last event when it ends the answer.
-fn accept(answer: &mut Answer, token: u32, end_tokens: &[u32]) -> Option<Event> {
+fn accept(answer: &mut Answer, Drawn { token, logprobs }: Drawn, end_tokens: &[u32]) -> Option<Event> {
     answer.generated += 1;
-    let mut reason = None;
-    if end_tokens.contains(&token) {
-        reason = Some(FinishReason::Stop);
-    } else {
-        let piece = answer.text.push(token);
-        let passed = answer.stop.push(&piece);
-        answer.say(passed.text);
-        if passed.stopped {
+    let mut reason = FinishReason::Stop;
+    if !end_tokens.contains(&token) {
+        let told = answer.speech.push(token, logprobs);
+        answer.say(told.piece);
+        if told.stopped {
             return Some(finished(answer, FinishReason::Stop));
         }
-        if answer.generated >= answer.max_tokens {
-            reason = Some(FinishReason::Length);
+        if answer.generated < answer.max_tokens {
+            return None;
         }
+        reason = FinishReason::Length;
     }
-    let mut reason = reason?;
-    let rest = answer.text.finish();
-    let passed = answer.stop.push(&rest);
-    if passed.stopped {
+    let told = answer.speech.finish();
+    if told.stopped {
         reason = FinishReason::Stop;
     }
-    let held = answer.stop.finish();
-    answer.say(passed.text + &held);
+    answer.say(told.piece);
     Some(finished(answer, reason))
 }
 

@@ -124,14 +124,19 @@ impl Served {
         }
     }
 
-    /// The tokens of a prompt, with what the model wants to see at the beginning.
-    pub(crate) fn tokens(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
-        let tokens = self.tokenizer.encode(text, special).map_err(|error| {
+    /// The tokens of a text.
+    pub(crate) fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
+        self.tokenizer.encode(text, special).map_err(|error| {
             ApiError::new(
                 Code::InvalidValue,
                 format!("the prompt cannot be turned into tokens: {error}"),
             )
-        })?;
+        })
+    }
+
+    /// The tokens of a prompt, with what the model wants to see at the beginning.
+    pub(crate) fn tokens(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
+        let tokens = self.encode(text, special)?;
         let prefix = self.tokenizer.prefix();
         // Templates often write the first token themselves; it must not be there twice.
         let tokens = if tokens.starts_with(prefix) {
