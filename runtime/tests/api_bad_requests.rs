@@ -97,8 +97,8 @@ async fn fields_that_are_wrong(process: &Process) {
             "tools",
         ),
         (
-            json!({"response_format": {"type": "json_object"}}),
-            "unsupported_parameter",
+            json!({"response_format": {"type": "xml"}}),
+            "invalid_value",
             "response_format",
         ),
         (json!({"logprobs": 1}), "invalid_value", "logprobs"),

@@ -23,6 +23,7 @@ pub use stop::StopMatcher;
 pub use warm_up::{WarmUpError, warm_up};
 pub use worker::{Settings, Worker};
 
+use crate::grammar::{Constraint, GrammarError};
 use crate::kv::BlockId;
 use crate::model::{Decoder, Logits, ModelError, StepBatch, StreamDecoder};
 use futures::Stream;
@@ -50,6 +51,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Strings that end the answer and are not part of it.
     pub stop: Vec<String>,
+    /// What holds the answer to a grammar.
+    pub constraint: Option<Constraint>,
     /// Whether it is told how likely each token was, and with how many of the likeliest ones in its place.
     pub logprobs: Option<usize>,
     /// Answers, each drawn with a seed of its own: the first with the one of `sampling`, the next with the one after
@@ -98,6 +101,9 @@ pub enum EngineError {
     /// The model failed.
     #[error("the model failed: {0}")]
     Model(String),
+    /// The answer cannot follow its grammar any further.
+    #[error("{0}")]
+    Grammar(GrammarError),
     /// The model gave no numbers to draw from.
     #[error("the model's output is not finite")]
     NotFinite,

@@ -1,7 +1,8 @@
 //! From logits to a token. Pure: the same logits, parameters, seed and position give the same token.
 //!
-//! Order: bias → penalties → temperature → top-k → min-p → top-p → draw. The vocabulary is never sorted as a whole.
+//! Order: bias → grammar → penalties → temperature → top-k → min-p → top-p → draw. The vocabulary is never sorted as a whole.
 
+use crate::grammar::Mask;
 use rand::Rng as _;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -106,8 +107,9 @@ impl Sampler {
         other
     }
 
-    /// The next token. `None` when a logit is not a number or all are -∞, which no sound model gives.
-    pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
+    /// The next token, of those that a mask allows. `None` when a logit is not a number or all that are allowed are -∞,
+    /// which no sound model gives.
+    pub fn sample(&mut self, logits: &[f32], mask: Option<&Mask>) -> Option<u32> {
         let mut candidates = Vec::with_capacity(logits.len());
         for (token, &logit) in (0_u32..).zip(logits) {
             if logit.is_nan() || logit == f32::INFINITY {
@@ -118,6 +120,11 @@ impl Sampler {
         for &(token, bias) in &self.parameters.bias {
             if let Some(candidate) = candidates.get_mut(token as usize) {
                 candidate.logit += bias;
+            }
+        }
+        if let Some(mask) = mask {
+            for candidate in candidates.iter_mut().filter(|candidate| !mask.allows(candidate.token)) {
+                candidate.logit = f32::NEG_INFINITY;
             }
         }
         self.penalise(&mut candidates);
@@ -252,7 +259,7 @@ mod tests {
 
     fn tokens(parameters: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(parameters.clone(), &[]);
-        (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
+        (0..count).map(|_| sampler.sample(logits, None).unwrap()).collect()
     }
 
     #[test]
@@ -278,11 +285,11 @@ mod tests {
         let logits = [0.0; 100];
         let mut one = Sampler::new(sampling(), &[]);
         let mut other = Sampler::new(sampling(), &[]);
-        one.sample(&logits).unwrap();
+        one.sample(&logits, None).unwrap();
         let mut peaked = [0.0; 100];
         peaked[3] = 1000.0;
-        other.sample(&peaked).unwrap();
-        assert_eq!(one.sample(&logits), other.sample(&logits));
+        other.sample(&peaked, None).unwrap();
+        assert_eq!(one.sample(&logits, None), other.sample(&logits, None));
     }
 
     #[test]
@@ -387,15 +394,15 @@ mod tests {
             },
             &[0],
         );
-        assert_eq!(repetition.sample(&logits), Some(1));
+        assert_eq!(repetition.sample(&logits, None), Some(1));
     }
 
     #[test]
     fn logits_that_are_no_numbers_give_no_token() {
         for bad in [f32::NAN, f32::INFINITY] {
-            assert_eq!(Sampler::new(sampling(), &[]).sample(&[0.0, bad]), None);
+            assert_eq!(Sampler::new(sampling(), &[]).sample(&[0.0, bad], None), None);
         }
-        assert_eq!(Sampler::new(sampling(), &[]).sample(&[f32::NEG_INFINITY; 3]), None);
-        assert_eq!(Sampler::new(sampling(), &[]).sample(&[]), None);
+        assert_eq!(Sampler::new(sampling(), &[]).sample(&[f32::NEG_INFINITY; 3], None), None);
+        assert_eq!(Sampler::new(sampling(), &[]).sample(&[], None), None);
     }
 }

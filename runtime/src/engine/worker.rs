@@ -8,11 +8,12 @@ use super::{
     Command, EngineError, Event, FinishReason, Job, Listener, Logprobs, Piece, Request, RequestId, Sampler, StepModel,
     StopMatcher, TextStream, Usage,
 };
+use crate::grammar::{Constraint, GrammarError, Mask};
 use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
-use crate::model::{Logits, StepBatch};
+use crate::model::{Logits, ModelError, StepBatch};
 use crate::status::{Board, Requests};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -82,6 +83,9 @@ struct Answer {
     sampler: Sampler,
     speech: Speech,
     logprobs: Option<usize>,
+    constraint: Option<Constraint>,
+    /// What the grammar allows next, once that was computed.
+    mask: Option<Result<Mask, GrammarError>>,
     generated: usize,
     arrived: Instant,
     /// Absent while it waits in the queue.
@@ -113,10 +117,24 @@ impl Answer {
         }
     }
 
+    /// Computes what the grammar allows next.
+    fn look_ahead(&mut self) {
+        self.mask = self.constraint.as_mut().map(Constraint::mask);
+    }
+
     /// Draws a token.
-    fn draw(&mut self, logits: &[f32]) -> Option<Drawn> {
-        let token = self.sampler.sample(logits)?;
-        Some(Drawn {
+    fn draw(&mut self, logits: &[f32]) -> Result<Drawn, EngineError> {
+        let mask = match (self.mask.take(), &mut self.constraint) {
+            (Some(mask), _) => Some(mask),
+            (None, Some(constraint)) => Some(constraint.mask()),
+            (None, None) => None,
+        };
+        let mask = mask.transpose().map_err(EngineError::Grammar)?;
+        let token = self.sampler.sample(logits, mask.as_ref()).ok_or(EngineError::NotFinite)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token).map_err(EngineError::Grammar)?;
+        }
+        Ok(Drawn {
             token,
             logprobs: self.logprobs.map(|likeliest| Logprobs::new(logits, token, likeliest)),
         })
@@ -211,6 +229,7 @@ impl<M: StepModel> Worker<M> {
             max_tokens,
             sampling,
             stop,
+            constraint,
             logprobs,
             answers: _,
         } = request;
@@ -224,6 +243,8 @@ impl<M: StepModel> Worker<M> {
                 sampler: sampler.with_seed_after(number),
                 speech: Speech::new((self.new_text)(), StopMatcher::new(&stop)),
                 logprobs,
+                constraint: constraint.clone(),
+                mask: None,
                 generated: 0,
                 arrived,
                 started: None,
@@ -295,7 +316,7 @@ impl<M: StepModel> Worker<M> {
         let spans = plan.shares.iter().filter_map(|share| self.scheduler.span(share));
         let batch = StepBatch { spans: spans.collect() };
         let began = Instant::now();
-        match self.model.forward(&batch) {
+        match self.forward(&batch, &plan.shares) {
             Ok(logits) => {
                 let prompts = plan.shares.iter().filter(|share| share.is_prompt);
                 let tokens = prompts.clone().map(|share| share.tokens.len()).sum();
@@ -311,6 +332,21 @@ impl<M: StepModel> Worker<M> {
                 }
             }
         }
+    }
+
+    /// Computes a step, and beside it what grammars allow in the answers that get a token by it.
+    fn forward(&mut self, batch: &StepBatch, shares: &[Share]) -> Result<Logits, ModelError> {
+        let drawing: HashSet<RequestId> = shares.iter().filter(|share| share.draws).map(|share| share.id).collect();
+        let held = self.answers.iter_mut();
+        let held = held.filter(|(id, answer)| answer.constraint.is_some() && drawing.contains(id));
+        let mut held: Vec<&mut Answer> = held.map(|(_, answer)| answer).collect();
+        if held.is_empty() {
+            return self.model.forward(batch);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| held.iter_mut().for_each(|answer| answer.look_ahead()));
+            self.model.forward(batch)
+        })
     }
 
     /// Counts who starts and who gives way.
@@ -349,35 +385,39 @@ impl<M: StepModel> Worker<M> {
             return;
         };
         let started = answer.started;
+        let mask = answer.mask.clone();
         // The last one first: each takes its place directly behind the one that it comes from.
         for (fork, mut answer) in std::mem::take(&mut answer.forks).into_iter().rev() {
             answer.started = started;
+            answer.mask.clone_from(&mask);
             let drawn = answer.draw(logits);
-            let copied = drawn
-                .as_ref()
-                .and_then(|drawn| self.scheduler.fork(id, fork, drawn.token));
+            let token = drawn.as_ref().ok().map(|drawn| drawn.token);
+            let copied = token.and_then(|token| self.scheduler.fork(id, fork, token));
             self.answers.insert(fork, answer);
             match copied.map_or(Ok(()), |(from, to)| self.model.copy_block(from, to)) {
                 Ok(()) => self.take(fork, drawn),
                 Err(problem) => self.end(fork, Event::Failed(EngineError::Model(problem.to_string()))),
             }
         }
-        let drawn = self.answers.get_mut(&id).and_then(|answer| answer.draw(logits));
-        if let Some(drawn) = &drawn {
+        let Some(answer) = self.answers.get_mut(&id) else {
+            return;
+        };
+        let drawn = answer.draw(logits);
+        if let Ok(drawn) = &drawn {
             self.scheduler.push(id, drawn.token);
         }
         self.take(id, drawn);
     }
 
-    /// Takes a drawn token into its answer. `None`: there was nothing to draw from.
-    fn take(&mut self, id: RequestId, drawn: Option<Drawn>) {
+    /// Takes a drawn token into its answer.
+    fn take(&mut self, id: RequestId, drawn: Result<Drawn, EngineError>) {
         let Some(answer) = self.answers.get_mut(&id) else {
             return;
         };
         observe_token(answer, &self.metrics);
         let ended = match drawn {
-            None => Some(Event::Failed(EngineError::NotFinite)),
-            Some(drawn) => accept(answer, drawn, &self.settings.end_tokens),
+            Err(problem) => Some(Event::Failed(problem)),
+            Ok(drawn) => accept(answer, drawn, &self.settings.end_tokens),
         };
         if let Some(event) = ended {
             self.end(id, event);
@@ -438,10 +478,13 @@ fn accept(answer: &mut Answer, Drawn { token, logprobs }: Drawn, end_tokens: &[u
         if told.stopped {
             return Some(finished(answer, FinishReason::Stop));
         }
-        if answer.generated < answer.max_tokens {
-            return None;
+        // When nothing can follow, the model is not asked to say so.
+        if !answer.constraint.as_ref().is_some_and(Constraint::is_complete) {
+            if answer.generated < answer.max_tokens {
+                return None;
+            }
+            reason = FinishReason::Length;
         }
-        reason = FinishReason::Length;
     }
     let told = answer.speech.finish();
     if told.stopped {

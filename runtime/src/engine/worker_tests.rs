@@ -137,6 +137,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
             ..Sampling::default()
         },
         stop: vec![],
+        constraint: None,
         logprobs: None,
         answers: NonZeroUsize::MIN,
     }

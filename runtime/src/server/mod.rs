@@ -15,6 +15,7 @@ pub use in_flight::InFlight;
 pub use routes::router;
 
 use crate::engine::Engine;
+use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::model::{ChatTemplate, GenerationDefaults, SpecialTokens, Tokenizer};
 use crate::traffic::Traffic;
@@ -57,6 +58,8 @@ pub struct Served {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to text.
     pub template: Option<ChatTemplate>,
+    /// What holds answers to grammars.
+    pub grammars: Grammars,
     /// What the model's authors suggest.
     pub generation: GenerationDefaults,
     /// The way into the engine.

@@ -58,7 +58,6 @@ fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.neutral("tools", is_empty)?;
     fields.neutral("functions", is_empty)?;
     fields.neutral("tool_choice", |value| value == "none" || value == "auto")?;
-    fields.neutral("response_format", |value| value["type"] == "text")?;
     fields.neutral("modalities", |value| *value == serde_json::json!(["text"]))
 }
 

@@ -5,6 +5,7 @@ use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
 use crate::context::{random_id, unix_seconds};
 use crate::engine::{Event, FinishReason, Generation, Piece, Request, SubmitError, Usage};
+use crate::grammar::{Constraint, Grammar};
 use crate::model::Tokenizer;
 use crate::server::error::{ApiError, Code};
 use crate::server::{App, Served};
@@ -24,7 +25,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Answers a prompt of tokens.
 pub(super) async fn answer(
     app: &App,
-    served: &Served,
+    served: &Arc<Served>,
     attempt: Attempt,
     kind: Kind,
     prompt: Vec<u32>,
@@ -34,16 +35,22 @@ pub(super) async fn answer(
         max_tokens: _,
         sampling,
         stop,
+        grammar,
         logprobs,
         answers,
         stream,
         include_usage,
     } = parameters;
+    let constraint = match grammar {
+        Some(grammar) => Some(app.prepare(served, move |served| constraint(served, &grammar)).await?),
+        None => None,
+    };
     let request = Request {
         prompt,
         max_tokens,
         sampling,
         stop,
+        constraint,
         logprobs,
         answers,
     };
@@ -74,6 +81,13 @@ pub(super) async fn answer(
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
+fn constraint(served: &Served, grammar: &Grammar) -> Result<Constraint, ApiError> {
+    served.grammars.constraint(grammar).map_err(|error| {
+        let message = format!("the answer cannot be held to what was asked for: {error}");
+        ApiError::new(Code::InvalidGrammar, message)
+    })
+}
+
 fn refusal(error: &SubmitError) -> ApiError {
     match error {
         SubmitError::Full { retry_after } => ApiError::new(
@@ -98,6 +112,7 @@ fn engine_failure(event: Option<Event>) -> ApiError {
     use crate::engine::EngineError;
     match event {
         Some(Event::Failed(EngineError::Ending)) => shutting_down(),
+        Some(Event::Failed(EngineError::Grammar(error))) => ApiError::new(Code::InvalidGrammar, error.to_string()),
         Some(Event::Failed(error)) => ApiError::new(Code::InternalError, error.to_string()),
         _ => ApiError::new(Code::InternalError, "the engine ended before the answer was complete"),
     }
@@ -306,6 +321,7 @@ mod tests {
             max_tokens,
             sampling: Sampling::default(),
             stop: vec![],
+            constraint: None,
             logprobs: None,
             answers: NonZeroUsize::MIN,
         };

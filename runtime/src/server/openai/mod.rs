@@ -9,6 +9,7 @@ mod logprobs;
 mod messages;
 mod models;
 mod parameters;
+mod structured;
 mod tokens;
 
 pub(crate) use chat::create as create_chat_completion;

@@ -1,8 +1,10 @@
 //! The parameters that chat and plain completions share. Pure.
 
 use super::fields::{Fields, invalid};
+use super::structured::take_grammar;
 use crate::context::random_seed;
 use crate::engine::Sampling;
+use crate::grammar::Grammar;
 use crate::model::GenerationDefaults;
 use crate::server::Served;
 use crate::server::error::{ApiError, Code};
@@ -30,6 +32,8 @@ pub(super) struct Parameters {
     pub(super) max_tokens: Option<usize>,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
+    /// What the answers have to be.
+    pub(super) grammar: Option<Grammar>,
     /// Whether it is told how likely tokens were, and with how many of the likeliest ones.
     pub(super) logprobs: Option<usize>,
     pub(super) answers: NonZeroUsize,
@@ -80,6 +84,7 @@ impl Parameters {
                 ..take_sampling(fields, defaults, random_seed)?
             },
             stop: take_stop(fields)?,
+            grammar: take_grammar(fields)?,
             // Each of the two APIs asks for it in its own way.
             logprobs: None,
             answers: take_answers(fields, limits.concurrency)?,
