@@ -12,6 +12,7 @@ pub mod context;
 pub mod engine;
 pub mod failure;
 pub mod fetch;
+pub mod grammar;
 pub mod inspect;
 pub mod kv;
 pub mod metrics;

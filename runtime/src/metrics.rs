@@ -41,6 +41,8 @@ pub struct Answered {
 pub enum Route {
     ChatCompletions,
     Completions,
+    Tokenize,
+    Detokenize,
     Models,
     Other,
 }

@@ -3,22 +3,27 @@
 //! Asynchronous code holds an [`Engine`], submits a [`Request`] and gets a [`Generation`] for each answer, which is a
 //! stream of [`Event`]s. Dropping the generation cancels the answer. The thread never awaits, and nothing else computes.
 
+mod logprobs;
 mod pace;
 mod queue;
 mod sampler;
 mod scheduler;
 mod sequences;
+mod speech;
 mod stop;
 mod warm_up;
 mod worker;
 
+pub use logprobs::{Logprobs, ScoredToken};
 pub use queue::{Admission, QueueLimits};
 pub use sampler::{Sampler, Sampling};
 pub use sequences::{SequenceId, Sequences};
+pub use speech::Piece;
 pub use stop::StopMatcher;
 pub use warm_up::{WarmUpError, warm_up};
 pub use worker::{Settings, Worker};
 
+use crate::grammar::{Constraint, GrammarError};
 use crate::kv::BlockId;
 use crate::model::{Decoder, Logits, ModelError, StepBatch, StreamDecoder};
 use futures::Stream;
@@ -46,16 +51,20 @@ pub struct Request {
     pub sampling: Sampling,
     /// Strings that end the answer and are not part of it.
     pub stop: Vec<String>,
+    /// What holds the answer to a grammar.
+    pub constraint: Option<Constraint>,
+    /// Whether it is told how likely each token was, and with how many of the likeliest ones in its place.
+    pub logprobs: Option<usize>,
     /// Answers, each drawn with a seed of its own: the first with the one of `sampling`, the next with the one after
     /// it. The prompt is computed once. At most the [concurrency](Engine::concurrency).
     pub answers: NonZeroUsize,
 }
 
-/// What happens to a request, in order: any number of texts, then one finish or failure.
+/// What happens to a request, in order: any number of pieces, then one finish or failure.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The next text of the answer; never empty, always whole characters.
-    Text(String),
+    /// The next part of the answer; never empty.
+    Piece(Piece),
     /// The answer is complete.
     Finished {
         /// What ended it.
@@ -92,6 +101,9 @@ pub enum EngineError {
     /// The model failed.
     #[error("the model failed: {0}")]
     Model(String),
+    /// The answer cannot follow its grammar any further.
+    #[error("{0}")]
+    Grammar(GrammarError),
     /// The model gave no numbers to draw from.
     #[error("the model's output is not finite")]
     NotFinite,
@@ -178,7 +190,7 @@ impl Engine {
         self.admission.enter(tokens)?;
         let answer = || {
             let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-            // Never full: each token has at most one text, and there is one end.
+            // Never full: each token has at most one piece, and there is one end.
             let (events, received) = mpsc::channel(request.max_tokens.saturating_add(2).min(MAX_EVENTS));
             let generation = Generation {
                 id,

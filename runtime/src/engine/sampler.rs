@@ -1,7 +1,8 @@
 //! From logits to a token. Pure: the same logits, parameters, seed and position give the same token.
 //!
-//! Order: penalties → temperature → top-k → min-p → top-p → draw. The vocabulary is never sorted as a whole.
+//! Order: bias → grammar → penalties → temperature → top-k → min-p → top-p → draw. The vocabulary is never sorted as a whole.
 
+use crate::grammar::Mask;
 use rand::Rng as _;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -28,6 +29,8 @@ pub struct Sampling {
     pub repetition_penalty: f32,
     /// Which stream of random numbers is used.
     pub seed: u64,
+    /// Added to the logits of tokens; one that is not in the vocabulary has no effect.
+    pub bias: Vec<(u32, f32)>,
 }
 
 impl Default for Sampling {
@@ -41,6 +44,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             repetition_penalty: 1.0,
             seed: 0,
+            bias: Vec::new(),
         }
     }
 }
@@ -103,14 +107,25 @@ impl Sampler {
         other
     }
 
-    /// The next token. `None` when a logit is not a number or all are -∞, which no sound model gives.
-    pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
+    /// The next token, of those that a mask allows. `None` when a logit is not a number or all that are allowed are -∞,
+    /// which no sound model gives.
+    pub fn sample(&mut self, logits: &[f32], mask: Option<&Mask>) -> Option<u32> {
         let mut candidates = Vec::with_capacity(logits.len());
         for (token, &logit) in (0_u32..).zip(logits) {
             if logit.is_nan() || logit == f32::INFINITY {
                 return None;
             }
             candidates.push(Candidate { token, logit });
+        }
+        for &(token, bias) in &self.parameters.bias {
+            if let Some(candidate) = candidates.get_mut(token as usize) {
+                candidate.logit += bias;
+            }
+        }
+        if let Some(mask) = mask {
+            for candidate in candidates.iter_mut().filter(|candidate| !mask.allows(candidate.token)) {
+                candidate.logit = f32::NEG_INFINITY;
+            }
         }
         self.penalise(&mut candidates);
         let token = if self.parameters.temperature <= 0.0 {
@@ -244,7 +259,7 @@ mod tests {
 
     fn tokens(parameters: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(parameters.clone(), &[]);
-        (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
+        (0..count).map(|_| sampler.sample(logits, None).unwrap()).collect()
     }
 
     #[test]
@@ -270,11 +285,11 @@ mod tests {
         let logits = [0.0; 100];
         let mut one = Sampler::new(sampling(), &[]);
         let mut other = Sampler::new(sampling(), &[]);
-        one.sample(&logits).unwrap();
+        one.sample(&logits, None).unwrap();
         let mut peaked = [0.0; 100];
         peaked[3] = 1000.0;
-        other.sample(&peaked).unwrap();
-        assert_eq!(one.sample(&logits), other.sample(&logits));
+        other.sample(&peaked, None).unwrap();
+        assert_eq!(one.sample(&logits, None), other.sample(&logits, None));
     }
 
     #[test]
@@ -337,6 +352,21 @@ mod tests {
     }
 
     #[test]
+    fn bias_moves_tokens_up_and_down() {
+        let greedy = |bias: &[(u32, f32)]| {
+            let parameters = Sampling {
+                temperature: 0.0,
+                bias: bias.to_vec(),
+                ..sampling()
+            };
+            tokens(&parameters, &[1.0, 0.9, -5.0], 1)[0]
+        };
+        assert_eq!(greedy(&[]), 0);
+        assert_eq!(greedy(&[(0, -100.0)]), 1);
+        assert_eq!(greedy(&[(2, 7.0), (999, 100.0)]), 2);
+    }
+
+    #[test]
     fn penalties_move_away_from_what_was_said() {
         let logits = [1.0, 0.9, -5.0];
         let greedy = |parameters: Sampling| {
@@ -364,15 +394,15 @@ mod tests {
             },
             &[0],
         );
-        assert_eq!(repetition.sample(&logits), Some(1));
+        assert_eq!(repetition.sample(&logits, None), Some(1));
     }
 
     #[test]
     fn logits_that_are_no_numbers_give_no_token() {
         for bad in [f32::NAN, f32::INFINITY] {
-            assert_eq!(Sampler::new(sampling(), &[]).sample(&[0.0, bad]), None);
+            assert_eq!(Sampler::new(sampling(), &[]).sample(&[0.0, bad], None), None);
         }
-        assert_eq!(Sampler::new(sampling(), &[]).sample(&[f32::NEG_INFINITY; 3]), None);
-        assert_eq!(Sampler::new(sampling(), &[]).sample(&[]), None);
+        assert_eq!(Sampler::new(sampling(), &[]).sample(&[f32::NEG_INFINITY; 3], None), None);
+        assert_eq!(Sampler::new(sampling(), &[]).sample(&[], None), None);
     }
 }

@@ -3,15 +3,17 @@
 use super::pace::Pace;
 use super::queue::Admission;
 use super::scheduler::{Plan, Scheduler, Share};
+use super::speech::Speech;
 use super::{
-    Command, EngineError, Event, FinishReason, Job, Listener, Request, RequestId, Sampler, StepModel, StopMatcher,
-    TextStream, Usage,
+    Command, EngineError, Event, FinishReason, Job, Listener, Logprobs, Piece, Request, RequestId, Sampler, StepModel,
+    StopMatcher, TextStream, Usage,
 };
+use crate::grammar::{Constraint, GrammarError, Mask};
 use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
-use crate::model::{Logits, StepBatch};
+use crate::model::{Logits, ModelError, StepBatch};
 use crate::status::{Board, Requests};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -79,8 +81,11 @@ struct Answer {
     prompt_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
-    stop: StopMatcher,
-    text: Box<dyn TextStream>,
+    speech: Speech,
+    logprobs: Option<usize>,
+    constraint: Option<Constraint>,
+    /// What the grammar allows next, once that was computed.
+    mask: Option<Result<Mask, GrammarError>>,
     generated: usize,
     arrived: Instant,
     /// Absent while it waits in the queue.
@@ -88,6 +93,12 @@ struct Answer {
     last_token: Option<Instant>,
     /// Other answers to the same prompt, which begin when it is computed.
     forks: Vec<(RequestId, Self)>,
+}
+
+/// A token that was drawn, and how likely it was when somebody wants to know.
+struct Drawn {
+    token: u32,
+    logprobs: Option<Logprobs>,
 }
 
 impl Answer {
@@ -98,12 +109,35 @@ impl Answer {
         }
     }
 
-    /// Hands out text. The channel has room for every token, so the only failure is that nobody listens any more,
+    /// Hands out a piece. The channel has room for every token, so the only failure is that nobody listens any more,
     /// which the next step notices.
-    fn say(&self, text: String) {
-        if !text.is_empty() {
-            let _ = self.events.try_send(Event::Text(text));
+    fn say(&self, piece: Piece) {
+        if !piece.is_empty() {
+            let _ = self.events.try_send(Event::Piece(piece));
         }
+    }
+
+    /// Computes what the grammar allows next.
+    fn look_ahead(&mut self) {
+        self.mask = self.constraint.as_mut().map(Constraint::mask);
+    }
+
+    /// Draws a token.
+    fn draw(&mut self, logits: &[f32]) -> Result<Drawn, EngineError> {
+        let mask = match (self.mask.take(), &mut self.constraint) {
+            (Some(mask), _) => Some(mask),
+            (None, Some(constraint)) => Some(constraint.mask()),
+            (None, None) => None,
+        };
+        let mask = mask.transpose().map_err(EngineError::Grammar)?;
+        let token = self.sampler.sample(logits, mask.as_ref()).ok_or(EngineError::NotFinite)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token).map_err(EngineError::Grammar)?;
+        }
+        Ok(Drawn {
+            token,
+            logprobs: self.logprobs.map(|likeliest| Logprobs::new(logits, token, likeliest)),
+        })
     }
 
     /// Says the last event, also to those who wait for its forks.
@@ -195,6 +229,8 @@ impl<M: StepModel> Worker<M> {
             max_tokens,
             sampling,
             stop,
+            constraint,
+            logprobs,
             answers: _,
         } = request;
         let prompt_tokens = prompt.len();
@@ -205,8 +241,10 @@ impl<M: StepModel> Worker<M> {
                 prompt_tokens,
                 max_tokens,
                 sampler: sampler.with_seed_after(number),
-                stop: StopMatcher::new(&stop),
-                text: (self.new_text)(),
+                speech: Speech::new((self.new_text)(), StopMatcher::new(&stop)),
+                logprobs,
+                constraint: constraint.clone(),
+                mask: None,
                 generated: 0,
                 arrived,
                 started: None,
@@ -278,7 +316,7 @@ impl<M: StepModel> Worker<M> {
         let spans = plan.shares.iter().filter_map(|share| self.scheduler.span(share));
         let batch = StepBatch { spans: spans.collect() };
         let began = Instant::now();
-        match self.model.forward(&batch) {
+        match self.forward(&batch, &plan.shares) {
             Ok(logits) => {
                 let prompts = plan.shares.iter().filter(|share| share.is_prompt);
                 let tokens = prompts.clone().map(|share| share.tokens.len()).sum();
@@ -294,6 +332,21 @@ impl<M: StepModel> Worker<M> {
                 }
             }
         }
+    }
+
+    /// Computes a step, and beside it what grammars allow in the answers that get a token by it.
+    fn forward(&mut self, batch: &StepBatch, shares: &[Share]) -> Result<Logits, ModelError> {
+        let drawing: HashSet<RequestId> = shares.iter().filter(|share| share.draws).map(|share| share.id).collect();
+        let held = self.answers.iter_mut();
+        let held = held.filter(|(id, answer)| answer.constraint.is_some() && drawing.contains(id));
+        let mut held: Vec<&mut Answer> = held.map(|(_, answer)| answer).collect();
+        if held.is_empty() {
+            return self.model.forward(batch);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| held.iter_mut().for_each(|answer| answer.look_ahead()));
+            self.model.forward(batch)
+        })
     }
 
     /// Counts who starts and who gives way.
@@ -332,36 +385,39 @@ impl<M: StepModel> Worker<M> {
             return;
         };
         let started = answer.started;
+        let mask = answer.mask.clone();
         // The last one first: each takes its place directly behind the one that it comes from.
         for (fork, mut answer) in std::mem::take(&mut answer.forks).into_iter().rev() {
             answer.started = started;
-            let drawn = answer.sampler.sample(logits);
-            let copied = drawn.and_then(|token| self.scheduler.fork(id, fork, token));
+            answer.mask.clone_from(&mask);
+            let drawn = answer.draw(logits);
+            let token = drawn.as_ref().ok().map(|drawn| drawn.token);
+            let copied = token.and_then(|token| self.scheduler.fork(id, fork, token));
             self.answers.insert(fork, answer);
             match copied.map_or(Ok(()), |(from, to)| self.model.copy_block(from, to)) {
                 Ok(()) => self.take(fork, drawn),
                 Err(problem) => self.end(fork, Event::Failed(EngineError::Model(problem.to_string()))),
             }
         }
-        let drawn = self
-            .answers
-            .get_mut(&id)
-            .and_then(|answer| answer.sampler.sample(logits));
-        if let Some(token) = drawn {
-            self.scheduler.push(id, token);
+        let Some(answer) = self.answers.get_mut(&id) else {
+            return;
+        };
+        let drawn = answer.draw(logits);
+        if let Ok(drawn) = &drawn {
+            self.scheduler.push(id, drawn.token);
         }
         self.take(id, drawn);
     }
 
-    /// Takes a drawn token into its answer. `None`: there was nothing to draw from.
-    fn take(&mut self, id: RequestId, drawn: Option<u32>) {
+    /// Takes a drawn token into its answer.
+    fn take(&mut self, id: RequestId, drawn: Result<Drawn, EngineError>) {
         let Some(answer) = self.answers.get_mut(&id) else {
             return;
         };
         observe_token(answer, &self.metrics);
         let ended = match drawn {
-            None => Some(Event::Failed(EngineError::NotFinite)),
-            Some(token) => accept(answer, token, &self.settings.end_tokens),
+            Err(problem) => Some(Event::Failed(problem)),
+            Ok(drawn) => accept(answer, drawn, &self.settings.end_tokens),
         };
         if let Some(event) = ended {
             self.end(id, event);
@@ -385,7 +441,7 @@ impl<M: StepModel> Worker<M> {
                     .get_or_create(&Finished { finished_reason })
                     .inc();
             }
-            Event::Failed(_) | Event::Text(_) => {
+            Event::Failed(_) | Event::Piece(_) => {
                 self.metrics.requests_failed.inc();
             }
         }
@@ -413,30 +469,28 @@ impl<M: StepModel> Worker<M> {
 }
 
 /// Takes a drawn token into the answer. Returns the last event when it ends the answer.
-fn accept(answer: &mut Answer, token: u32, end_tokens: &[u32]) -> Option<Event> {
+fn accept(answer: &mut Answer, Drawn { token, logprobs }: Drawn, end_tokens: &[u32]) -> Option<Event> {
     answer.generated += 1;
-    let mut reason = None;
-    if end_tokens.contains(&token) {
-        reason = Some(FinishReason::Stop);
-    } else {
-        let piece = answer.text.push(token);
-        let passed = answer.stop.push(&piece);
-        answer.say(passed.text);
-        if passed.stopped {
+    let mut reason = FinishReason::Stop;
+    if !end_tokens.contains(&token) {
+        let told = answer.speech.push(token, logprobs);
+        answer.say(told.piece);
+        if told.stopped {
             return Some(finished(answer, FinishReason::Stop));
         }
-        if answer.generated >= answer.max_tokens {
-            reason = Some(FinishReason::Length);
+        // When nothing can follow, the model is not asked to say so.
+        if !answer.constraint.as_ref().is_some_and(Constraint::is_complete) {
+            if answer.generated < answer.max_tokens {
+                return None;
+            }
+            reason = FinishReason::Length;
         }
     }
-    let mut reason = reason?;
-    let rest = answer.text.finish();
-    let passed = answer.stop.push(&rest);
-    if passed.stopped {
+    let told = answer.speech.finish();
+    if told.stopped {
         reason = FinishReason::Stop;
     }
-    let held = answer.stop.finish();
-    answer.say(passed.text + &held);
+    answer.say(told.piece);
     Some(finished(answer, reason))
 }
 

@@ -137,6 +137,8 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
             ..Sampling::default()
         },
         stop: vec![],
+        constraint: None,
+        logprobs: None,
         answers: NonZeroUsize::MIN,
     }
 }
@@ -150,7 +152,7 @@ async fn collect_one(mut generation: Generation) -> (String, Event) {
     let mut text = String::new();
     loop {
         match generation.next().await.expect("the engine ended") {
-            Event::Text(piece) => text.push_str(&piece),
+            Event::Piece(piece) => text.push_str(&piece.text),
             last => return (text, last),
         }
     }

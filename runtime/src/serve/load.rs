@@ -6,6 +6,7 @@ use crate::backend::device::{self, Accelerator, DeviceChoice};
 use crate::context::unix_seconds;
 use crate::engine::{self, Admission, Engine, QueueLimits, Settings, WarmUpError, Worker};
 use crate::failure::{Failure, chain};
+use crate::grammar::Grammars;
 use crate::kv::{self, BLOCK_TOKENS, blocks_for};
 use crate::metrics::Metrics;
 use crate::model::load::CONTEXT_TO_FIT;
@@ -190,6 +191,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         fingerprint: fingerprint(digest, plan.quantize),
         created: unix_seconds(),
         context_length: description.context_length,
+        grammars: Grammars::new(Arc::clone(&tokenizer), generation.end_tokens.clone()),
         tokenizer,
         template,
         generation,

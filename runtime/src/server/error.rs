@@ -24,6 +24,8 @@ pub enum Code {
     ModelNotFound,
     /// Prompt and answer are longer than the context.
     ContextLengthExceeded,
+    /// What the answer has to be cannot be followed: it is wrong, unsupported or too complex.
+    InvalidGrammar,
     /// The chat template does not take these messages.
     TemplateError,
     /// No such path.
@@ -57,6 +59,7 @@ impl Code {
             | Self::UnknownParameter
             | Self::UnsupportedParameter
             | Self::ContextLengthExceeded
+            | Self::InvalidGrammar
             | Self::TemplateError => (StatusCode::BAD_REQUEST, INVALID),
             Self::ModelNotFound | Self::NotFound => (StatusCode::NOT_FOUND, INVALID),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, INVALID),

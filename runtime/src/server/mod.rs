@@ -15,6 +15,7 @@ pub use in_flight::InFlight;
 pub use routes::router;
 
 use crate::engine::Engine;
+use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::model::{ChatTemplate, GenerationDefaults, SpecialTokens, Tokenizer};
 use crate::traffic::Traffic;
@@ -57,6 +58,8 @@ pub struct Served {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to text.
     pub template: Option<ChatTemplate>,
+    /// What holds answers to grammars.
+    pub grammars: Grammars,
     /// What the model's authors suggest.
     pub generation: GenerationDefaults,
     /// The way into the engine.
@@ -124,14 +127,19 @@ impl Served {
         }
     }
 
-    /// The tokens of a prompt, with what the model wants to see at the beginning.
-    pub(crate) fn tokens(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
-        let tokens = self.tokenizer.encode(text, special).map_err(|error| {
+    /// The tokens of a text.
+    pub(crate) fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
+        self.tokenizer.encode(text, special).map_err(|error| {
             ApiError::new(
                 Code::InvalidValue,
                 format!("the prompt cannot be turned into tokens: {error}"),
             )
-        })?;
+        })
+    }
+
+    /// The tokens of a prompt, with what the model wants to see at the beginning.
+    pub(crate) fn tokens(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
+        let tokens = self.encode(text, special)?;
         let prefix = self.tokenizer.prefix();
         // Templates often write the first token themselves; it must not be there twice.
         let tokens = if tokens.starts_with(prefix) {

@@ -2,7 +2,7 @@
 
 use super::App;
 use super::error::{ApiError, Code};
-use super::openai::{create_chat_completion, create_completion, list_models, retrieve_model};
+use super::openai::{create_chat_completion, create_completion, detokenize, list_models, retrieve_model, tokenize};
 use crate::metrics::{Answered, Route};
 use crate::traffic::Attempt;
 use axum::Router;
@@ -19,6 +19,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(create_chat_completion))
         .route("/v1/completions", post(create_completion))
         .route_layer(from_fn_with_state(Arc::clone(&app), follow))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))
         // A name may have slashes.
         .route("/v1/models/{*id}", get(retrieve_model))
@@ -30,8 +32,9 @@ pub fn router(app: Arc<App>) -> Router {
 
 async fn not_found(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
-    let message =
-        format!("there is nothing at {path}; this server has /v1/models, /v1/chat/completions and /v1/completions");
+    let message = format!(
+        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /tokenize and /detokenize"
+    );
     ApiError::new(Code::NotFound, message)
 }
 
@@ -43,6 +46,8 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     let route = match request.uri().path() {
         "/v1/chat/completions" => Route::ChatCompletions,
         "/v1/completions" => Route::Completions,
+        "/tokenize" => Route::Tokenize,
+        "/detokenize" => Route::Detokenize,
         path if path.starts_with("/v1/models") => Route::Models,
         _ => Route::Other,
     };

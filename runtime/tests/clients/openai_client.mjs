@@ -37,6 +37,17 @@ assert.equal((await runner.finalChatCompletion()).choices[0].message.content, te
 const plain = await client.completions.create({ model, prompt: "One, two,", max_tokens: 4, temperature: 0 });
 assert.equal(typeof plain.choices[0].text, "string");
 
+const ship = {
+  type: "object", additionalProperties: false, required: ["name", "masts"],
+  properties: { name: { type: "string", maxLength: 20 }, masts: { enum: [1, 2, 3] } },
+};
+const structured = await client.chat.completions.create({
+  model, messages: [{ role: "user", content: "Describe a ship." }], temperature: 0, max_tokens: 100, logprobs: true,
+  response_format: { type: "json_schema", json_schema: { name: "ship", schema: ship, strict: true } },
+});
+assert.ok([1, 2, 3].includes(JSON.parse(structured.choices[0].message.content).masts));
+assert.ok(structured.choices[0].logprobs.content.length > 5);
+
 // A client may go away in the middle.
 const abandoned = await client.chat.completions.create({ ...options, max_tokens: 500, stream: true });
 for await (const chunk of abandoned) {

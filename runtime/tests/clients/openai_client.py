@@ -1,8 +1,10 @@
 """The official Python client, unmodified, against the server whose base URL is the first argument."""
 
 import sys
+import typing
 
 import openai
+import pydantic
 
 client = openai.OpenAI(base_url=sys.argv[1], api_key="unused", max_retries=0)
 model = client.models.list().data[0].id
@@ -47,6 +49,22 @@ assert "".join(part.choices[0].text for part in parts) == plain.choices[0].text
 with client.chat.completions.stream(model=model, messages=messages[:2], stop=[" "]) as stream:
     assert stream.get_final_completion().choices[0].message.content is not None
 
+told = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+assert b"".join(bytes(token.bytes) for token in told).decode() == text, (told, text)
+assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in told), told
+scored = client.completions.create(model=model, prompt="One, two,", max_tokens=4, temperature=0, logprobs=1)
+assert "".join(scored.choices[0].logprobs.tokens) == plain.choices[0].text, scored
+
+
+class Ship(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    masts: typing.Literal[1, 2, 3]
+
+
+ask = [{"role": "user", "content": "Describe a ship."}]
+parsed = client.chat.completions.parse(model=model, messages=ask, temperature=0, max_tokens=100, response_format=Ship)
+assert isinstance(parsed.choices[0].message.parsed, Ship), parsed
+
 
 def refuses(kind, **changes):
     try:
@@ -60,5 +78,6 @@ def refuses(kind, **changes):
 assert refuses(openai.NotFoundError, model="other").code == "model_not_found"
 assert refuses(openai.BadRequestError, n=99).param == "n"
 assert refuses(openai.BadRequestError, extra_body={"typo": 1}).param == "typo"
+assert refuses(openai.BadRequestError, extra_body={"guided_regex": "("}).code == "invalid_grammar"
 assert refuses(openai.BadRequestError, max_tokens=10**6).code == "context_length_exceeded"
 print("all good")

@@ -1,5 +1,6 @@
 //! The answers' wire form: chat and plain completions, whole and in chunks. Pure.
 
+use super::logprobs::{AnswerToken, WireLogprobs};
 use crate::engine::{FinishReason, Usage};
 use serde::Serialize;
 
@@ -20,6 +21,25 @@ impl Kind {
             Self::Text => "cmpl-",
         }
     }
+}
+
+/// One of the answers to a request.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Answer {
+    pub(super) text: String,
+    /// When it is asked for how likely they were.
+    pub(super) tokens: Option<Vec<AnswerToken>>,
+    pub(super) reason: FinishReason,
+}
+
+/// A part of an answer in a stream.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) text: String,
+    /// When it is asked for how likely they were.
+    pub(super) tokens: Option<Vec<AnswerToken>>,
+    /// Characters of the answer before this part.
+    pub(super) offset: usize,
 }
 
 /// What every part of one answer repeats.
@@ -51,7 +71,7 @@ struct Choice<'a> {
     index: usize,
     #[serde(flatten)]
     content: Content<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<WireLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -124,21 +144,24 @@ impl From<Usage> for WireUsage {
 
 impl Envelope {
     /// The whole answer.
-    pub(super) fn whole(&self, answers: &[(String, FinishReason)], usage: Usage) -> String {
+    pub(super) fn whole(&self, answers: &[Answer], usage: Usage) -> String {
         let object = match self.kind {
             Kind::Chat => "chat.completion",
             Kind::Text => "text_completion",
         };
-        let choices = (0..).zip(answers).map(|(index, (text, reason))| {
+        let choices = (0..).zip(answers).map(|(index, answer)| {
             let content = match self.kind {
                 Kind::Chat => Content::Message(Message {
                     role: "assistant",
-                    content: text,
+                    content: &answer.text,
                     refusal: None,
                 }),
-                Kind::Text => Content::Text(text),
+                Kind::Text => Content::Text(&answer.text),
             };
-            Choice::new(index, content, Some(*reason))
+            Choice {
+                logprobs: self.logprobs(answer.tokens.as_deref(), 0),
+                ..Choice::new(index, content, Some(answer.reason))
+            }
         });
         self.wire(object, choices.collect(), usage.into())
     }
@@ -149,19 +172,26 @@ impl Envelope {
             role: Some("assistant"),
             content: Some(""),
         };
-        (self.kind == Kind::Chat).then(|| self.chunk(index, Content::Delta(delta), None))
+        (self.kind == Kind::Chat).then(|| self.chunk(Choice::new(index, Content::Delta(delta), None)))
     }
 
-    /// A chunk with text of an answer.
-    pub(super) fn text_chunk(&self, index: usize, text: &str) -> String {
+    /// A chunk with a part of an answer.
+    pub(super) fn part_chunk(&self, index: usize, part: &Part) -> String {
         let content = match self.kind {
             Kind::Chat => Content::Delta(Delta {
-                content: Some(text),
+                content: Some(&part.text),
                 ..Delta::default()
             }),
-            Kind::Text => Content::Text(text),
+            Kind::Text => Content::Text(&part.text),
         };
-        self.chunk(index, content, None)
+        self.chunk(Choice {
+            logprobs: self.logprobs(part.tokens.as_deref(), part.offset),
+            ..Choice::new(index, content, None)
+        })
+    }
+
+    fn logprobs<'a>(&self, tokens: Option<&'a [AnswerToken]>, offset: usize) -> Option<WireLogprobs<'a>> {
+        tokens.map(|tokens| WireLogprobs::new(self.kind, tokens, offset))
     }
 
     /// The chunk that says what ended an answer.
@@ -170,7 +200,7 @@ impl Envelope {
             Kind::Chat => Content::Delta(Delta::default()),
             Kind::Text => Content::Text(""),
         };
-        self.chunk(index, content, Some(reason))
+        self.chunk(Choice::new(index, content, Some(reason)))
     }
 
     /// The chunk with the usage, when it was asked for.
@@ -179,13 +209,13 @@ impl Envelope {
             .then(|| self.wire(self.chunk_object(), vec![], usage.into()))
     }
 
-    fn chunk(&self, index: usize, content: Content<'_>, reason: Option<FinishReason>) -> String {
+    fn chunk(&self, choice: Choice<'_>) -> String {
         let usage = if self.include_usage {
             WireUsage::Null(())
         } else {
             WireUsage::Absent
         };
-        self.wire(self.chunk_object(), vec![Choice::new(index, content, reason)], usage)
+        self.wire(self.chunk_object(), vec![choice], usage)
     }
 
     fn chunk_object(&self) -> &'static str {
@@ -225,6 +255,22 @@ mod tests {
         }
     }
 
+    fn answer(text: &str, reason: FinishReason) -> Answer {
+        Answer {
+            text: text.into(),
+            tokens: None,
+            reason,
+        }
+    }
+
+    fn part(text: &str) -> Part {
+        Part {
+            text: text.into(),
+            tokens: None,
+            offset: 0,
+        }
+    }
+
     fn parse(text: &str) -> Value {
         serde_json::from_str(text).unwrap()
     }
@@ -237,7 +283,7 @@ mod tests {
     #[test]
     fn whole_chat_answer_is_that_of_openai() {
         assert_eq!(
-            parse(&envelope(Kind::Chat, false).whole(&[("hi".into(), FinishReason::Stop)], USAGE)),
+            parse(&envelope(Kind::Chat, false).whole(&[answer("hi", FinishReason::Stop)], USAGE)),
             json!({
                 "id": "id-1", "object": "chat.completion", "created": 7, "model": "m", "system_fingerprint": "fp_x",
                 "choices": [{
@@ -251,7 +297,7 @@ mod tests {
 
     #[test]
     fn whole_plain_answer_is_that_of_openai() {
-        let answers = [("hi".into(), FinishReason::Length), ("ho".into(), FinishReason::Stop)];
+        let answers = [answer("hi", FinishReason::Length), answer("ho", FinishReason::Stop)];
         let answer = parse(&envelope(Kind::Text, false).whole(&answers, USAGE));
         assert_eq!(answer["object"], "text_completion");
         assert_eq!(
@@ -266,10 +312,10 @@ mod tests {
     #[test]
     fn stream_has_usage_only_when_asked_and_then_only_in_the_end() {
         let without = envelope(Kind::Chat, false);
-        assert!(parse(&without.text_chunk(0, "a")).get("usage").is_none());
+        assert!(parse(&without.part_chunk(0, &part("a"))).get("usage").is_none());
         assert_eq!(without.usage_chunk(USAGE), None);
         let with = envelope(Kind::Chat, true);
-        assert_eq!(parse(&with.text_chunk(0, "a"))["usage"], Value::Null);
+        assert_eq!(parse(&with.part_chunk(0, &part("a")))["usage"], Value::Null);
         let last = parse(&with.usage_chunk(USAGE).unwrap());
         assert_eq!(
             (&last["choices"], &last["usage"]["total_tokens"]),
@@ -287,7 +333,7 @@ mod tests {
             json!({"role": "assistant", "content": ""})
         );
         assert_eq!(
-            parse(&chat.text_chunk(2, "x"))["choices"][0],
+            parse(&chat.part_chunk(2, &part("x")))["choices"][0],
             json!({"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null})
         );
         let finish = parse(&chat.finish_chunk(0, FinishReason::Stop));

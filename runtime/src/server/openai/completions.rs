@@ -35,7 +35,10 @@ pub(crate) async fn create(
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
     let prompt = parse_prompt(fields.required("prompt")?)?;
-    let parameters = Parameters::of(&mut fields, &served)?;
+    let parameters = Parameters {
+        logprobs: take_logprobs(&mut fields)?,
+        ..Parameters::of(&mut fields, &served)?
+    };
     take_unsupported(&mut fields, parameters.answers.get())?;
     fields.finish(&HARMLESS)?;
     let prompt = app.prepare(&served, move |served| tokens(served, prompt)).await?;
@@ -50,8 +53,18 @@ fn take_unsupported(fields: &mut Fields, answers: usize) -> Result<(), ApiError>
     // The best of as many as are wanted are all of them.
     fields.neutral("best_of", |value| value == answers)?;
     fields.neutral("echo", |value| value == false)?;
-    fields.neutral("suffix", is_empty)?;
-    fields.neutral("logprobs", |_| false)
+    fields.neutral("suffix", is_empty)
+}
+
+/// More of the likeliest tokens cannot be asked for, as in OpenAI's API.
+const MAX_LOGPROBS: usize = 5;
+
+/// Whether it is told how likely tokens were, and with how many of the likeliest ones.
+fn take_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    match fields.count("logprobs", 0)? {
+        Some(count) if count > MAX_LOGPROBS => Err(invalid("logprobs", &format!("must be at most {MAX_LOGPROBS}"))),
+        wanted => Ok(wanted),
+    }
 }
 
 fn parse_prompt(prompt: Value) -> Result<Prompt, ApiError> {

@@ -35,11 +35,11 @@ impl Fields {
         }
     }
 
-    /// Takes a boolean; absent is false.
-    pub(crate) fn boolean(&mut self, name: &'static str) -> Result<bool, ApiError> {
+    /// Takes a boolean.
+    pub(crate) fn boolean(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
         match self.take(name) {
-            None => Ok(false),
-            Some(Value::Bool(value)) => Ok(value),
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
             Some(_) => Err(invalid(name, "must be true or false")),
         }
     }

@@ -1,9 +1,12 @@
 //! From a checked request to an answer: submits to the engine, then streams or collects.
 
-use super::answer::{Envelope, Kind};
+use super::answer::{Answer, Envelope, Kind, Part};
+use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
 use crate::context::{random_id, unix_seconds};
-use crate::engine::{Event, FinishReason, Generation, Request, SubmitError, Usage};
+use crate::engine::{Event, FinishReason, Generation, Piece, Request, SubmitError, Usage};
+use crate::grammar::{Constraint, Grammar};
+use crate::model::Tokenizer;
 use crate::server::error::{ApiError, Code};
 use crate::server::{App, Served};
 use crate::traffic::Attempt;
@@ -13,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt, stream};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A comment is sent when nothing else was for this long, so that nobody in between gives up during a long prompt.
@@ -21,7 +25,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Answers a prompt of tokens.
 pub(super) async fn answer(
     app: &App,
-    served: &Served,
+    served: &Arc<Served>,
     attempt: Attempt,
     kind: Kind,
     prompt: Vec<u32>,
@@ -31,15 +35,23 @@ pub(super) async fn answer(
         max_tokens: _,
         sampling,
         stop,
+        grammar,
+        logprobs,
         answers,
         stream,
         include_usage,
     } = parameters;
+    let constraint = match grammar {
+        Some(grammar) => Some(app.prepare(served, move |served| constraint(served, &grammar)).await?),
+        None => None,
+    };
     let request = Request {
         prompt,
         max_tokens,
         sampling,
         stop,
+        constraint,
+        logprobs,
         answers,
     };
     let generations = served.engine.submit(request).map_err(|error| {
@@ -48,7 +60,8 @@ pub(super) async fn answer(
         }
         refusal(&error)
     })?;
-    let followed = Followed::new(generations, attempt);
+    let wording = logprobs.map(|_| Arc::clone(&served.tokenizer));
+    let followed = Followed::new(generations, attempt, wording);
     let envelope = Envelope {
         kind,
         id: random_id(kind.id_prefix()),
@@ -66,6 +79,13 @@ pub(super) async fn answer(
     let (answers, usage) = collect(followed).await?;
     let body = envelope.whole(&answers, usage);
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+fn constraint(served: &Served, grammar: &Grammar) -> Result<Constraint, ApiError> {
+    served.grammars.constraint(grammar).map_err(|error| {
+        let message = format!("the answer cannot be held to what was asked for: {error}");
+        ApiError::new(Code::InvalidGrammar, message)
+    })
 }
 
 fn refusal(error: &SubmitError) -> ApiError {
@@ -92,6 +112,7 @@ fn engine_failure(event: Option<Event>) -> ApiError {
     use crate::engine::EngineError;
     match event {
         Some(Event::Failed(EngineError::Ending)) => shutting_down(),
+        Some(Event::Failed(EngineError::Grammar(error))) => ApiError::new(Code::InvalidGrammar, error.to_string()),
         Some(Event::Failed(error)) => ApiError::new(Code::InternalError, error.to_string()),
         _ => ApiError::new(Code::InternalError, "the engine ended before the answer was complete"),
     }
@@ -105,10 +126,14 @@ struct Followed {
     finished: usize,
     /// Of those that are finished.
     usage: Usage,
+    /// What names tokens, when they are asked for.
+    wording: Option<Arc<Tokenizer>>,
+    /// Characters that each answer has so far.
+    told: Vec<usize>,
 }
 
 impl Followed {
-    fn new(generations: Vec<Generation>, attempt: Attempt) -> Self {
+    fn new(generations: Vec<Generation>, attempt: Attempt, wording: Option<Arc<Tokenizer>>) -> Self {
         attempt.accepted();
         let answers = generations.len();
         let numbered = (0..).zip(generations);
@@ -119,18 +144,33 @@ impl Followed {
             answers,
             finished: 0,
             usage: Usage::default(),
+            wording,
+            told: vec![0; answers],
+        }
+    }
+
+    /// A piece of one of the answers as its client sees it.
+    fn part(&mut self, index: usize, Piece { text, tokens }: Piece) -> Part {
+        let wording = self.wording.as_ref();
+        let words = |tokenizer: &Arc<Tokenizer>| tokens.iter().map(|token| AnswerToken::new(token, tokenizer)).collect();
+        let offset = self.told[index];
+        self.told[index] += text.chars().count();
+        Part {
+            tokens: wording.map(words),
+            text,
+            offset,
         }
     }
 
     /// What happens next to one of the answers. `None`: all are finished.
-    async fn next(&mut self) -> Result<Option<(usize, Part)>, ApiError> {
+    async fn next(&mut self) -> Result<Option<(usize, Next)>, ApiError> {
         if self.finished == self.answers {
             return Ok(None);
         }
         match self.generations.next().await {
-            Some((index, Event::Text(text))) => {
+            Some((index, Event::Piece(piece))) => {
                 self.attempt.token();
-                Ok(Some((index, Part::Text(text))))
+                Ok(Some((index, Next::Part(self.part(index, piece)))))
             }
             Some((index, Event::Finished { reason, usage })) => {
                 self.finished += 1;
@@ -143,7 +183,7 @@ impl Followed {
                 if self.finished == self.answers {
                     self.attempt.answered();
                 }
-                Ok(Some((index, Part::End(reason))))
+                Ok(Some((index, Next::End(reason))))
             }
             last => {
                 self.attempt.failed();
@@ -153,18 +193,29 @@ impl Followed {
     }
 }
 
-/// A part of an answer.
-enum Part {
-    Text(String),
+/// What happens to an answer.
+enum Next {
+    Part(Part),
     End(FinishReason),
 }
 
-async fn collect(mut followed: Followed) -> Result<(Vec<(String, FinishReason)>, Usage), ApiError> {
-    let mut answers = vec![(String::new(), FinishReason::Stop); followed.answers];
-    while let Some((index, part)) = followed.next().await? {
-        match part {
-            Part::Text(text) => answers[index].0.push_str(&text),
-            Part::End(reason) => answers[index].1 = reason,
+async fn collect(mut followed: Followed) -> Result<(Vec<Answer>, Usage), ApiError> {
+    let empty = Answer {
+        text: String::new(),
+        tokens: followed.wording.is_some().then(Vec::new),
+        reason: FinishReason::Stop,
+    };
+    let mut answers = vec![empty; followed.answers];
+    while let Some((index, next)) = followed.next().await? {
+        let answer = &mut answers[index];
+        match next {
+            Next::Part(part) => {
+                answer.text.push_str(&part.text);
+                if let Some(tokens) = &mut answer.tokens {
+                    tokens.extend(part.tokens.into_iter().flatten());
+                }
+            }
+            Next::End(reason) => answer.reason = reason,
         }
     }
     Ok((answers, followed.usage))
@@ -178,10 +229,10 @@ fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent
     let rest = stream::unfold(Some((envelope, followed)), |state| async move {
         let (envelope, mut followed) = state?;
         let last = match followed.next().await {
-            Ok(Some((index, part))) => {
-                let line = match part {
-                    Part::Text(text) => envelope.text_chunk(index, &text),
-                    Part::End(reason) => envelope.finish_chunk(index, reason),
+            Ok(Some((index, next))) => {
+                let line = match next {
+                    Next::Part(part) => envelope.part_chunk(index, &part),
+                    Next::End(reason) => envelope.finish_chunk(index, reason),
                 };
                 return Some((vec![line], Some((envelope, followed))));
             }
@@ -207,7 +258,6 @@ mod tests {
     use crate::status::{Board, Stage};
     use crate::traffic::{Summary, Traffic};
     use std::num::NonZeroUsize;
-    use std::sync::Arc;
     use std::time::Instant;
 
     /// Fails, or has a bug, in its second step.
@@ -271,9 +321,12 @@ mod tests {
             max_tokens,
             sampling: Sampling::default(),
             stop: vec![],
+            constraint: None,
+            logprobs: None,
             answers: NonZeroUsize::MIN,
         };
-        Followed::new(engine.submit(request).unwrap(), Attempt::new(Arc::clone(traffic)))
+        let attempt = Attempt::new(Arc::clone(traffic));
+        Followed::new(engine.submit(request).unwrap(), attempt, None)
     }
 
     fn envelope() -> Envelope {

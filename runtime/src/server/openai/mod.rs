@@ -1,14 +1,18 @@
-//! OpenAI's API: parameters, handlers, answers. No model code.
+//! OpenAI's API, and what vLLM adds to it: parameters, handlers, answers. No model code.
 
 mod answer;
 mod chat;
 mod completions;
 mod fields;
 mod generate;
+mod logprobs;
 mod messages;
 mod models;
 mod parameters;
+mod structured;
+mod tokens;
 
 pub(crate) use chat::create as create_chat_completion;
 pub(crate) use completions::create as create_completion;
 pub(crate) use models::{list as list_models, retrieve as retrieve_model};
+pub(crate) use tokens::{detokenize, tokenize};

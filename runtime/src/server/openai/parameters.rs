@@ -1,8 +1,10 @@
 //! The parameters that chat and plain completions share. Pure.
 
 use super::fields::{Fields, invalid};
+use super::structured::take_grammar;
 use crate::context::random_seed;
 use crate::engine::Sampling;
+use crate::grammar::Grammar;
 use crate::model::GenerationDefaults;
 use crate::server::Served;
 use crate::server::error::{ApiError, Code};
@@ -30,23 +32,39 @@ pub(super) struct Parameters {
     pub(super) max_tokens: Option<usize>,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
+    /// What the answers have to be.
+    pub(super) grammar: Option<Grammar>,
+    /// Whether it is told how likely tokens were, and with how many of the likeliest ones.
+    pub(super) logprobs: Option<usize>,
     pub(super) answers: NonZeroUsize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
 
+/// What is served.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// How many answers are generated at the same time.
+    concurrency: usize,
+    /// How many tokens there are.
+    vocabulary: usize,
+}
+
 impl Parameters {
     /// Takes the shared fields of a request to what is served.
     pub(super) fn of(fields: &mut Fields, served: &Served) -> Result<Self, ApiError> {
-        Self::take(fields, &served.generation, served.engine.concurrency(), random_seed())
+        let limits = Limits {
+            concurrency: served.engine.concurrency(),
+            vocabulary: served.tokenizer.vocabulary(),
+        };
+        Self::take(fields, &served.generation, limits, random_seed())
     }
 
-    /// Takes the shared fields. `random_seed` is used when the request names none; `concurrency` is how many answers
-    /// are generated at the same time.
+    /// Takes the shared fields. `random_seed` is used when the request names none.
     fn take(
         fields: &mut Fields,
         defaults: &GenerationDefaults,
-        concurrency: usize,
+        limits: Limits,
         random_seed: u64,
     ) -> Result<Self, ApiError> {
         take_unsupported(fields)?;
@@ -58,12 +76,18 @@ impl Parameters {
                 "and `max_completion_tokens` contradict each other; leave one out",
             ));
         }
-        let stream = fields.boolean("stream")?;
+        let stream = fields.boolean("stream")?.unwrap_or(false);
         Ok(Self {
             max_tokens: max_completion_tokens.or(max_tokens),
-            sampling: take_sampling(fields, defaults, random_seed)?,
+            sampling: Sampling {
+                bias: take_bias(fields, limits.vocabulary)?,
+                ..take_sampling(fields, defaults, random_seed)?
+            },
             stop: take_stop(fields)?,
-            answers: take_answers(fields, concurrency)?,
+            grammar: take_grammar(fields)?,
+            // Each of the two APIs asks for it in its own way.
+            logprobs: None,
+            answers: take_answers(fields, limits.concurrency)?,
             stream,
             include_usage: take_stream_options(fields, stream)?,
         })
@@ -102,7 +126,28 @@ fn take_sampling(fields: &mut Fields, defaults: &GenerationDefaults, random_seed
             .or(defaults.repetition_penalty)
             .unwrap_or(1.0),
         seed,
+        bias: Vec::new(),
     })
+}
+
+/// Numbers that are added to the logits of tokens.
+fn take_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let wrong = || {
+        let problem = format!("must be an object of token ids below {vocabulary} and numbers from -100 to 100");
+        invalid("logit_bias", &problem)
+    };
+    let object = match fields.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(object)) => object,
+        Some(_) => return Err(wrong()),
+    };
+    let biased = object.into_iter().map(|(token, bias)| {
+        let token = token.parse().ok().filter(|&token: &u32| (token as usize) < vocabulary);
+        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+        #[expect(clippy::cast_possible_truncation, reason = "the range is small")]
+        token.zip(bias.map(|bias| bias as f32)).ok_or_else(wrong)
+    });
+    biased.collect()
 }
 
 /// All answers of a request are generated at the same time, so there are no more than that.
@@ -154,7 +199,7 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
         return Err(invalid("stream_options", "is only allowed with `stream: true`"));
     }
     let mut options = Fields::new(options);
-    let include_usage = options.boolean("include_usage")?;
+    let include_usage = options.boolean("include_usage")?.unwrap_or(false);
     // Padding against observers of the network; leaving it out changes no answer.
     options.boolean("include_obfuscation")?;
     options.finish(&[])?;
@@ -163,7 +208,6 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
 
 /// Fields of OpenAI's API that this server does not have. Their neutral values are accepted, since clients send them.
 fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.neutral("logit_bias", is_empty)?;
     fields.neutral("store", |value| value == false)?;
     fields.neutral("service_tier", |value| value == "auto" || value == "default")?;
     Ok(())
@@ -201,6 +245,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    const LIMITS: Limits = Limits {
+        concurrency: 4,
+        vocabulary: 100,
+    };
+
     fn take(value: Value) -> Result<Parameters, ApiError> {
         let Value::Object(object) = value else { panic!() };
         let mut fields = Fields::new(object);
@@ -208,7 +257,7 @@ mod tests {
             temperature: Some(0.6),
             ..GenerationDefaults::default()
         };
-        let parameters = Parameters::take(&mut fields, &defaults, 4, 99)?;
+        let parameters = Parameters::take(&mut fields, &defaults, LIMITS, 99)?;
         fields.finish(&HARMLESS)?;
         Ok(parameters)
     }
@@ -223,6 +272,8 @@ mod tests {
         assert_eq!(parameters.stop, ["x"]);
         assert_eq!(take(json!({})).unwrap().sampling.seed, 99);
         assert_eq!(take(json!({"n": 4})).unwrap().answers.get(), 4);
+        let biased = take(json!({"logit_bias": {"7": -100, "99": 1.5}})).unwrap();
+        assert_eq!(biased.sampling.bias, [(7, -100.0), (99, 1.5)]);
     }
 
     #[test]
@@ -230,7 +281,11 @@ mod tests {
         for (name, value) in [
             ("n", json!(5)),
             ("n", json!(0)),
-            ("logit_bias", json!({"1": 5})),
+            ("logit_bias", json!({"1": 101})),
+            ("logit_bias", json!({"100": 1})),
+            ("logit_bias", json!({"a": 1})),
+            ("logit_bias", json!({"1": null})),
+            ("logit_bias", json!([1])),
             ("store", json!(true)),
             ("temperature", json!(2.1)),
             ("top_p", json!(-0.1)),
