@@ -384,7 +384,6 @@ async def run():
     show("megabytes", record["memory"].items())
 
     rates = {n: record["closed"]["escadre"][n]["tokensPerSecond"] for n in LEVELS}
-    best = max(rates.values())
     if os.path.exists(trace):
         # The trace with lengths that the small model's context holds, at six tenths of what the slower one can answer.
         capacity = {}
@@ -420,11 +419,11 @@ async def run():
         "llama-server": await one_core(lambda prefix: llama(1, CONTEXT, prefix, threads=-1), 12 * PACE),
     }
     show("one processor", record["oneCore"].items())
-    return record, rates, best
+    return record, rates
 
 
 def main():
-    record, rates, best = asyncio.run(run())
+    record, rates = asyncio.run(run())
     upto = [rates[n] for n in LEVELS if n <= 32]
     falls = min(later / max(upto[:at + 1]) for at, later in enumerate(upto[1:]))
     closed, over, fair, core = (record[key] for key in ("closed", "overload", "fairness", "oneCore"))

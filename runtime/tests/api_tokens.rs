@@ -39,10 +39,16 @@ async fn chats_tell_how_likely_tokens_were(process: &Process) {
     let whole = ask(process, CHAT, &body).await;
     let choice = &whole["choices"][0];
     let tokens = choice["logprobs"]["content"].as_array().unwrap();
-    assert_eq!(tokens.len() as u64, whole["usage"]["completion_tokens"].as_u64().unwrap());
+    assert_eq!(
+        tokens.len() as u64,
+        whole["usage"]["completion_tokens"].as_u64().unwrap()
+    );
     let bytes = |token: &Value| -> Vec<u8> { serde_json::from_value(token["bytes"].clone()).unwrap() };
     let text: Vec<u8> = tokens.iter().flat_map(&bytes).collect();
-    assert_eq!(String::from_utf8_lossy(&text), choice["message"]["content"].as_str().unwrap());
+    assert_eq!(
+        String::from_utf8_lossy(&text),
+        choice["message"]["content"].as_str().unwrap()
+    );
     for token in tokens {
         let top = token["top_logprobs"].as_array().unwrap();
         assert_eq!(top.len(), 4);
@@ -60,7 +66,8 @@ async fn chats_tell_how_likely_tokens_were(process: &Process) {
     streamed["stream"] = true.into();
     let (_, text) = post(process, CHAT, &streamed).await;
     let chunks = events(&text).into_iter().filter(|event| event != "[DONE]");
-    let parts = chunks.map(|chunk| serde_json::from_str::<Value>(&chunk).unwrap()["choices"][0]["logprobs"]["content"].clone());
+    let parts =
+        chunks.map(|chunk| serde_json::from_str::<Value>(&chunk).unwrap()["choices"][0]["logprobs"]["content"].clone());
     let parts: Vec<Value> = parts.filter_map(|part| part.as_array().cloned()).flatten().collect();
     assert_eq!(&parts, tokens);
 
@@ -82,7 +89,10 @@ async fn chats_tell_how_likely_tokens_were(process: &Process) {
     let tokens = choice["logprobs"]["content"].as_array().unwrap();
     let text: Vec<u8> = tokens.iter().flat_map(&bytes).collect();
     let last = tokens.last().map(bytes).unwrap().len();
-    assert!(text.starts_with(kept.as_bytes()) && text.len() - last < kept.len(), "{choice}");
+    assert!(
+        text.starts_with(kept.as_bytes()) && text.len() - last < kept.len(),
+        "{choice}"
+    );
 
     let without = ask(process, CHAT, &question("Hi", &json!({"max_tokens": 1}))).await;
     assert_eq!(without["choices"][0]["logprobs"], Value::Null);
@@ -93,7 +103,10 @@ async fn completions_tell_how_likely_tokens_were(process: &Process) {
     let whole = ask(process, "/v1/completions", &body).await;
     let logprobs = &whole["choices"][0]["logprobs"];
     let list = |name: &str| logprobs[name].as_array().unwrap().clone();
-    let tokens: Vec<String> = list("tokens").iter().map(|token| token.as_str().unwrap().to_owned()).collect();
+    let tokens: Vec<String> = list("tokens")
+        .iter()
+        .map(|token| token.as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(tokens.concat(), whole["choices"][0]["text"].as_str().unwrap());
     assert_eq!(list("token_logprobs").len(), 8);
     let mut offset = 0;
@@ -108,7 +121,8 @@ async fn completions_tell_how_likely_tokens_were(process: &Process) {
     streamed["stream"] = true.into();
     let (_, text) = post(process, "/v1/completions", &streamed).await;
     let chunks = events(&text).into_iter().filter(|event| event != "[DONE]");
-    let offsets = chunks.map(|chunk| serde_json::from_str::<Value>(&chunk).unwrap()["choices"][0]["logprobs"]["text_offset"].clone());
+    let offsets = chunks
+        .map(|chunk| serde_json::from_str::<Value>(&chunk).unwrap()["choices"][0]["logprobs"]["text_offset"].clone());
     let offsets: Vec<Value> = offsets.filter_map(|part| part.as_array().cloned()).flatten().collect();
     assert_eq!(offsets, list("text_offset"));
 }
@@ -135,10 +149,18 @@ async fn bias_moves_tokens(process: &Process) {
 
 async fn tokens_of_a_prompt_can_be_asked_for(process: &Process) {
     let text = "A ship <|im_end|> with 3 sails, naïve 日本";
-    let tokens = ask(process, "/tokenize", &json!({"model": NAME, "prompt": text, "return_token_strs": true})).await;
+    let tokens = ask(
+        process,
+        "/tokenize",
+        &json!({"model": NAME, "prompt": text, "return_token_strs": true}),
+    )
+    .await;
     assert_eq!(tokens["count"], tokens["tokens"].as_array().unwrap().len());
     assert_eq!(tokens["max_model_len"], 512);
-    assert!(tokens["token_strs"].as_array().unwrap().contains(&json!("<|im_end|>")), "{tokens}");
+    assert!(
+        tokens["token_strs"].as_array().unwrap().contains(&json!("<|im_end|>")),
+        "{tokens}"
+    );
     let back = ask(process, "/detokenize", &json!({"tokens": tokens["tokens"]})).await;
     assert_eq!(back, json!({"prompt": text}));
 

@@ -402,7 +402,10 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             assert_eq!(Sampler::new(sampling(), &[]).sample(&[0.0, bad], None), None);
         }
-        assert_eq!(Sampler::new(sampling(), &[]).sample(&[f32::NEG_INFINITY; 3], None), None);
+        assert_eq!(
+            Sampler::new(sampling(), &[]).sample(&[f32::NEG_INFINITY; 3], None),
+            None
+        );
         assert_eq!(Sampler::new(sampling(), &[]).sample(&[], None), None);
     }
 }

@@ -67,7 +67,8 @@ impl Speech {
         let rest = self.text.finish();
         self.given += rest.len();
         let passed = self.stop.push(&rest);
-        let mut piece = self.tell(passed.text + &self.stop.finish());
+        let text = passed.text + &self.stop.finish();
+        let mut piece = self.tell(text);
         if !passed.stopped {
             // Tokens at the end that gave no text.
             piece.tokens.extend(self.held.drain(..).map(|(_, token)| token));
@@ -132,13 +133,25 @@ mod tests {
             told.push(speech.finish());
         }
         let stopped = told.iter().any(|next| next.stopped);
-        let pieces = told.into_iter().map(|next| next.piece).filter(|piece| !piece.is_empty());
+        let pieces = told
+            .into_iter()
+            .map(|next| next.piece)
+            .filter(|piece| !piece.is_empty());
         let ids = |piece: &Piece| piece.tokens.iter().map(|token| token.drawn.token).collect();
-        (pieces.map(|piece| (ids(&piece), piece)).map(|(ids, piece)| (piece.text, ids)).collect(), stopped)
+        (
+            pieces
+                .map(|piece| (ids(&piece), piece))
+                .map(|(ids, piece)| (piece.text, ids))
+                .collect(),
+            stopped,
+        )
     }
 
     fn pieces(expected: &[(&str, &[u32])]) -> Vec<(String, Vec<u32>)> {
-        expected.iter().map(|(text, ids)| ((*text).to_owned(), ids.to_vec())).collect()
+        expected
+            .iter()
+            .map(|(text, ids)| ((*text).to_owned(), ids.to_vec()))
+            .collect()
     }
 
     #[test]
@@ -152,7 +165,10 @@ mod tests {
 
     #[test]
     fn what_a_stop_string_takes_away_has_no_tokens() {
-        assert_eq!(speak(&[3, 0, 3, 0], &["bc"]), (pieces(&[("c", &[3]), ("a", &[0])]), true));
+        assert_eq!(
+            speak(&[3, 0, 3, 0], &["bc"]),
+            (pieces(&[("c", &[3]), ("a", &[0])]), true)
+        );
         assert_eq!(speak(&[0, 3, 0], &["ca"]), (pieces(&[("ab", &[0])]), true));
         // Held back, and told when it turned out to be none.
         assert_eq!(

@@ -130,7 +130,10 @@ impl Answer {
             (None, None) => None,
         };
         let mask = mask.transpose().map_err(EngineError::Grammar)?;
-        let token = self.sampler.sample(logits, mask.as_ref()).ok_or(EngineError::NotFinite)?;
+        let token = self
+            .sampler
+            .sample(logits, mask.as_ref())
+            .ok_or(EngineError::NotFinite)?;
         if let Some(constraint) = &mut self.constraint {
             constraint.accept(token).map_err(EngineError::Grammar)?;
         }
@@ -336,7 +339,11 @@ impl<M: StepModel> Worker<M> {
 
     /// Computes a step, and beside it what grammars allow in the answers that get a token by it.
     fn forward(&mut self, batch: &StepBatch, shares: &[Share]) -> Result<Logits, ModelError> {
-        let drawing: HashSet<RequestId> = shares.iter().filter(|share| share.draws).map(|share| share.id).collect();
+        let drawing: HashSet<RequestId> = shares
+            .iter()
+            .filter(|share| share.draws)
+            .map(|share| share.id)
+            .collect();
         let held = self.answers.iter_mut();
         let held = held.filter(|(id, answer)| answer.constraint.is_some() && drawing.contains(id));
         let mut held: Vec<&mut Answer> = held.map(|(_, answer)| answer).collect();

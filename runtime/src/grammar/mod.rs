@@ -131,7 +131,11 @@ impl Grammars {
     }
 
     fn compile(&self, grammar: &Grammar, key: String) -> Result<Matcher, GrammarError> {
-        let factory = self.factory.get_or_init(|| self.factory()).as_ref().map_err(Clone::clone)?;
+        let factory = self
+            .factory
+            .get_or_init(|| self.factory())
+            .as_ref()
+            .map_err(Clone::clone)?;
         let matcher = Matcher::new(factory.create_parser(grammar.compile()));
         if let Some(problem) = matcher.get_error() {
             return Err(GrammarError::Refused(problem));
@@ -147,8 +151,12 @@ impl Grammars {
     }
 
     fn factory(&self) -> Result<ParserFactory, GrammarError> {
-        let unusable = |error: &dyn fmt::Display| GrammarError::Refused(format!("this model's tokens cannot follow one: {error}"));
-        let end = self.end_tokens.first().ok_or_else(|| unusable(&"none of them ends an answer"))?;
+        let unusable =
+            |error: &dyn fmt::Display| GrammarError::Refused(format!("this model's tokens cannot follow one: {error}"));
+        let end = self
+            .end_tokens
+            .first()
+            .ok_or_else(|| unusable(&"none of them ends an answer"))?;
         let tokens = tokens::environment(&self.tokenizer, *end);
         let slices = SlicedBiasComputer::general_slices();
         let mut factory =
@@ -177,8 +185,13 @@ impl Constraint {
         // The parser knows one end token; a model may have several.
         if let Some((first, others)) = self.end_tokens.split_first() {
             let may_end = allowed.len() > *first as usize && allowed.is_allowed(*first);
-            for other in others.iter().filter(|other| (**other as usize) < allowed.len()) {
-                allowed.set(*other as usize, may_end);
+            let known = allowed.len();
+            for other in others
+                .iter()
+                .map(|other| *other as usize)
+                .filter(|other| *other < known)
+            {
+                allowed.set(other, may_end);
             }
         }
         Ok(Mask(allowed))

@@ -49,8 +49,9 @@ assert "".join(part.choices[0].text for part in parts) == plain.choices[0].text
 with client.chat.completions.stream(model=model, messages=messages[:2], stop=[" "]) as stream:
     assert stream.get_final_completion().choices[0].message.content is not None
 
-told = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0].logprobs.content
-assert b"".join(bytes(token.bytes) for token in told).decode() == text, (told, text)
+choice = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0]
+told = choice.logprobs.content
+assert b"".join(bytes(token.bytes) for token in told).decode() == choice.message.content, choice
 assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in told), told
 scored = client.completions.create(model=model, prompt="One, two,", max_tokens=4, temperature=0, logprobs=1)
 assert "".join(scored.choices[0].logprobs.tokens) == plain.choices[0].text, scored

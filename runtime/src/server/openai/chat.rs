@@ -32,7 +32,9 @@ pub(crate) async fn create(
     };
     take_unsupported(&mut fields)?;
     fields.finish(&HARMLESS)?;
-    let prompt = app.prepare(&served, move |served| render(served, messages, true)).await?;
+    let prompt = app
+        .prepare(&served, move |served| render(served, messages, true))
+        .await?;
     let room = answer_room(prompt.len(), parameters.max_tokens, served.context_length, "messages")?;
     answer(&app, &served, attempt, Kind::Chat, prompt, (parameters, room)).await
 }

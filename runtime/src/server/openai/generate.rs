@@ -152,7 +152,8 @@ impl Followed {
     /// A piece of one of the answers as its client sees it.
     fn part(&mut self, index: usize, Piece { text, tokens }: Piece) -> Part {
         let wording = self.wording.as_ref();
-        let words = |tokenizer: &Arc<Tokenizer>| tokens.iter().map(|token| AnswerToken::new(token, tokenizer)).collect();
+        let words =
+            |tokenizer: &Arc<Tokenizer>| tokens.iter().map(|token| AnswerToken::new(token, tokenizer)).collect();
         let offset = self.told[index];
         self.told[index] += text.chars().count();
         Part {

@@ -3,8 +3,8 @@
 use super::answer::Kind;
 use crate::engine::{Logprobs, ScoredToken};
 use crate::model::Tokenizer;
-use serde::{Serialize, Serializer};
 use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 
 /// What OpenAI's API gives for a token that is not possible at all; JSON has no infinities.
 const IMPOSSIBLE: f32 = -9999.0;
@@ -203,6 +203,9 @@ mod tests {
             drawn: part(200, -3.0),
             likeliest: vec![part(201, -1.0)],
         };
-        assert_eq!(wire(Kind::Text, &[token], 0)["top_logprobs"], json!([{"\u{fffd}": -1.0}]));
+        assert_eq!(
+            wire(Kind::Text, &[token], 0)["top_logprobs"],
+            json!([{"\u{fffd}": -1.0}])
+        );
     }
 }

@@ -32,7 +32,10 @@ pub(super) fn take_grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiEr
     let mut wanted = wanted.into_iter();
     let first = wanted.next();
     match (&first, wanted.next()) {
-        (Some((one, _)), Some((other, _))) => Err(invalid(other, &format!("and `{one}` contradict each other; leave one out"))),
+        (Some((one, _)), Some((other, _))) => Err(invalid(
+            other,
+            &format!("and `{one}` contradict each other; leave one out"),
+        )),
         _ => Ok(first.map(|(_, grammar)| grammar)),
     }
 }
@@ -42,13 +45,17 @@ fn response_format(format: Value) -> Result<Option<Grammar>, ApiError> {
         let problem = r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": …, "schema": …}}"#;
         invalid("response_format", problem)
     };
-    let Value::Object(format) = format else { return Err(wrong()) };
+    let Value::Object(format) = format else {
+        return Err(wrong());
+    };
     let mut format = Fields::new(format);
     let grammar = match format.string("type").map_err(|_| wrong())?.as_deref() {
         Some("text") => None,
         Some("json_object") => Some(Grammar::JsonObject),
         Some("json_schema") => {
-            let Some(Value::Object(named)) = format.take("json_schema") else { return Err(wrong()) };
+            let Some(Value::Object(named)) = format.take("json_schema") else {
+                return Err(wrong());
+            };
             Some(named_schema(named)?)
         }
         _ => return Err(wrong()),
@@ -109,7 +116,9 @@ fn schema(name: &str, value: Value) -> Result<Grammar, ApiError> {
 
 fn regex(name: &str, value: Value) -> Result<Grammar, ApiError> {
     match value {
-        Value::String(pattern) if !pattern.is_empty() && pattern.len() <= MAX_REGEX_BYTES => Ok(Grammar::Regex(pattern)),
+        Value::String(pattern) if !pattern.is_empty() && pattern.len() <= MAX_REGEX_BYTES => {
+            Ok(Grammar::Regex(pattern))
+        }
         _ => Err(invalid(
             name,
             &format!("must be a regular expression of 1 to {MAX_REGEX_BYTES} bytes"),
@@ -118,8 +127,15 @@ fn regex(name: &str, value: Value) -> Result<Grammar, ApiError> {
 }
 
 fn choice(name: &str, value: Value) -> Result<Grammar, ApiError> {
-    let wrong = || invalid(name, &format!("must be a list of 1 to {MAX_CHOICES} texts, none of them empty"));
-    let Value::Array(items) = value else { return Err(wrong()) };
+    let wrong = || {
+        invalid(
+            name,
+            &format!("must be a list of 1 to {MAX_CHOICES} texts, none of them empty"),
+        )
+    };
+    let Value::Array(items) = value else {
+        return Err(wrong());
+    };
     let text = |item| match item {
         Value::String(text) if !text.is_empty() => Some(text),
         _ => None,
@@ -150,19 +166,43 @@ mod tests {
         for (request, grammar) in [
             (json!({}), None),
             (json!({"response_format": {"type": "text"}}), None),
-            (json!({"response_format": {"type": "json_object"}}), Some(Grammar::JsonObject)),
+            (
+                json!({"response_format": {"type": "json_object"}}),
+                Some(Grammar::JsonObject),
+            ),
             (
                 json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": true}}}),
                 Some(Grammar::JsonSchema(schema.clone())),
             ),
-            (json!({"guided_json": schema}), Some(Grammar::JsonSchema(schema.clone()))),
-            (json!({"guided_json": "{\"type\": \"integer\"}"}), Some(Grammar::JsonSchema(schema.clone()))),
+            (
+                json!({"guided_json": schema}),
+                Some(Grammar::JsonSchema(schema.clone())),
+            ),
+            (
+                json!({"guided_json": "{\"type\": \"integer\"}"}),
+                Some(Grammar::JsonSchema(schema.clone())),
+            ),
             (json!({"guided_regex": "a+"}), Some(Grammar::Regex("a+".into()))),
-            (json!({"guided_choice": ["a", "b"]}), Some(Grammar::Choice(vec!["a".into(), "b".into()]))),
-            (json!({"structured_outputs": {"json": schema}}), Some(Grammar::JsonSchema(schema.clone()))),
-            (json!({"structured_outputs": {"regex": "a+", "json": null}}), Some(Grammar::Regex("a+".into()))),
-            (json!({"structured_outputs": {"choice": ["a"]}}), Some(Grammar::Choice(vec!["a".into()]))),
-            (json!({"structured_outputs": {"json_object": true}}), Some(Grammar::JsonObject)),
+            (
+                json!({"guided_choice": ["a", "b"]}),
+                Some(Grammar::Choice(vec!["a".into(), "b".into()])),
+            ),
+            (
+                json!({"structured_outputs": {"json": schema}}),
+                Some(Grammar::JsonSchema(schema.clone())),
+            ),
+            (
+                json!({"structured_outputs": {"regex": "a+", "json": null}}),
+                Some(Grammar::Regex("a+".into())),
+            ),
+            (
+                json!({"structured_outputs": {"choice": ["a"]}}),
+                Some(Grammar::Choice(vec!["a".into()])),
+            ),
+            (
+                json!({"structured_outputs": {"json_object": true}}),
+                Some(Grammar::JsonObject),
+            ),
         ] {
             assert_eq!(take(request.clone()).unwrap(), grammar, "{request}");
         }
@@ -195,7 +235,10 @@ mod tests {
             (json!({"guided_choice": ["a"], "guided_regex": "a"}), "guided_choice"),
             (json!({"structured_outputs": {}}), "structured_outputs"),
             (json!({"structured_outputs": {"grammar": "x"}}), "structured_outputs"),
-            (json!({"structured_outputs": {"regex": "a", "json": {}}}), "structured_outputs"),
+            (
+                json!({"structured_outputs": {"regex": "a", "json": {}}}),
+                "structured_outputs",
+            ),
         ] {
             let body = serde_json::to_value(take(request.clone()).unwrap_err().body()).unwrap();
             assert_eq!(body["error"]["param"], param, "{request} {body}");
