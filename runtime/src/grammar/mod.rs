@@ -14,6 +14,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// States that the lexer of one grammar may have, each 1 to 2 KiB: what a hostile pattern costs at most.
 const MAX_LEXER_STATES: usize = 20_000;
+/// Bytes of a schema at most.
+const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+/// The compiler follows references by calling itself, so that a long chain of them needs a deep stack. Memory is given to it
+/// only as far as it is used.
+const COMPILER_STACK: usize = 256 << 20;
 /// Grammars that are kept compiled.
 const KEPT: usize = 64;
 /// A grammar whose source is longer than this is compiled each time.
@@ -79,6 +84,9 @@ pub enum GrammarError {
     /// It is wrong, says something that is not supported, or is too large.
     #[error("{0}")]
     Refused(String),
+    /// It came to a place where nothing can follow and nothing may end.
+    #[error("it allows no token where it came to")]
+    Stuck,
     /// It turned out to be too complex while an answer followed it.
     #[error("the grammar became too complex to be followed: {0}")]
     TooComplex(String),
@@ -111,14 +119,17 @@ impl Grammars {
     /// When the grammar is refused.
     pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         let key = grammar.key();
-        let matcher = match self.find(&key) {
-            Some(matcher) => matcher,
-            None => self.compile(grammar, key)?,
-        };
-        Ok(Constraint {
+        match self.find(&key) {
+            Some(matcher) => Ok(self.hold(matcher)),
+            None => self.compile(grammar, key),
+        }
+    }
+
+    fn hold(&self, matcher: Matcher) -> Constraint {
+        Constraint {
             matcher,
             end_tokens: Arc::clone(&self.end_tokens),
-        })
+        }
     }
 
     fn find(&self, key: &str) -> Option<Matcher> {
@@ -130,16 +141,24 @@ impl Grammars {
         Some(matcher)
     }
 
-    fn compile(&self, grammar: &Grammar, key: String) -> Result<Matcher, GrammarError> {
+    fn compile(&self, grammar: &Grammar, key: String) -> Result<Constraint, GrammarError> {
         let factory = self
             .factory
             .get_or_init(|| self.factory())
             .as_ref()
             .map_err(Clone::clone)?;
-        let matcher = Matcher::new(factory.create_parser(grammar.compile()));
+        if let Grammar::JsonSchema(schema) = grammar
+            && schema.to_string().len() > MAX_SCHEMA_BYTES
+        {
+            let message = format!("a schema may have at most {MAX_SCHEMA_BYTES} bytes");
+            return Err(GrammarError::Refused(message));
+        }
+        let matcher = in_deep_stack(|| Matcher::new(factory.create_parser(grammar.compile())))?;
         if let Some(problem) = matcher.get_error() {
             return Err(GrammarError::Refused(problem));
         }
+        // One that cannot even begin is refused here, and not in the middle of a step.
+        self.hold(matcher.deep_clone()).mask()?;
         if key.len() <= MAX_KEPT_BYTES {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.push_back((key, matcher.deep_clone()));
@@ -147,7 +166,7 @@ impl Grammars {
                 kept.pop_front();
             }
         }
-        Ok(matcher)
+        Ok(self.hold(matcher))
     }
 
     fn factory(&self) -> Result<ParserFactory, GrammarError> {
@@ -167,6 +186,17 @@ impl Grammars {
         limits.verbose_errors = false;
         Ok(factory)
     }
+}
+
+fn in_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, GrammarError> {
+    let failed = |what: &str| GrammarError::Refused(format!("it could not be compiled: {what}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(COMPILER_STACK);
+        let thread = thread
+            .spawn_scoped(scope, work)
+            .map_err(|_| failed("there is no thread for it"))?;
+        thread.join().map_err(|_| failed("the compiler gave up"))
+    })
 }
 
 /// Holds one answer to a grammar.
@@ -193,6 +223,9 @@ impl Constraint {
             {
                 allowed.set(other, may_end);
             }
+        }
+        if allowed.is_zero() {
+            return Err(GrammarError::Stuck);
         }
         Ok(Mask(allowed))
     }

@@ -207,7 +207,8 @@ fn texts_match_their_pattern_or_are_one_of_the_choices() {
 fn grammars_that_are_wrong_or_too_large_are_refused() {
     let grammars = grammars();
     let mut deep = json!({"type": "string"});
-    for _ in 0..500 {
+    // As deep as JSON may be.
+    for _ in 0..60 {
         deep = json!({"type": "array", "items": deep});
     }
     let endless = json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}});
@@ -218,7 +219,7 @@ fn grammars_that_are_wrong_or_too_large_are_refused() {
         Grammar::JsonSchema(json!({"$ref": "https://example.com/schema.json"})),
         Grammar::JsonSchema(json!({"type": "string", "pattern": "("})),
         Grammar::JsonSchema(json!(false)),
-        Grammar::JsonSchema(endless),
+        Grammar::JsonSchema(json!({"description": "a".repeat(MAX_SCHEMA_BYTES)})),
     ] {
         let refused = grammars
             .constraint(&grammar)
@@ -227,8 +228,14 @@ fn grammars_that_are_wrong_or_too_large_are_refused() {
     }
     // Whatever becomes of these, it comes soon.
     let letter = (1..257).find(|token| grammars.tokenizer.token_bytes(*token) == Some(b"a"));
+    let mut chain = json!({"$ref": "#/$defs/0", "$defs": {"1500": {"type": "boolean"}}});
+    for number in 0..1500 {
+        chain["$defs"][number.to_string()] = json!({"$ref": format!("#/$defs/{}", number + 1)});
+    }
     for grammar in [
+        Grammar::JsonSchema(chain),
         Grammar::JsonSchema(deep),
+        Grammar::JsonSchema(endless),
         Grammar::Regex("(a|b)*a(a|b){18}".into()),
         Grammar::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
     ] {
