@@ -6,14 +6,9 @@ mod serving;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
-use serving::{NAME, Process, client, events, question, streamed_text};
+use serving::{NAME, Process, events, post, question, streamed_text};
 
 const CHAT: &str = "/v1/chat/completions";
-
-async fn post(process: &Process, path: &str, body: &Value) -> (u16, String) {
-    let response = client().post(process.api(path)).json(body).send().await.unwrap();
-    (response.status().as_u16(), response.text().await.unwrap())
-}
 
 async fn ask(process: &Process, body: &Value) -> Value {
     let (status, text) = post(process, CHAT, body).await;

@@ -5,12 +5,7 @@
 mod serving;
 
 use serde_json::{Value, json};
-use serving::{NAME, Process, client, events, question};
-
-async fn post(process: &Process, path: &str, body: &Value) -> (u16, String) {
-    let response = client().post(process.api(path)).json(body).send().await.unwrap();
-    (response.status().as_u16(), response.text().await.unwrap())
-}
+use serving::{NAME, Process, events, post, question};
 
 async fn ask(process: &Process, path: &str, body: &Value) -> Value {
     let (status, text) = post(process, path, body).await;

@@ -13,7 +13,7 @@ use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
 use crate::model::{Logits, ModelError, StepBatch};
 use crate::status::{Board, Requests};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -339,13 +339,9 @@ impl<M: StepModel> Worker<M> {
 
     /// Computes a step, and beside it what grammars allow in the answers that get a token by it.
     fn forward(&mut self, batch: &StepBatch, shares: &[Share]) -> Result<Logits, ModelError> {
-        let drawing: HashSet<RequestId> = shares
-            .iter()
-            .filter(|share| share.draws)
-            .map(|share| share.id)
-            .collect();
+        let draws = |id: &RequestId| shares.iter().any(|share| share.draws && share.id == *id);
         let held = self.answers.iter_mut();
-        let held = held.filter(|(id, answer)| answer.constraint.is_some() && drawing.contains(id));
+        let held = held.filter(|(id, answer)| answer.constraint.is_some() && draws(id));
         let mut held: Vec<&mut Answer> = held.map(|(_, answer)| answer).collect();
         if held.is_empty() {
             return self.model.forward(batch);

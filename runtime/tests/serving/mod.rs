@@ -217,6 +217,12 @@ pub(crate) fn question(text: &str, more: &Value) -> Value {
     body
 }
 
+/// Sends a request. Returns the status and the text of the answer.
+pub(crate) async fn post(process: &Process, path: &str, body: &Value) -> (u16, String) {
+    let response = client().post(process.api(path)).json(body).send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
 /// The data of an event stream.
 pub(crate) fn events(text: &str) -> Vec<String> {
     text.split("\n\n")
