@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result};
 use escadre_crds::names;
 use escadre_e2e::escadre::MODEL_DIGEST;
-use escadre_e2e::rollouts::{Fleet, Model, REPLICAS};
+use escadre_e2e::rollouts::{Fleet, Model, REPLICAS, WORKERS};
 use escadre_e2e::scenario::Scenario;
 use escadre_e2e::testing::CONTEXT_VARIABLE;
 use escadre_e2e::traffic::Record;
@@ -44,7 +44,7 @@ async fn three_updates_in_a_row_lose_no_request() {
     let Some((scenario, _turn)) = scenario().await else {
         return;
     };
-    let fleet = Fleet::start(&scenario, "steady", 10).await.unwrap();
+    let fleet = Fleet::start(&scenario, "steady", WORKERS).await.unwrap();
     for model in [Model::Second, Model::First, Model::Second] {
         let took = fleet.update(model).await.unwrap();
         eprintln!("{model:?} was rolled out in {:.1} s", took.as_secs_f64());
@@ -102,7 +102,7 @@ async fn play(name: &str, revisions: Vec<Bad>) {
     let Some((scenario, _turn)) = scenario().await else {
         return;
     };
-    let fleet = Fleet::start(&scenario, name, 10).await.unwrap();
+    let fleet = Fleet::start(&scenario, name, WORKERS).await.unwrap();
     let mut wrong = Vec::new();
     for bad in revisions {
         let failed_before = fleet.traffic.failures().unwrap().len();
@@ -271,7 +271,7 @@ async fn revision_that_ends_among_requests_is_rolled_back_and_the_stable_one_los
         return;
     };
     let name = "ending";
-    let fleet = Fleet::start(&scenario, name, 10).await.unwrap();
+    let fleet = Fleet::start(&scenario, name, WORKERS).await.unwrap();
     let stable = Stable::of(&scenario, &fleet, name).await.unwrap();
     // So long that the revision is still judged when its process ends.
     let gates = json!({"maxErrorRate": 1, "window": "10m"});

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use escadre_crds::names;
 use escadre_crds::v1alpha1::RolloutStatus;
-use escadre_e2e::rollouts::{Fleet, Model};
+use escadre_e2e::rollouts::{Fleet, Model, WORKERS};
 use escadre_e2e::scenario::Scenario;
 use escadre_e2e::testing::CONTEXT_VARIABLE;
 use escadre_e2e::world::is_ready;
@@ -76,7 +76,9 @@ async fn canary_walks_stands_still_is_given_up_and_walks_to_its_end_under_load()
     }
     let mut rollout = steps("1h");
     rollout["strategy"] = json!("Canary");
-    let fleet = Fleet::start_with(&scenario, NAME, (PODS, 10), rollout).await.unwrap();
+    let fleet = Fleet::start_with(&scenario, NAME, (PODS, WORKERS), rollout)
+        .await
+        .unwrap();
     let stable = scenario.ready_pods(NAME).await.unwrap();
 
     fleet.edit(Model::Second, json!({})).await.unwrap();

@@ -12,7 +12,7 @@ use escadre_crds::names;
 use escadre_e2e::cluster::Cluster;
 use escadre_e2e::faults::{Dice, FaultProxy, bad_weather};
 use escadre_e2e::operator::{Operator, Start};
-use escadre_e2e::rollouts::{Fleet, Model};
+use escadre_e2e::rollouts::{Fleet, Model, WORKERS};
 use escadre_e2e::scenario::Scenario;
 use escadre_e2e::testing::{self, CONTEXT_VARIABLE};
 use serde_json::json;
@@ -100,7 +100,7 @@ async fn rollouts_lose_no_request_while_the_operator_is_killed_in_bad_weather() 
         dice: Dice::new(seed),
         kills: 0,
     };
-    let fleet = Fleet::start(&scenario, "soaked", 10).await.unwrap();
+    let fleet = Fleet::start(&scenario, "soaked", WORKERS).await.unwrap();
     proxy.set_rules(bad_weather(WEATHER));
     let mut model = Model::First;
     for number in 1..=rollouts {
