@@ -9,6 +9,7 @@ pub mod backend;
 pub mod bench;
 pub mod cgroup;
 pub mod context;
+pub mod dialect;
 pub mod engine;
 pub mod failure;
 pub mod fetch;

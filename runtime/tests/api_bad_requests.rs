@@ -2,11 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod bad_requests;
 mod serving;
 
+use bad_requests::{chats, completions, detokenize, shared, tokenize};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use serving::{NAME, Process, client, patched_model, question};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -35,9 +40,20 @@ async fn expect(response: Response, status: u16, code: &str) -> Value {
 /// One process for all of it: each case costs milliseconds, a start costs seconds.
 #[tokio::test]
 async fn every_mistake_gets_its_own_error_and_the_server_goes_on() {
-    let process = Process::ready(&["--max-context=512"]);
-    bodies_that_cannot_be_read(&process).await;
-    fields_that_are_wrong(&process).await;
+    let process = Process::ready(&["--max-context=512", "--max-concurrency=8"]);
+    // Somebody else's answer, which must not notice.
+    let body = question("Tell me of the sea.", &json!({"max_tokens": 400}));
+    let (_, alone) = serving::post(&process, CHAT, &body).await;
+    let other = serving::post(&process, CHAT, &body);
+    let mistakes = async {
+        bodies_that_cannot_be_read(&process).await;
+        let count = fields_that_are_wrong(&process).await;
+        assert!(count >= 150, "{count}");
+        connections_that_break(&process).await;
+    };
+    let ((status, beside), ()) = futures::join!(other, mistakes);
+    let text = |answer: &str| serde_json::from_str::<Value>(answer).unwrap()["choices"][0]["message"].clone();
+    assert_eq!((status, text(&beside)), (200, text(&alone)));
     requests_that_are_too_long(&process).await;
     routes_that_are_not_there(&process).await;
     let answer = client()
@@ -57,6 +73,16 @@ async fn bodies_that_cannot_be_read(process: &Process) {
         "[]",
         "{\"model\": \"smol\"} trailing",
         "{\"a\": \"\u{1}\"}",
+        "null",
+        "NaN",
+        "{\"temperature\": NaN}",
+        "{\"temperature\": 1e999}",
+        "{\"temperature\": +1}",
+        "{'model': 'smol'}",
+        "{\"a\": \"\\ud800\"}",
+        "{\"a\": \"\\udc00\\ud800\"}",
+        "\u{feff}{}",
+        "{\"a\": 1,}",
     ] {
         expect(post(process, CHAT, "application/json", body).await, 400, "invalid_json").await;
     }
@@ -86,31 +112,28 @@ async fn bodies_that_cannot_be_read(process: &Process) {
     assert_eq!(answer.status(), StatusCode::OK);
 }
 
-async fn fields_that_are_wrong(process: &Process) {
-    for (more, code, param) in [
-        (json!({"tempurature": 1}), "unknown_parameter", "tempurature"),
-        (json!({"temperature": 9}), "invalid_value", "temperature"),
-        (json!({"n": 200}), "invalid_value", "n"),
-        (
-            json!({"tools": [{"type": "function"}]}),
-            "unsupported_parameter",
-            "tools",
-        ),
-        (
-            json!({"response_format": {"type": "xml"}}),
-            "invalid_value",
-            "response_format",
-        ),
-        (json!({"logprobs": 1}), "invalid_value", "logprobs"),
-        (json!({"messages": null}), "invalid_value", "messages"),
-        (json!({"messages": []}), "invalid_value", "messages"),
-        (json!({"model": 5}), "invalid_value", "model"),
-        (json!({"max_tokens": 0}), "invalid_value", "max_tokens"),
-        (json!({"stop": ""}), "invalid_value", "stop"),
+async fn fields_that_are_wrong(process: &Process) -> usize {
+    let completion = json!({"model": NAME, "prompt": "Hi"});
+    let chats = [shared(), chats()].concat();
+    let completions = [shared(), completions()].concat();
+    let mut count = 0;
+    for (path, good, mistakes) in [
+        (CHAT, question("Hi", &json!({})), chats),
+        ("/v1/completions", completion.clone(), completions),
+        ("/tokenize", completion, tokenize()),
+        ("/detokenize", json!({"model": NAME, "tokens": [1]}), detokenize()),
     ] {
-        let body = question("Hi", &more).to_string();
-        let error = expect(post(process, CHAT, "application/json", body).await, 400, code).await;
-        assert_eq!(error["param"], param, "{error}");
+        for (more, code, param) in mistakes {
+            let mut body = good.clone();
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let response = post(process, path, "application/json", body.to_string()).await;
+            let shown: String = more.to_string().chars().take(300).collect();
+            assert_eq!(response.status(), 400, "{path} {shown}");
+            let error = expect(response, 400, code).await;
+            let named = error["param"].as_str().unwrap_or_default();
+            assert_eq!(named, param, "{path} {shown}: {error}");
+            count += 1;
+        }
     }
     let other = question("Hi", &json!({"model": "gpt-4o"})).to_string();
     let error = expect(
@@ -120,6 +143,85 @@ async fn fields_that_are_wrong(process: &Process) {
     )
     .await;
     assert!(error["message"].as_str().unwrap().contains(NAME), "{error}");
+    count
+}
+
+/// What is sent on a connection of its own, and how the answer must begin. Nothing: the connection is closed.
+async fn connections_that_break(process: &Process) {
+    let good = question("Hi", &json!({"max_tokens": 1})).to_string();
+    let head = |length: usize| {
+        format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let whole = format!("{}{good}", head(good.len()));
+    let is_bad = "HTTP/1.1 400";
+    for (sent, answers) in [
+        ("\r\n\r\n".to_owned(), vec![]),
+        ("GARBAGE\r\n\r\n".to_owned(), vec![is_bad]),
+        ("GET / HTTP/9.9\r\n\r\n".to_owned(), vec![is_bad]),
+        (
+            format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(100_000)),
+            vec!["HTTP/1.1 4"],
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1 << 20)),
+            vec!["HTTP/1.1 431"],
+        ),
+        (
+            format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(5_000)),
+            vec!["HTTP/1.1 431"],
+        ),
+        (format!("{}{good}", head(good.len() + 100)), vec![is_bad]),
+        (head(good.len()), vec![is_bad]),
+        (
+            format!(
+                "POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+            ),
+            vec![is_bad],
+        ),
+        (
+            format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
+            vec![is_bad],
+        ),
+        // Whoever closes is taken to be gone, and nothing is computed for nobody.
+        (whole.clone(), vec![]),
+        // The beginning of HTTP/2, and then something else.
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGARBAGE THAT IS LONG ENOUGH".to_owned(),
+            vec![],
+        ),
+    ] {
+        let got = say(process, &sent, true).await;
+        let shown: String = sent.chars().take(120).collect();
+        assert_eq!(got.matches("HTTP/1.1 ").count(), answers.len(), "{shown}: {got}");
+        for answer in answers {
+            assert!(got.contains(answer), "{shown}: {got}");
+        }
+    }
+    // Several requests at once are answered one after the other.
+    let last = whole.replace("Host: a", "Host: a\r\nConnection: close");
+    let got = say(process, &format!("{whole}{whole}{last}"), false).await;
+    assert_eq!(got.matches("HTTP/1.1 200").count(), 3, "{got}");
+    // One that says nothing more does not keep others from being answered.
+    let mut slow = TcpStream::connect(("127.0.0.1", process.port)).await.unwrap();
+    slow.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX")
+        .await
+        .unwrap();
+    let answer = post(process, CHAT, "application/json", good).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+/// Sends a text, closes that direction or not, and reads to the end.
+async fn say(process: &Process, text: &str, closes: bool) -> String {
+    let mut connection = TcpStream::connect(("127.0.0.1", process.port)).await.unwrap();
+    // The server may close before it has read everything.
+    let _ = connection.write_all(text.as_bytes()).await;
+    if closes {
+        let _ = connection.shutdown().await;
+    }
+    let mut got = Vec::new();
+    let end = tokio::time::timeout(Duration::from_mins(1), connection.read_to_end(&mut got)).await;
+    let _ = end.expect("the connection is closed in the end");
+    String::from_utf8_lossy(&got).into_owned()
 }
 
 async fn requests_that_are_too_long(process: &Process) {

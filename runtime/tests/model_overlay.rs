@@ -40,6 +40,7 @@ fn template_that_is_laid_over_the_model_is_the_one_that_is_used() {
         messages: serde_json::json!([{"role": "user", "content": "ahoy"}]),
         tools: None,
         add_generation_prompt: false,
+        variables: serde_json::Map::new(),
     };
     assert_eq!(loaded.template.unwrap().render(&input).unwrap(), "[ahoy]");
 }

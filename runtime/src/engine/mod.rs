@@ -51,6 +51,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Strings that end the answer and are not part of it.
     pub stop: Vec<String>,
+    /// Control tokens that are part of the answer's text; others are not seen in it.
+    pub shown: Vec<u32>,
     /// What holds the answer to a grammar.
     pub constraint: Option<Constraint>,
     /// Whether it is told how likely each token was, and with how many of the likeliest ones in its place.

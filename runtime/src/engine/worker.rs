@@ -57,8 +57,8 @@ impl Settings {
     }
 }
 
-/// Makes a fresh decoder of text for each answer.
-pub(crate) type NewText = Box<dyn Fn() -> Box<dyn TextStream> + Send>;
+/// Makes a fresh decoder of text for each answer, in which these control tokens are seen.
+pub(crate) type NewText = Box<dyn Fn(&[u32]) -> Box<dyn TextStream> + Send>;
 
 /// Owns the model. [`run`](Self::run) is the thread.
 pub struct Worker<M> {
@@ -232,6 +232,7 @@ impl<M: StepModel> Worker<M> {
             max_tokens,
             sampling,
             stop,
+            shown,
             constraint,
             logprobs,
             answers: _,
@@ -244,7 +245,7 @@ impl<M: StepModel> Worker<M> {
                 prompt_tokens,
                 max_tokens,
                 sampler: sampler.with_seed_after(number),
-                speech: Speech::new((self.new_text)(), StopMatcher::new(&stop)),
+                speech: Speech::new((self.new_text)(&shown), StopMatcher::new(&stop)),
                 logprobs,
                 constraint: constraint.clone(),
                 mask: None,

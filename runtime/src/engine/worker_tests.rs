@@ -115,7 +115,7 @@ fn start_with(concurrency: usize, gated: bool, fails_at: Option<u32>, blocks: us
         fails_at,
     };
     let settings = Settings::of_tests(concurrency, vec![END]);
-    let text: NewText = Box::new(|| Box::new(Brackets));
+    let text: NewText = Box::new(|_: &[u32]| Box::new(Brackets));
     let parts = (commands, admission);
     let worker = Worker::new(model, text, settings, parts, Arc::clone(&metrics), board.clone());
     Harness {
@@ -136,6 +136,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
             temperature: 0.0,
             ..Sampling::default()
         },
+        shown: vec![],
         stop: vec![],
         constraint: None,
         logprobs: None,

@@ -35,6 +35,13 @@ pub enum Grammar {
     Regex(String),
     /// One of these texts, of which there is at least one.
     Choice(Vec<String>),
+    /// Several of them, put together.
+    Composed {
+        /// Rules in the variant of Lark's notation that llguidance reads; `start` is the first. `@name` stands for a part.
+        lark: String,
+        /// The parts with their names; none of them is composed itself.
+        parts: Vec<(String, Grammar)>,
+    },
 }
 
 impl Grammar {
@@ -48,6 +55,27 @@ impl Grammar {
                 let alternatives = quoted.collect::<Vec<_>>().join(" | ");
                 TopLevelGrammar::from_lark(format!("start: {alternatives}"))
             }
+            Self::Composed { lark, parts } => {
+                let mut whole = TopLevelGrammar::from_lark(lark.clone());
+                for (name, part) in parts {
+                    whole
+                        .grammars
+                        .extend(part.compile().grammars.into_iter().map(|mut grammar| {
+                            grammar.name = Some(name.clone());
+                            grammar
+                        }));
+                }
+                whole
+            }
+        }
+    }
+
+    /// Bytes of the schemas in it.
+    fn schema_bytes(&self) -> usize {
+        match self {
+            Self::JsonSchema(schema) => schema.to_string().len(),
+            Self::Composed { parts, .. } => parts.iter().map(|(_, part)| part.schema_bytes()).sum(),
+            Self::JsonObject | Self::Regex(_) | Self::Choice(_) => 0,
         }
     }
 
@@ -58,6 +86,10 @@ impl Grammar {
             Self::JsonSchema(schema) => format!("schema {schema}"),
             Self::Regex(pattern) => format!("regex {pattern}"),
             Self::Choice(choices) => format!("choice {choices:?}"),
+            Self::Composed { lark, parts } => {
+                let parts = parts.iter().map(|(name, part)| format!("@{name} {}", part.key()));
+                format!("composed {lark}{}", parts.collect::<Vec<_>>().join("\n"))
+            }
         }
     }
 }
@@ -147,10 +179,8 @@ impl Grammars {
             .get_or_init(|| self.factory())
             .as_ref()
             .map_err(Clone::clone)?;
-        if let Grammar::JsonSchema(schema) = grammar
-            && schema.to_string().len() > MAX_SCHEMA_BYTES
-        {
-            let message = format!("a schema may have at most {MAX_SCHEMA_BYTES} bytes");
+        if grammar.schema_bytes() > MAX_SCHEMA_BYTES {
+            let message = format!("schemas may have at most {MAX_SCHEMA_BYTES} bytes together");
             return Err(GrammarError::Refused(message));
         }
         let matcher = in_deep_stack(|| Matcher::new(factory.create_parser(grammar.compile())))?;
@@ -279,4 +309,4 @@ impl Mask {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

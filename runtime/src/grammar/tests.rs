@@ -12,7 +12,10 @@ const LONG: [&str; 12] = [
     "\": ", ", ", "\", \"", "{\"", "\"}", "true", "false", "null", "aa", "12", "é", "日",
 ];
 
-/// All bytes, some longer tokens and an end.
+/// Control tokens of a model that marks its calls with them.
+const MARKERS: [&str; 2] = ["[TOOL_CALLS]", "[ARGS]"];
+
+/// All bytes, some longer tokens, an end and some markers.
 fn tokenizer() -> Arc<Tokenizer> {
     // The letters that byte-level vocabularies write bytes with.
     let mut next = 256;
@@ -29,20 +32,41 @@ fn tokenizer() -> Arc<Tokenizer> {
     let bytes = letters.iter().map(char::to_string);
     let texts = bytes.chain(LONG.iter().map(|text| spell(text)));
     let vocabulary: serde_json::Map<String, Value> = (1..).zip(texts).map(|(id, text)| (text, json!(id))).collect();
+    let special = |(id, content): (usize, &str)| {
+        json!({
+            "id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false
+        })
+    };
+    let added = std::iter::once((END as usize, "<end>")).chain((1 + vocabulary.len()..).zip(MARKERS));
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let file = json!({
         "version": "1.0", "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "added_tokens": [{
-            "id": END, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false
-        }],
+        "added_tokens": added.map(special).collect::<Vec<_>>(),
         "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
     });
     Arc::new(Tokenizer::from_json("tokenizer.json", file.to_string().as_bytes(), &json!({})).unwrap())
 }
 
-fn grammars() -> Grammars {
+pub(crate) fn grammars() -> Grammars {
     Grammars::new(tokenizer(), vec![END])
+}
+
+impl Grammars {
+    /// The control token with this text.
+    pub(crate) fn control(&self, text: &str) -> Option<u32> {
+        self.tokenizer.control_token(text)
+    }
+
+    /// Whether a grammar takes this text as a whole answer. Markers in it are control tokens.
+    pub(crate) fn takes(&self, grammar: &Grammar, text: &str) -> bool {
+        let mut constraint = self.constraint(grammar).unwrap();
+        let tokens = self.tokenizer.encode(text, crate::model::SpecialTokens::Parse).unwrap();
+        tokens.into_iter().chain([END]).all(|token| {
+            let ends = token == END && constraint.is_complete();
+            ends || constraint.mask().unwrap().allows(token) && constraint.accept(token).is_ok()
+        })
+    }
 }
 
 /// Draws an answer; `None` when it is not at its end after `most` tokens.

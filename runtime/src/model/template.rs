@@ -32,6 +32,8 @@ pub struct ChatInput {
     pub tools: Option<serde_json::Value>,
     /// Whether the text ends with the opening of the assistant's answer.
     pub add_generation_prompt: bool,
+    /// Further variables, which cannot replace the others.
+    pub variables: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Why a conversation could not be rendered.
@@ -54,6 +56,7 @@ pub struct ChatTemplate {
     begin: String,
     end: String,
     digest: Digest,
+    source: String,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -92,6 +95,7 @@ impl ChatTemplate {
             begin,
             end,
             digest: Digest::of(text.as_bytes()),
+            source: text.to_owned(),
         };
         template.probe().map_err(|error| refuse(error.to_string()))?;
         Ok(template)
@@ -102,8 +106,14 @@ impl ChatTemplate {
         self.digest.to_string()
     }
 
+    /// Whether this is somewhere in the template's text.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source.contains(text)
+    }
+
     /// Renders a conversation.
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
+        let variables = Value::from(Serde(&input.variables));
         let context = context! {
             messages => Value::from(Serde(&input.messages)),
             tools => input.tools.as_ref().map(|tools| Value::from(Serde(tools))),
@@ -111,6 +121,7 @@ impl ChatTemplate {
             add_generation_prompt => input.add_generation_prompt,
             bos_token => &self.begin,
             eos_token => &self.end,
+            ..variables
         };
         let mut output = Bounded::default();
         let template = self.environment.get_template(NAME).map_err(|error| classify(&error))?;
@@ -135,6 +146,7 @@ impl ChatTemplate {
                 messages: serde_json::Value::Array(messages),
                 tools: None,
                 add_generation_prompt: true,
+                variables: serde_json::Map::new(),
             };
             match self.render(&input) {
                 Ok(_) => works = true,

@@ -4,6 +4,7 @@ use super::overlay;
 use crate::backend::KvType;
 use crate::backend::device::{self, Accelerator, DeviceChoice};
 use crate::context::unix_seconds;
+use crate::dialect::Dialect;
 use crate::engine::{self, Admission, Engine, QueueLimits, Settings, WarmUpError, Worker};
 use crate::failure::{Failure, chain};
 use crate::grammar::Grammars;
@@ -183,7 +184,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     };
     let tokenizer = Arc::new(tokenizer);
     let for_text = Arc::clone(&tokenizer);
-    let new_text = Box::new(move || Box::new(for_text.decoder()) as Box<dyn engine::TextStream>);
+    let new_text = Box::new(move |shown: &[u32]| Box::new(for_text.decoder(shown)) as Box<dyn engine::TextStream>);
     let worker = Worker::new(model, new_text, settings, (commands, admission), metrics, board.clone());
     let served = Served {
         name: plan.served_name.clone(),
@@ -192,8 +193,8 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         created: unix_seconds(),
         context_length: description.context_length,
         grammars: Grammars::new(Arc::clone(&tokenizer), generation.end_tokens.clone()),
+        dialect: template.map(|template| Dialect::of(template, |text| tokenizer.control_token(text))),
         tokenizer,
-        template,
         generation,
         engine,
     };

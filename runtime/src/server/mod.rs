@@ -14,10 +14,11 @@ mod stream;
 pub use in_flight::InFlight;
 pub use routes::router;
 
+use crate::dialect::Dialect;
 use crate::engine::Engine;
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
-use crate::model::{ChatTemplate, GenerationDefaults, SpecialTokens, Tokenizer};
+use crate::model::{GenerationDefaults, SpecialTokens, Tokenizer};
 use crate::traffic::Traffic;
 use error::{ApiError, Code};
 use escadre_verify::Digest;
@@ -56,8 +57,8 @@ pub struct Served {
     pub context_length: usize,
     /// Text to tokens.
     pub tokenizer: Arc<Tokenizer>,
-    /// Messages to text.
-    pub template: Option<ChatTemplate>,
+    /// Messages to text, and what an answer's text says. Absent: the model has no chat template.
+    pub dialect: Option<Dialect>,
     /// What holds answers to grammars.
     pub grammars: Grammars,
     /// What the model's authors suggest.

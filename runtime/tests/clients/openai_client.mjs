@@ -48,6 +48,23 @@ const structured = await client.chat.completions.create({
 assert.ok([1, 2, 3].includes(JSON.parse(structured.choices[0].message.content).masts));
 assert.ok(structured.choices[0].logprobs.content.length > 5);
 
+// The client's own loop: it calls the function here, and sends the result back.
+let asked = null;
+const loop = client.chat.completions.runTools({
+  model, messages: [{ role: "user", content: "How many masts has a brig?" }], temperature: 0, max_tokens: 100,
+  parallel_tool_calls: false, tool_choice: { type: "function", function: { name: "masts" } },
+  tools: [{
+    type: "function",
+    function: {
+      name: "masts", description: "The masts of a ship.", parse: JSON.parse,
+      parameters: { type: "object", additionalProperties: false, required: ["kind"], properties: { kind: { enum: ["brig", "sloop"] } } },
+      function: (ship) => { asked = ship; return "2"; },
+    },
+  }],
+});
+await loop.done();
+assert.ok(["brig", "sloop"].includes(asked.kind), asked);
+
 // A client may go away in the middle.
 const abandoned = await client.chat.completions.create({ ...options, max_tokens: 500, stream: true });
 for await (const chunk of abandoned) {

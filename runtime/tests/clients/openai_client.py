@@ -67,6 +67,33 @@ parsed = client.chat.completions.parse(model=model, messages=ask, temperature=0,
 assert isinstance(parsed.choices[0].message.parsed, Ship), parsed
 
 
+class Weather(pydantic.BaseModel):
+    """The weather of a city."""
+
+    city: str = pydantic.Field(max_length=16)
+    unit: typing.Literal["celsius", "fahrenheit"]
+
+
+# The loop of every agent: a call, its result, an answer.
+asked = {"model": model, "temperature": 0, "max_tokens": 120, "tools": [openai.pydantic_function_tool(Weather)]}
+talk = [{"role": "user", "content": "How warm is it in Paris?"}]
+called = client.chat.completions.create(**asked, messages=talk, tool_choice="required", parallel_tool_calls=False)
+assert called.choices[0].finish_reason == "tool_calls", called
+call = called.choices[0].message.tool_calls[0]
+assert call.function.name == "Weather" and Weather.model_validate_json(call.function.arguments), call
+talk += [called.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"}]
+assert client.chat.completions.create(**asked, messages=talk).choices[0].message
+parsed = client.chat.completions.parse(**asked, messages=talk[:1], tool_choice="required", parallel_tool_calls=False)
+assert isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_arguments, Weather), parsed
+events = []
+with client.chat.completions.stream(**asked, messages=talk[:1], tool_choice={"type": "function", "function": {"name": "Weather"}}) as stream:
+    for event in stream:
+        events.append(event.type)
+    final = stream.get_final_completion().choices[0].message.tool_calls[0]
+assert final.function.arguments == call.function.arguments, (final, call)
+assert "tool_calls.function.arguments.delta" in events and "tool_calls.function.arguments.done" in events, set(events)
+
+
 def refuses(kind, **changes):
     try:
         client.chat.completions.create(**{**options, **changes})

@@ -12,6 +12,7 @@ fn input(messages: serde_json::Value) -> ChatInput {
         messages,
         tools: None,
         add_generation_prompt: true,
+        variables: serde_json::Map::new(),
     }
 }
 

@@ -101,9 +101,9 @@ impl Tokenizer {
         self.vocabulary.is_control(id)
     }
 
-    /// A decoder for one stream of tokens.
-    pub fn decoder(&self) -> StreamDecoder {
-        StreamDecoder::new(Arc::clone(&self.vocabulary))
+    /// A decoder for one stream of tokens, in whose text these control tokens are seen.
+    pub fn decoder(&self, shown: &[u32]) -> StreamDecoder {
+        StreamDecoder::new(Arc::clone(&self.vocabulary), shown)
     }
 
     /// How many tokens there are: one more than the largest id.

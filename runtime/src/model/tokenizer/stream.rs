@@ -7,21 +7,24 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct StreamDecoder {
     vocabulary: Arc<Vocabulary>,
+    /// Control tokens that give their text.
+    shown: Vec<u32>,
     pending: Vec<u8>,
 }
 
 impl StreamDecoder {
-    pub(super) fn new(vocabulary: Arc<Vocabulary>) -> Self {
+    pub(super) fn new(vocabulary: Arc<Vocabulary>, shown: &[u32]) -> Self {
         Self {
             vocabulary,
+            shown: shown.to_vec(),
             pending: Vec::new(),
         }
     }
 
-    /// The text that this token completes: often a piece, sometimes nothing. Control tokens give nothing. Bytes that
-    /// can never become a character give U+FFFD.
+    /// The text that this token completes: often a piece, sometimes nothing. Control tokens give nothing, but for those
+    /// that are shown. Bytes that can never become a character give U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
-        if self.vocabulary.is_control(id) {
+        if self.vocabulary.is_control(id) && !self.shown.contains(&id) {
             return String::new();
         }
         self.pending
@@ -70,7 +73,16 @@ mod tests {
             vocabulary.push(token, Kind::Normal);
         }
         vocabulary.push(b"<end>", Kind::Control);
-        StreamDecoder::new(Arc::new(vocabulary))
+        StreamDecoder::new(Arc::new(vocabulary), &[])
+    }
+
+    #[test]
+    fn control_tokens_are_seen_when_they_are_wanted() {
+        let mut vocabulary = Vocabulary::default();
+        vocabulary.push(b"<a>", Kind::Control);
+        vocabulary.push(b"<b>", Kind::Control);
+        let mut decoder = StreamDecoder::new(Arc::new(vocabulary), &[1]);
+        assert_eq!((decoder.push(0).as_str(), decoder.push(1).as_str()), ("", "<b>"));
     }
 
     #[test]

@@ -24,22 +24,82 @@ impl Kind {
 }
 
 /// One of the answers to a request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Answer {
     pub(super) text: String,
+    pub(super) reasoning: String,
+    pub(super) calls: Vec<Call>,
     /// When it is asked for how likely they were.
     pub(super) tokens: Option<Vec<AnswerToken>>,
-    pub(super) reason: FinishReason,
+    /// Absent until it has ended.
+    pub(super) reason: Option<FinishReason>,
+}
+
+/// A call of a tool in an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Call {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) arguments: String,
 }
 
 /// A part of an answer in a stream.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Part {
-    pub(super) text: String,
+    pub(super) said: Said,
     /// When it is asked for how likely they were.
     pub(super) tokens: Option<Vec<AnswerToken>>,
     /// Characters of the answer before this part.
     pub(super) offset: usize,
+}
+
+/// What a part of an answer says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Said {
+    Text(String),
+    Reasoning(String),
+    /// A call begins, the one with this number in the answer.
+    Call {
+        index: usize,
+        id: String,
+        name: String,
+    },
+    /// More of the arguments of a call.
+    Arguments {
+        index: usize,
+        text: String,
+    },
+}
+
+impl Answer {
+    /// Takes the next part.
+    pub(super) fn add(&mut self, part: Part) {
+        match part.said {
+            Said::Text(text) => self.text.push_str(&text),
+            Said::Reasoning(text) => self.reasoning.push_str(&text),
+            Said::Call { id, name, .. } => self.calls.push(Call {
+                id,
+                name,
+                arguments: String::new(),
+            }),
+            Said::Arguments { text, .. } => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments.push_str(&text);
+                }
+            }
+        }
+        if let Some(tokens) = &mut self.tokens {
+            tokens.extend(part.tokens.into_iter().flatten());
+        }
+    }
+}
+
+/// What ended an answer, as clients know it.
+fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
+    match reason {
+        FinishReason::Stop if has_calls => "tool_calls",
+        reason => reason.into(),
+    }
 }
 
 /// What every part of one answer repeats.
@@ -76,12 +136,12 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn new(index: usize, content: Content<'a>, reason: Option<FinishReason>) -> Self {
+    fn new(index: usize, content: Content<'a>, finish_reason: Option<&'static str>) -> Self {
         Self {
             index,
             content,
             logprobs: None,
-            finish_reason: reason.map(Into::into),
+            finish_reason,
         }
     }
 }
@@ -97,8 +157,13 @@ enum Content<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    /// Null in an answer that only calls.
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WireCall<'a>>,
 }
 
 #[derive(Serialize, Default)]
@@ -107,6 +172,89 @@ struct Delta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WireCall<'a>>,
+}
+
+/// A call, or in a stream a part of one.
+#[derive(Serialize, Default)]
+struct WireCall<'a> {
+    /// Only in streams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: WireFunction<'a>,
+}
+
+#[derive(Serialize, Default)]
+struct WireFunction<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+impl<'a> WireCall<'a> {
+    fn new(index: Option<usize>, id: &'a str, name: &'a str, arguments: &'a str) -> Self {
+        Self {
+            index,
+            id: Some(id),
+            r#type: Some("function"),
+            function: WireFunction {
+                name: Some(name),
+                arguments,
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a Answer> for Message<'a> {
+    fn from(answer: &'a Answer) -> Self {
+        let calls = answer.calls.iter();
+        Self {
+            role: "assistant",
+            content: (answer.calls.is_empty() || !answer.text.is_empty()).then_some(&answer.text),
+            reasoning_content: (!answer.reasoning.is_empty()).then_some(&answer.reasoning),
+            refusal: None,
+            tool_calls: calls
+                .map(|call| WireCall::new(None, &call.id, &call.name, &call.arguments))
+                .collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a Said> for Delta<'a> {
+    fn from(said: &'a Said) -> Self {
+        match said {
+            Said::Text(text) => Self {
+                content: Some(text),
+                ..Self::default()
+            },
+            Said::Reasoning(text) => Self {
+                reasoning_content: Some(text),
+                ..Self::default()
+            },
+            Said::Call { index, id, name } => Self {
+                tool_calls: vec![WireCall::new(Some(*index), id, name, "")],
+                ..Self::default()
+            },
+            Said::Arguments { index, text } => Self {
+                tool_calls: vec![WireCall {
+                    index: Some(*index),
+                    function: WireFunction {
+                        name: None,
+                        arguments: text,
+                    },
+                    ..WireCall::default()
+                }],
+                ..Self::default()
+            },
+        }
+    }
 }
 
 /// The member `usage`, which may also be absent, or there and null.
@@ -151,16 +299,15 @@ impl Envelope {
         };
         let choices = (0..).zip(answers).map(|(index, answer)| {
             let content = match self.kind {
-                Kind::Chat => Content::Message(Message {
-                    role: "assistant",
-                    content: &answer.text,
-                    refusal: None,
-                }),
+                Kind::Chat => Content::Message(answer.into()),
                 Kind::Text => Content::Text(&answer.text),
             };
+            let reason = answer
+                .reason
+                .map(|reason| finish_reason(reason, !answer.calls.is_empty()));
             Choice {
                 logprobs: self.logprobs(answer.tokens.as_deref(), 0),
-                ..Choice::new(index, content, Some(answer.reason))
+                ..Choice::new(index, content, reason)
             }
         });
         self.wire(object, choices.collect(), usage.into())
@@ -171,18 +318,16 @@ impl Envelope {
         let delta = Delta {
             role: Some("assistant"),
             content: Some(""),
+            ..Delta::default()
         };
         (self.kind == Kind::Chat).then(|| self.chunk(Choice::new(index, Content::Delta(delta), None)))
     }
 
     /// A chunk with a part of an answer.
     pub(super) fn part_chunk(&self, index: usize, part: &Part) -> String {
-        let content = match self.kind {
-            Kind::Chat => Content::Delta(Delta {
-                content: Some(&part.text),
-                ..Delta::default()
-            }),
-            Kind::Text => Content::Text(&part.text),
+        let content = match (self.kind, &part.said) {
+            (Kind::Text, Said::Text(text)) => Content::Text(text),
+            (_, said) => Content::Delta(said.into()),
         };
         self.chunk(Choice {
             logprobs: self.logprobs(part.tokens.as_deref(), part.offset),
@@ -195,12 +340,12 @@ impl Envelope {
     }
 
     /// The chunk that says what ended an answer.
-    pub(super) fn finish_chunk(&self, index: usize, reason: FinishReason) -> String {
+    pub(super) fn finish_chunk(&self, index: usize, reason: FinishReason, has_calls: bool) -> String {
         let content = match self.kind {
             Kind::Chat => Content::Delta(Delta::default()),
             Kind::Text => Content::Text(""),
         };
-        self.chunk(Choice::new(index, content, Some(reason)))
+        self.chunk(Choice::new(index, content, Some(finish_reason(reason, has_calls))))
     }
 
     /// The chunk with the usage, when it was asked for.
@@ -258,14 +403,18 @@ mod tests {
     fn answer(text: &str, reason: FinishReason) -> Answer {
         Answer {
             text: text.into(),
-            tokens: None,
-            reason,
+            reason: Some(reason),
+            ..Answer::default()
         }
     }
 
     fn part(text: &str) -> Part {
+        said(Said::Text(text.into()))
+    }
+
+    fn said(said: Said) -> Part {
         Part {
-            text: text.into(),
+            said,
             tokens: None,
             offset: 0,
         }
@@ -336,11 +485,57 @@ mod tests {
             parse(&chat.part_chunk(2, &part("x")))["choices"][0],
             json!({"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null})
         );
-        let finish = parse(&chat.finish_chunk(0, FinishReason::Stop));
+        let finish = parse(&chat.finish_chunk(0, FinishReason::Stop, false));
         assert_eq!(
             finish["choices"][0],
             json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"})
         );
         assert_eq!(envelope(Kind::Text, false).opening(0), None);
+    }
+
+    #[test]
+    fn calls_and_reasoning_are_those_that_clients_know() {
+        let parts = || {
+            [
+                Said::Reasoning("hm".into()),
+                Said::Call {
+                    index: 0,
+                    id: "c1".into(),
+                    name: "f".into(),
+                },
+                Said::Arguments {
+                    index: 0,
+                    text: "{}".into(),
+                },
+            ]
+        };
+        let chat = envelope(Kind::Chat, false);
+        let delta = |part| parse(&chat.part_chunk(0, &said(part)))["choices"][0]["delta"].clone();
+        assert_eq!(
+            parts().map(delta),
+            [
+                json!({"reasoning_content": "hm"}),
+                json!({"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]}),
+                json!({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}),
+            ]
+        );
+        let mut answer = answer("", FinishReason::Stop);
+        for part in parts() {
+            answer.add(said(part));
+        }
+        let whole = parse(&chat.whole(&[answer], USAGE));
+        assert_eq!(
+            whole["choices"][0],
+            json!({
+                "index": 0, "logprobs": null, "finish_reason": "tool_calls",
+                "message": {
+                    "role": "assistant", "content": null, "reasoning_content": "hm", "refusal": null,
+                    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+                }
+            })
+        );
+        let finish = |reason| parse(&chat.finish_chunk(0, reason, true))["choices"][0]["finish_reason"].clone();
+        assert_eq!(finish(FinishReason::Stop), "tool_calls");
+        assert_eq!(finish(FinishReason::Length), "length");
     }
 }

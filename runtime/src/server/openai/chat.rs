@@ -2,10 +2,13 @@
 
 use super::answer::Kind;
 use super::fields::{Fields, invalid};
-use super::generate::answer;
+use super::generate::{Asked, answer};
 use super::messages;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
-use crate::model::{ChatInput, SpecialTokens, TemplateError};
+use super::telling::Reading;
+use super::tools::take_tools;
+use crate::dialect::{Conversation, DialectError, Wanted};
+use crate::model::{SpecialTokens, TemplateError};
 use crate::server::body::json_object;
 use crate::server::error::{ApiError, Code};
 use crate::server::{App, Served};
@@ -13,7 +16,7 @@ use crate::traffic::Attempt;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// Answers a conversation.
@@ -26,17 +29,58 @@ pub(crate) async fn create(
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
     let messages = messages::check(fields.required("messages")?)?;
+    let tools = take_tools(&mut fields)?;
     let parameters = Parameters {
         logprobs: take_logprobs(&mut fields)?,
         ..Parameters::of(&mut fields, &served)?
     };
+    let conversation = Conversation {
+        messages,
+        tools: tools.told,
+        with_answer: true,
+        variables: take_variables(&mut fields)?,
+    };
     take_unsupported(&mut fields)?;
     fields.finish(&HARMLESS)?;
-    let prompt = app
-        .prepare(&served, move |served| render(served, messages, true))
-        .await?;
-    let room = answer_room(prompt.len(), parameters.max_tokens, served.context_length, "messages")?;
-    answer(&app, &served, attempt, Kind::Chat, prompt, (parameters, room)).await
+    let Prompt { tokens, is_reasoning } = app.prepare(&served, move |served| render(served, conversation)).await?;
+    let room = answer_room(tokens.len(), parameters.max_tokens, served.context_length, "messages")?;
+    let mut asked = Asked {
+        kind: Kind::Chat,
+        prompt: tokens,
+        room,
+        reading: None,
+        shown: vec![],
+        parameters,
+    };
+    if let Some(dialect) = served
+        .dialect
+        .as_ref()
+        .filter(|dialect| dialect.reasons() || !tools.callable.is_empty())
+    {
+        let names = tools.callable.iter().map(|tool| tool.name.clone()).collect();
+        asked.parameters.grammar = dialect.grammar(Wanted {
+            tools: &tools.callable,
+            choice: tools.choice,
+            parallel: tools.parallel,
+            content: asked.parameters.grammar.take(),
+            is_reasoning,
+        });
+        asked.shown = dialect.controls(!tools.callable.is_empty());
+        asked.reading = Some(Reading {
+            splitter: dialect.splitter(names, is_reasoning),
+            has_short_ids: dialect.has_short_ids(),
+        });
+    }
+    answer(&app, &served, attempt, asked).await
+}
+
+/// Takes the variables that a request sets for the model's template, as vLLM has them.
+pub(super) fn take_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    match fields.take("chat_template_kwargs") {
+        None => Ok(Map::new()),
+        Some(Value::Object(variables)) => Ok(variables),
+        Some(_) => Err(invalid("chat_template_kwargs", "must be an object")),
+    }
 }
 
 /// More of the likeliest tokens cannot be asked for, as in OpenAI's API.
@@ -57,31 +101,40 @@ fn take_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
 
 /// Fields of chats that this server does not have.
 fn take_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.neutral("tools", is_empty)?;
     fields.neutral("functions", is_empty)?;
-    fields.neutral("tool_choice", |value| value == "none" || value == "auto")?;
+    fields.neutral("function_call", |value| value == "none" || value == "auto")?;
     fields.neutral("modalities", |value| *value == serde_json::json!(["text"]))
 }
 
-/// The tokens of a conversation, with or without the beginning of the next answer.
-pub(super) fn render(served: &Served, messages: Value, with_answer: bool) -> Result<Vec<u32>, ApiError> {
-    let Some(template) = &served.template else {
+/// A conversation as the model reads it.
+pub(super) struct Prompt {
+    pub(super) tokens: Vec<u32>,
+    /// Whether the answer begins inside the reasoning.
+    is_reasoning: bool,
+}
+
+/// The tokens of a conversation.
+pub(super) fn render(served: &Served, conversation: Conversation) -> Result<Prompt, ApiError> {
+    let Some(dialect) = &served.dialect else {
         let message = "this model has no chat template; use /v1/completions";
         return Err(ApiError::new(Code::TemplateError, message));
     };
-    let input = ChatInput {
-        messages,
-        tools: None,
-        add_generation_prompt: with_answer,
-    };
-    let text = template.render(&input).map_err(|error| {
-        let message = match error {
-            TemplateError::Raised(message) => format!("the model's chat template refuses these messages: {message}"),
-            other => format!("the model's chat template failed on these messages: {other}"),
-        };
-        ApiError::new(Code::TemplateError, message).param("messages")
+    let rendered = dialect.render(conversation).map_err(|error| match error {
+        DialectError::Foreign => ApiError::new(Code::UnsupportedParameter, error.to_string()).param("tools"),
+        DialectError::Template(error) => {
+            let message = match error {
+                TemplateError::Raised(message) => {
+                    format!("the model's chat template refuses these messages: {message}")
+                }
+                other => format!("the model's chat template failed on these messages: {other}"),
+            };
+            ApiError::new(Code::TemplateError, message).param("messages")
+        }
     })?;
-    served.tokens(&text, SpecialTokens::Parse)
+    Ok(Prompt {
+        tokens: served.tokens(&rendered.text, SpecialTokens::Parse)?,
+        is_reasoning: rendered.is_reasoning,
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::answer::Kind;
 use super::fields::{Fields, invalid};
-use super::generate::answer;
+use super::generate::{Asked, answer};
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
 use crate::model::SpecialTokens;
 use crate::server::body::json_object;
@@ -45,7 +45,15 @@ pub(crate) async fn create(
     let left = served.context_length.saturating_sub(prompt.len());
     let wanted = parameters.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(left.max(1)));
     let room = answer_room(prompt.len(), Some(wanted), served.context_length, "prompt")?;
-    answer(&app, &served, attempt, Kind::Text, prompt, (parameters, room)).await
+    let asked = Asked {
+        kind: Kind::Text,
+        prompt,
+        parameters,
+        room,
+        reading: None,
+        shown: vec![],
+    };
+    answer(&app, &served, attempt, asked).await
 }
 
 /// Fields of completions that this server does not have.

@@ -3,6 +3,7 @@
 use super::answer::{Answer, Envelope, Kind, Part};
 use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
+use super::telling::{Reading, Teller};
 use crate::context::{random_id, unix_seconds};
 use crate::engine::{Event, FinishReason, Generation, Piece, Request, SubmitError, Usage};
 use crate::grammar::{Constraint, Grammar};
@@ -15,6 +16,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt, stream};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,15 +24,34 @@ use std::time::Duration;
 /// A comment is sent when nothing else was for this long, so that nobody in between gives up during a long prompt.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
+/// A request that was checked.
+pub(super) struct Asked {
+    pub(super) kind: Kind,
+    pub(super) prompt: Vec<u32>,
+    pub(super) parameters: Parameters,
+    /// Tokens that the answer may have.
+    pub(super) room: usize,
+    /// How the answer is read. Absent: it is plain text.
+    pub(super) reading: Option<Reading>,
+    /// Control tokens that are part of the answer's text.
+    pub(super) shown: Vec<u32>,
+}
+
 /// Answers a prompt of tokens.
 pub(super) async fn answer(
     app: &App,
     served: &Arc<Served>,
     attempt: Attempt,
-    kind: Kind,
-    prompt: Vec<u32>,
-    (parameters, max_tokens): (Parameters, usize),
+    asked: Asked,
 ) -> Result<Response, ApiError> {
+    let Asked {
+        kind,
+        prompt,
+        parameters,
+        room,
+        reading,
+        shown,
+    } = asked;
     let Parameters {
         max_tokens: _,
         sampling,
@@ -47,9 +68,10 @@ pub(super) async fn answer(
     };
     let request = Request {
         prompt,
-        max_tokens,
+        max_tokens: room,
         sampling,
         stop,
+        shown,
         constraint,
         logprobs,
         answers,
@@ -61,7 +83,7 @@ pub(super) async fn answer(
         refusal(&error)
     })?;
     let wording = logprobs.map(|_| Arc::clone(&served.tokenizer));
-    let followed = Followed::new(generations, attempt, wording);
+    let followed = Followed::new(generations, attempt, wording, reading.as_ref());
     let envelope = Envelope {
         kind,
         id: random_id(kind.id_prefix()),
@@ -128,12 +150,18 @@ struct Followed {
     usage: Usage,
     /// What names tokens, when they are asked for.
     wording: Option<Arc<Tokenizer>>,
-    /// Characters that each answer has so far.
-    told: Vec<usize>,
+    tellers: Vec<Teller>,
+    /// What was not told yet.
+    ready: VecDeque<(usize, Next)>,
 }
 
 impl Followed {
-    fn new(generations: Vec<Generation>, attempt: Attempt, wording: Option<Arc<Tokenizer>>) -> Self {
+    fn new(
+        generations: Vec<Generation>,
+        attempt: Attempt,
+        wording: Option<Arc<Tokenizer>>,
+        reading: Option<&Reading>,
+    ) -> Self {
         attempt.accepted();
         let answers = generations.len();
         let numbered = (0..).zip(generations);
@@ -145,33 +173,34 @@ impl Followed {
             finished: 0,
             usage: Usage::default(),
             wording,
-            told: vec![0; answers],
-        }
-    }
-
-    /// A piece of one of the answers as its client sees it.
-    fn part(&mut self, index: usize, Piece { text, tokens }: Piece) -> Part {
-        let wording = self.wording.as_ref();
-        let words =
-            |tokenizer: &Arc<Tokenizer>| tokens.iter().map(|token| AnswerToken::new(token, tokenizer)).collect();
-        let offset = self.told[index];
-        self.told[index] += text.chars().count();
-        Part {
-            tokens: wording.map(words),
-            text,
-            offset,
+            tellers: vec![Teller::new(reading.cloned()); answers],
+            ready: VecDeque::new(),
         }
     }
 
     /// What happens next to one of the answers. `None`: all are finished.
     async fn next(&mut self) -> Result<Option<(usize, Next)>, ApiError> {
-        if self.finished == self.answers {
-            return Ok(None);
+        while self.ready.is_empty() {
+            if self.finished == self.answers {
+                return Ok(None);
+            }
+            self.listen().await?;
         }
+        Ok(self.ready.pop_front())
+    }
+
+    /// Takes the next event of the engine.
+    async fn listen(&mut self) -> Result<(), ApiError> {
         match self.generations.next().await {
-            Some((index, Event::Piece(piece))) => {
+            Some((index, Event::Piece(Piece { text, tokens }))) => {
                 self.attempt.token();
-                Ok(Some((index, Next::Part(self.part(index, piece)))))
+                let words = self.wording.as_ref().map(|tokenizer| {
+                    let tokens = tokens.iter();
+                    tokens.map(|token| AnswerToken::new(token, tokenizer)).collect()
+                });
+                let parts = self.tellers[index].push(text, words).into_iter();
+                self.ready.extend(parts.map(|part| (index, Next::Part(part))));
+                Ok(())
             }
             Some((index, Event::Finished { reason, usage })) => {
                 self.finished += 1;
@@ -184,7 +213,12 @@ impl Followed {
                 if self.finished == self.answers {
                     self.attempt.answered();
                 }
-                Ok(Some((index, Next::End(reason))))
+                let teller = &mut self.tellers[index];
+                let parts = teller.finish(self.wording.is_some()).into_iter().map(Next::Part);
+                let has_calls = teller.has_calls();
+                self.ready.extend(parts.map(|part| (index, part)));
+                self.ready.push_back((index, Next::End { reason, has_calls }));
+                Ok(())
             }
             last => {
                 self.attempt.failed();
@@ -197,26 +231,20 @@ impl Followed {
 /// What happens to an answer.
 enum Next {
     Part(Part),
-    End(FinishReason),
+    End { reason: FinishReason, has_calls: bool },
 }
 
 async fn collect(mut followed: Followed) -> Result<(Vec<Answer>, Usage), ApiError> {
     let empty = Answer {
-        text: String::new(),
         tokens: followed.wording.is_some().then(Vec::new),
-        reason: FinishReason::Stop,
+        ..Answer::default()
     };
     let mut answers = vec![empty; followed.answers];
     while let Some((index, next)) = followed.next().await? {
         let answer = &mut answers[index];
         match next {
-            Next::Part(part) => {
-                answer.text.push_str(&part.text);
-                if let Some(tokens) = &mut answer.tokens {
-                    tokens.extend(part.tokens.into_iter().flatten());
-                }
-            }
-            Next::End(reason) => answer.reason = reason,
+            Next::Part(part) => answer.add(part),
+            Next::End { reason, .. } => answer.reason = Some(reason),
         }
     }
     Ok((answers, followed.usage))
@@ -233,7 +261,7 @@ fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent
             Ok(Some((index, next))) => {
                 let line = match next {
                     Next::Part(part) => envelope.part_chunk(index, &part),
-                    Next::End(reason) => envelope.finish_chunk(index, reason),
+                    Next::End { reason, has_calls } => envelope.finish_chunk(index, reason, has_calls),
                 };
                 return Some((vec![line], Some((envelope, followed))));
             }
@@ -310,7 +338,7 @@ mod tests {
         let settings = Settings::of_tests(1, vec![]);
         let worker = Worker::new(
             Broken { steps: 0, has_bug },
-            Box::new(|| Box::new(Letters)),
+            Box::new(|_: &[u32]| Box::new(Letters)),
             settings,
             (commands, admission),
             Arc::new(Metrics::new("m")),
@@ -322,12 +350,13 @@ mod tests {
             max_tokens,
             sampling: Sampling::default(),
             stop: vec![],
+            shown: vec![],
             constraint: None,
             logprobs: None,
             answers: NonZeroUsize::MIN,
         };
         let attempt = Attempt::new(Arc::clone(traffic));
-        Followed::new(engine.submit(request).unwrap(), attempt, None)
+        Followed::new(engine.submit(request).unwrap(), attempt, None, None)
     }
 
     fn envelope() -> Envelope {

@@ -10,7 +10,9 @@ mod messages;
 mod models;
 mod parameters;
 mod structured;
+mod telling;
 mod tokens;
+mod tools;
 
 pub(crate) use chat::create as create_chat_completion;
 pub(crate) use completions::create as create_completion;

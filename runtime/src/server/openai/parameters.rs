@@ -17,13 +17,12 @@ const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 
 /// Fields that cannot change an answer, whatever their value.
-pub(super) const HARMLESS: [&str; 6] = [
+pub(super) const HARMLESS: [&str; 5] = [
     "user",
     "metadata",
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
 ];
 
 /// How an answer is generated and delivered.

@@ -3,6 +3,8 @@
 use super::chat;
 use super::fields::{Fields, invalid};
 use super::messages;
+use super::tools::take_tools;
+use crate::dialect::Conversation;
 use crate::model::SpecialTokens;
 use crate::server::body::json_object;
 use crate::server::error::ApiError;
@@ -18,7 +20,7 @@ enum Source {
     /// A text, with or without what the model wants before every text.
     Text { text: String, with_prefix: bool },
     /// A conversation, with or without the beginning of the next answer.
-    Chat { messages: Value, with_answer: bool },
+    Chat(Conversation),
 }
 
 /// The tokens of a prompt.
@@ -73,10 +75,12 @@ fn take_source(fields: &mut Fields) -> Result<Source, ApiError> {
             text,
             with_prefix: fields.boolean("add_special_tokens")?.unwrap_or(true),
         }),
-        (None, Some(messages)) => Ok(Source::Chat {
+        (None, Some(messages)) => Ok(Source::Chat(Conversation {
             messages: messages::check(messages)?,
+            tools: take_tools(fields)?.told,
             with_answer: fields.boolean("add_generation_prompt")?.unwrap_or(true),
-        }),
+            variables: chat::take_variables(fields)?,
+        })),
         (Some(_), Some(_)) => Err(invalid("messages", "cannot be there together with `prompt`")),
         (None, None) => Err(invalid("prompt", "or `messages` is missing")),
     }
@@ -89,7 +93,7 @@ fn tokens_of(served: &Served, source: Source) -> Result<Vec<u32>, ApiError> {
             with_prefix: true,
         } => served.tokens(&text, SpecialTokens::Parse),
         Source::Text { text, .. } => served.encode(&text, SpecialTokens::Parse),
-        Source::Chat { messages, with_answer } => chat::render(served, messages, with_answer),
+        Source::Chat(conversation) => chat::render(served, conversation).map(|prompt| prompt.tokens),
     }
 }
 
@@ -122,7 +126,7 @@ mod tests {
         assert!(matches!(text, Source::Text { text, with_prefix: false } if text == "a"));
         let messages = json!([{"role": "user", "content": "a"}]);
         let chat = take_source(&mut fields(json!({"messages": messages}))).unwrap();
-        assert!(matches!(chat, Source::Chat { with_answer: true, .. }));
+        assert!(matches!(chat, Source::Chat(Conversation { with_answer: true, .. })));
         for bad in [
             json!({}),
             json!({"prompt": 1}),
