@@ -7,7 +7,7 @@ SHELL := /bin/bash
 CLUSTER ?= demo
 TESTBED := target/debug/escadre-testbed
 
-.PHONY: help demo demo-down test check fmt generate models clients reference bench-first-token \
+.PHONY: help demo demo-down test check fmt generate models templates clients reference bench-first-token \
 	check-cuda soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet bench-serving \
 	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
@@ -37,6 +37,9 @@ generate-operator: ## Write the reference of the operator's options and metrics 
 
 models: ## Download the model that the tests and the demo serve (98 MB), and make the second one of the tests
 	@dev/second-model.sh
+
+templates: ## Download the chat templates that the tests render (77 MB)
+	@dev/templates.sh
 
 clients: ## Install the official OpenAI clients that the tests use
 	@dev/clients.sh

@@ -101,6 +101,7 @@ if [ "$mode" = all ]; then
   background+=("$components")
 fi
 step "models of the tests" dev/second-model.sh
+step "chat templates" dev/templates.sh
 step "OpenAI clients" dev/clients.sh
 step "build" cargo build --workspace --all-targets
 step "generated files are up to date" target/debug/crdgen --check

@@ -12,7 +12,7 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// A template in which tools are told and calls are written in some model's way. `CALL` is what an answer's call looks like.
 const TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}{% for call in message.tool_calls or [] %}CALL{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-const CALLS: [(&str, &str); 4] = [
+const CALLS: [(&str, &str); 5] = [
     (
         "hermes",
         "<tool_call>\n{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\n</tool_call>",
@@ -20,6 +20,10 @@ const CALLS: [(&str, &str); 4] = [
     (
         "mistral",
         "[TOOL_CALLS][{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}]",
+    ),
+    (
+        "numbered",
+        "[TOOL_CALLS]{{ call.function.name }}[CALL_ID]{{ call.id }}[ARGS]{{ call.function.arguments | tojson }}",
     ),
     (
         "named",
@@ -257,7 +261,7 @@ async fn every_format_of_calls_is_written_and_read() {
         let answer = ask(&process, &body).await;
         assert_eq!(calls(&answer["choices"][0]).len(), 1, "{name}: {answer}");
         let id = answer["choices"][0]["message"]["tool_calls"][0]["id"].as_str().unwrap();
-        let is_short = name == "mistral" || name == "named";
+        let is_short = ["mistral", "numbered", "named"].contains(&name);
         assert_eq!(id.len() == 9, is_short, "{name}: {id}");
         for seed in 0..2 {
             let body = with_tools(&json!("auto"), &json!({"temperature": 1, "seed": seed}));

@@ -7,7 +7,9 @@ pub(super) struct Syntax {
     pub(super) trigger: Option<&'static str>,
     /// From there to the first name.
     pub(super) open: &'static str,
-    /// Between a name and its arguments, which are a JSON object.
+    /// What stands between a name and an identifier of [`SHORT_ID`] letters and digits. Absent: there are no identifiers.
+    pub(super) id: Option<&'static str>,
+    /// Between a name, or its identifier, and the arguments, which are a JSON object.
     pub(super) arguments: &'static str,
     /// Behind the arguments.
     pub(super) end: &'static str,
@@ -21,10 +23,14 @@ pub(super) struct Syntax {
     pub(super) has_short_ids: bool,
 }
 
+/// Letters and digits of an identifier where a template insists on it.
+pub(super) const SHORT_ID: usize = 9;
+
 /// Hermes, Qwen 2.5, Qwen 3, `SmolLM3`.
 pub(super) const HERMES: Syntax = Syntax {
     trigger: Some("<tool_call>"),
     open: "\n{\"name\": \"",
+    id: None,
     arguments: "\", \"arguments\": ",
     end: "}\n</tool_call>",
     next: Some("\n<tool_call>\n{\"name\": \""),
@@ -37,6 +43,7 @@ pub(super) const HERMES: Syntax = Syntax {
 pub(super) const MISTRAL: Syntax = Syntax {
     trigger: Some("[TOOL_CALLS]"),
     open: "[{\"name\": \"",
+    id: None,
     arguments: "\", \"arguments\": ",
     end: "}",
     next: Some(", {\"name\": \""),
@@ -45,10 +52,18 @@ pub(super) const MISTRAL: Syntax = Syntax {
     has_short_ids: true,
 };
 
-/// Mistral Small 3.2 and later.
+/// Mistral Small 3.2.
+pub(super) const MISTRAL_NUMBERED: Syntax = Syntax {
+    id: Some("[CALL_ID]"),
+    markers: &["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"],
+    ..MISTRAL_NAMED
+};
+
+/// Devstral, Magistral, Ministral 3.
 pub(super) const MISTRAL_NAMED: Syntax = Syntax {
     trigger: Some("[TOOL_CALLS]"),
     open: "",
+    id: None,
     arguments: "[ARGS]",
     end: "",
     next: Some("[TOOL_CALLS]"),
@@ -61,6 +76,7 @@ pub(super) const MISTRAL_NAMED: Syntax = Syntax {
 pub(super) const LLAMA: Syntax = Syntax {
     trigger: None,
     open: "{\"name\": \"",
+    id: None,
     arguments: "\", \"parameters\": ",
     end: "}",
     next: None,

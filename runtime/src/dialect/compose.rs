@@ -1,6 +1,6 @@
 //! The grammar of an answer that may reason, call tools, or be held to something else.
 
-use super::calls::Syntax;
+use super::calls::{SHORT_ID, Syntax};
 use super::{Dialect, REASONING, Tool};
 use crate::grammar::Grammar;
 use serde_json::Value;
@@ -155,7 +155,10 @@ impl Lark<'_> {
         self.rule("calls", &format!("{open} call {} {close}", more.unwrap_or_default()));
         let names: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
         self.rule("call", &names.join(" | "));
-        let (arguments, end) = (self.literal(syntax.arguments), self.literal(syntax.end));
+        let (mut arguments, end) = (self.literal(syntax.arguments), self.literal(syntax.end));
+        if let Some(marker) = syntax.id {
+            arguments = format!("{} /[a-zA-Z0-9]{{{SHORT_ID}}}/ {arguments}", self.literal(marker));
+        }
         for ((number, name), tool) in names.iter().enumerate().zip(tools) {
             let tool_name = quoted(&tool.name);
             self.rule(name, &format!("{tool_name} {arguments} @arguments_{number} {end}"));

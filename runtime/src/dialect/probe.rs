@@ -1,7 +1,7 @@
 //! Finds out what a template does with tools, by letting it render a conversation in which one was called.
 
 use super::Calls;
-use super::calls::{HERMES, LLAMA, MISTRAL, MISTRAL_NAMED};
+use super::calls::{HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, MISTRAL_NUMBERED};
 use crate::model::{ChatInput, ChatTemplate};
 use serde_json::{Map, Value, json};
 
@@ -18,7 +18,9 @@ pub(super) fn calls(template: &ChatTemplate) -> Calls {
         let Some(call) = rendered_call(template, arguments_are_text) else {
             continue;
         };
-        let syntax = if call.contains("[ARGS]") {
+        let syntax = if call.contains("[CALL_ID]") {
+            &MISTRAL_NUMBERED
+        } else if call.contains("[ARGS]") {
             &MISTRAL_NAMED
         } else if call.contains("[TOOL_CALLS]") {
             &MISTRAL

@@ -1,6 +1,6 @@
 //! Takes an answer's text apart as it comes: reasoning, plain text, calls with their arguments.
 
-use super::calls::Syntax;
+use super::calls::{SHORT_ID, Syntax};
 use super::{Dialect, REASONING};
 
 /// A part of an answer; parts of the same kind follow each other.
@@ -10,8 +10,13 @@ pub enum Spoken {
     Reasoning(String),
     /// Of the answer's text.
     Content(String),
-    /// A call of the tool with this name begins.
-    Call(String),
+    /// A call of the tool with this name begins, with the identifier that the model gave it, if it does that.
+    Call {
+        /// One of the tools.
+        name: String,
+        /// Nine letters and digits.
+        id: Option<String>,
+    },
     /// Of the arguments of the last call, as JSON.
     Arguments(String),
 }
@@ -38,7 +43,7 @@ enum State {
     /// Nothing was said behind the reasoning.
     Beginning,
     Text,
-    /// From where a call begins to its arguments. `lead` is what stands before the name.
+    /// From where a call begins to its arguments.
     Head {
         is_first: bool,
     },
@@ -86,6 +91,36 @@ fn to_be_held(text: &str, marker: &str) -> usize {
         .unwrap_or(0);
     let before = &text[..text.len() - begun];
     text.len() - before.trim_end().len()
+}
+
+/// The identifier of a call of this tool whose text begins with its name, and how many bytes there are to the arguments;
+/// or whether there may be such a call when more of the text comes.
+fn calls_tool(text: &str, tool: &str, syntax: &Syntax) -> Result<(Option<String>, usize), bool> {
+    let mut at = 0;
+    let mut expect = |what: &str| match begins(&text[at..], what) {
+        Begins::Yes => {
+            at += what.len();
+            Ok(at)
+        }
+        Begins::Perhaps => Err(true),
+        Begins::No => Err(false),
+    };
+    expect(tool)?;
+    let mut id = None;
+    if let Some(marker) = syntax.id {
+        let start = expect(marker)?;
+        let given: String = text[start..].chars().take(SHORT_ID).collect();
+        if !given.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(false);
+        }
+        if given.len() < SHORT_ID {
+            return Err(true);
+        }
+        expect(&given)?;
+        id = Some(given);
+    }
+    let length = expect(syntax.arguments)?;
+    Ok((id, length))
 }
 
 impl Nesting {
@@ -265,15 +300,14 @@ impl Splitter {
         let behind = &self.held[lead.len()..];
         let mut may_come = false;
         for tool in &self.tools {
-            match begins(behind, &[tool, syntax.arguments].concat()) {
-                Begins::Yes => {
-                    spoken.push(Spoken::Call(tool.clone()));
-                    let length = lead.len() + tool.len() + syntax.arguments.len();
-                    self.held.drain(..length);
+            match calls_tool(behind, tool, syntax) {
+                Ok((id, length)) => {
+                    let name = tool.clone();
+                    spoken.push(Spoken::Call { name, id });
+                    self.held.drain(..lead.len() + length);
                     return self.go_on_if(true, State::Arguments(Nesting::default()));
                 }
-                Begins::Perhaps => may_come = true,
-                Begins::No => {}
+                Err(may) => may_come |= may,
             }
         }
         self.go_on_if(!may_come, State::Plain)

@@ -84,7 +84,8 @@ fn content(text: &str) -> Spoken {
 }
 
 fn call(name: &str, arguments: &str) -> [Spoken; 2] {
-    [Spoken::Call(name.to_owned()), Spoken::Arguments(arguments.to_owned())]
+    let name = name.to_owned();
+    [Spoken::Call { name, id: None }, Spoken::Arguments(arguments.to_owned())]
 }
 
 #[test]
@@ -165,6 +166,33 @@ fn text_before_calls_and_several_calls_are_told_apart() {
         split(&dialect, "a <b> <tool_cal ", 1, false),
         [content("a <b> <tool_cal ")]
     );
+}
+
+#[test]
+fn identifiers_of_the_model_are_kept() {
+    let text = NAMED.replace("[ARGS]", "[CALL_ID]{{ call.id }}[ARGS]");
+    let dialect = dialect(&text);
+    let answer = "[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]{}";
+    for step in [1, 4, 1000] {
+        let call = Spoken::Call {
+            name: "weather".into(),
+            id: Some("a1b2c3d4e".into()),
+        };
+        assert_eq!(
+            split(&dialect, answer, step, false),
+            [call, Spoken::Arguments("{}".into())]
+        );
+    }
+    let tools = [tool("weather")];
+    let wanted = Wanted {
+        tools: &tools,
+        choice: Choice::Required,
+        parallel: true,
+        content: None,
+        is_reasoning: false,
+    };
+    let takes = taker(&text, wanted);
+    assert!(takes(answer) && !takes("[TOOL_CALLS]weather[ARGS]{}") && !takes("[TOOL_CALLS]weather[CALL_ID]a[ARGS]{}"));
 }
 
 #[test]

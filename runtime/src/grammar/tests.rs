@@ -13,7 +13,7 @@ const LONG: [&str; 12] = [
 ];
 
 /// Control tokens of a model that marks its calls with them.
-const MARKERS: [&str; 2] = ["[TOOL_CALLS]", "[ARGS]"];
+const MARKERS: [&str; 3] = ["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"];
 
 /// All bytes, some longer tokens, an end and some markers.
 fn tokenizer() -> Arc<Tokenizer> {

@@ -85,11 +85,11 @@ impl Teller {
         match spoken {
             Spoken::Content(text) => Said::Text(text),
             Spoken::Reasoning(text) => Said::Reasoning(text),
-            Spoken::Call(name) => {
+            Spoken::Call { name, id } => {
                 self.calls += 1;
                 Said::Call {
                     index: self.calls - 1,
-                    id: self.id(),
+                    id: id.unwrap_or_else(|| self.id()),
                     name,
                 }
             }
