@@ -9,7 +9,7 @@ use crate::telemetry::LogFormat;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use escadre_verify::Digest;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -284,6 +284,10 @@ pub struct ServeArgs {
     #[arg(long, default_value = "1024")]
     pub max_connections: NonZeroUsize,
 
+    /// Who may ask.
+    #[command(flatten)]
+    pub access: AccessArgs,
+
     /// Worker threads for the arithmetic; without it what the container may use.
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
@@ -295,6 +299,28 @@ pub struct ServeArgs {
     /// Who this process is.
     #[command(flatten)]
     pub identity: Identity,
+}
+
+/// Who may ask, and how much.
+#[derive(Debug, Default, ClapArgs)]
+pub struct AccessArgs {
+    /// A folder with the API keys, as a Secret is mounted: each file is one client, its name that of the client, its content
+    /// the key, or `sha256:` and the SHA-256 of the key in hex. Edits take effect within seconds.
+    #[arg(long, value_name = "DIR")]
+    pub api_keys: Option<PathBuf>,
+
+    /// Whether callers without a key are refused; without it they are as soon as there is `--api-keys`. A wrong key is always
+    /// refused.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", requires = "api_keys")]
+    pub require_key: Option<bool>,
+
+    /// How many requests each client may make in a minute; those without a key are one client.
+    #[arg(long, value_name = "N")]
+    pub requests_per_minute: Option<NonZeroU32>,
+
+    /// How many tokens of prompts and answers each client may use in a minute; those without a key are one client.
+    #[arg(long, value_name = "N")]
+    pub tokens_per_minute: Option<NonZeroU32>,
 }
 
 /// A length of time with its unit, such as `500ms`, `30s` or `2m`.
@@ -353,6 +379,9 @@ mod tests {
             "serve --model=m.gguf --drain-timeout=5",
             "serve --model=m.gguf --drain-timeout=-5s",
             "serve --model=m.gguf --digest=sha256:12",
+            "serve --model=m.gguf --require-key",
+            "serve --model=m.gguf --api-keys=/keys --require-key=perhaps",
+            "serve --model=m.gguf --requests-per-minute=0",
             "fetch --source=hf://a/b --store=/models",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -3,6 +3,7 @@
 //! `fetch` fills a content-addressed store; `serve` verifies, loads and answers; `inspect` says what a model is;
 //! `bench` measures how fast it is here.
 
+pub mod access;
 pub mod app;
 pub mod args;
 pub mod backend;

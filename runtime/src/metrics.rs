@@ -35,6 +35,23 @@ pub struct Answered {
     pub code: u16,
 }
 
+/// Who used tokens, and for what.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Used {
+    /// The name of the API key; empty without one.
+    pub client: String,
+    /// For what.
+    pub kind: TokenKind,
+}
+
+/// What tokens are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names say it all")]
+pub enum TokenKind {
+    Prompt,
+    Completion,
+}
+
 /// The routes that are told apart; whatever a client makes up is `Other`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(missing_docs, reason = "the names say it all")]
@@ -56,6 +73,7 @@ pub type Fraction = Gauge<f64, AtomicU64>;
 pub struct Metrics {
     registry: Registry,
     pub http_requests: Family<Answered, Counter>,
+    pub client_tokens: Family<Used, Counter>,
     pub requests_running: Gauge,
     pub requests_waiting: Gauge,
     pub requests_refused: Counter,
@@ -82,6 +100,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             http_requests: Family::default(),
+            client_tokens: Family::default(),
             requests_running: Gauge::default(),
             requests_waiting: Gauge::default(),
             requests_refused: Counter::default(),
@@ -113,6 +132,11 @@ impl Metrics {
             "escadre_http_requests",
             "Requests to the API by route and status",
             self.http_requests.clone(),
+        );
+        registry.register(
+            "escadre_client_tokens",
+            "Tokens by the API key of whoever asked for them",
+            self.client_tokens.clone(),
         );
         registry.register(
             "escadre_http_connections",

@@ -27,6 +27,11 @@ impl Digest {
         hasher.finish()
     }
 
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hex digits, without the algorithm.
     pub fn hex(&self) -> String {
         let mut hex = String::with_capacity(64);

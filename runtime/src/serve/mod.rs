@@ -7,7 +7,8 @@ mod drain;
 mod load;
 mod overlay;
 
-use crate::args::ServeArgs;
+use crate::access::{self, Access, Keys, Limits};
+use crate::args::{AccessArgs, ServeArgs};
 use crate::cgroup;
 use crate::failure::Failure;
 use crate::fetch::{model_path, resolved_revision};
@@ -94,6 +95,7 @@ struct Servers {
 
 impl Servers {
     async fn start(args: &ServeArgs, place: &Place) -> Result<Self, Failure> {
+        let access = guard(&args.access)?;
         let api_listener = listen::bind(place.host, args.port, "--port").await?;
         let pages_listener = admin::bind(place.host, args.admin_port).await?;
         let plan = plan(args, place);
@@ -117,6 +119,7 @@ impl Servers {
         let app = Arc::new(App::new(
             Arc::clone(&metrics),
             Arc::clone(&traffic),
+            access,
             args.max_body_bytes,
             preparers,
         ));
@@ -150,6 +153,26 @@ impl Servers {
             pages_phase,
         })
     }
+}
+
+/// Who may ask. Goes on reading the keys.
+fn guard(args: &AccessArgs) -> Result<Arc<Access>, Failure> {
+    let limits = Limits {
+        requests_per_minute: args.requests_per_minute,
+        tokens_per_minute: args.tokens_per_minute,
+    };
+    let Some(folder) = &args.api_keys else {
+        return Ok(Arc::new(Access::new(Keys::default(), None, limits)));
+    };
+    let keys = Keys::read(folder).map_err(|error| {
+        let message = format!("--api-keys={}: {error}", folder.display());
+        Failure::new("InvalidArguments", message)
+    })?;
+    let required = args.require_key.unwrap_or(true);
+    info!(keys = keys.count(), required, "API keys are read");
+    let access = Arc::new(Access::new(keys, Some(required), limits));
+    tokio::spawn(access::watch(Arc::clone(&access), folder.clone()));
+    Ok(access)
 }
 
 /// What is to be loaded, within what the process may use.

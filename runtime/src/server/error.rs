@@ -1,7 +1,7 @@
 //! Every error of the API, as OpenAI's clients expect it.
 
 use axum::Json;
-use axum::http::header::{CONNECTION, RETRY_AFTER};
+use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -38,6 +38,10 @@ pub enum Code {
     UnsupportedMediaType,
     /// The body came too slowly.
     RequestTimeout,
+    /// There is no API key, or a wrong one.
+    InvalidApiKey,
+    /// The client has used up what it may use in a minute.
+    RateLimitExceeded,
     /// The queue is full.
     QueueFull,
     /// The model is not loaded yet.
@@ -66,7 +70,8 @@ impl Code {
             Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID),
-            Self::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
+            Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, INVALID),
+            Self::QueueFull | Self::RateLimitExceeded => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             Self::ModelLoading | Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER),
             Self::InternalError => (StatusCode::INTERNAL_SERVER_ERROR, SERVER),
         }
@@ -145,6 +150,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        if self.code == Code::InvalidApiKey {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.code.ends_connection() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1,6 +1,7 @@
 //! HTTP: the API on one port, probes and status on another, and how both begin and end.
 
 pub mod admin;
+mod admission;
 mod body;
 mod connection;
 pub mod error;
@@ -14,6 +15,7 @@ mod stream;
 pub use in_flight::InFlight;
 pub use routes::router;
 
+use crate::access::Access;
 use crate::dialect::Dialect;
 use crate::engine::Engine;
 use crate::grammar::Grammars;
@@ -37,6 +39,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Where the operator sees how requests went.
     pub traffic: Arc<Traffic>,
+    /// Who may ask.
+    pub access: Arc<Access>,
     /// The largest body, in bytes.
     pub max_body_bytes: usize,
     /// Bounds how many prompts are rendered and tokenized at the same time: they compete with the engine for cores.
@@ -69,11 +73,18 @@ pub struct Served {
 
 impl App {
     /// An API whose model is still being loaded.
-    pub fn new(metrics: Arc<Metrics>, traffic: Arc<Traffic>, max_body_bytes: usize, preparers: usize) -> Self {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        traffic: Arc<Traffic>,
+        access: Arc<Access>,
+        max_body_bytes: usize,
+        preparers: usize,
+    ) -> Self {
         Self {
             served: OnceLock::new(),
             metrics,
             traffic,
+            access,
             max_body_bytes,
             preparing: Semaphore::new(preparers.max(1)),
         }

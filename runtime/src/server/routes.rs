@@ -1,6 +1,7 @@
 //! The API's routes, what is counted about them, and answers to everything else.
 
 use super::App;
+use super::admission::{admit, count_request};
 use super::error::{ApiError, Code};
 use super::openai::{create_chat_completion, create_completion, detokenize, list_models, retrieve_model, tokenize};
 use crate::metrics::{Answered, Route};
@@ -8,7 +9,7 @@ use crate::traffic::Attempt;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(create_chat_completion))
         .route("/v1/completions", post(create_completion))
+        .route_layer(from_fn(count_request))
         .route_layer(from_fn_with_state(Arc::clone(&app), follow))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -26,6 +28,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(retrieve_model))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&app), admit))
         .layer(from_fn_with_state(Arc::clone(&app), count))
         .with_state(app)
 }

@@ -2,11 +2,12 @@
 
 use super::answer::Kind;
 use super::fields::{Fields, invalid};
-use super::generate::{Asked, answer};
+use super::generate::{Asked, Caller, answer};
 use super::messages;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
 use super::telling::Reading;
 use super::tools::take_tools;
+use crate::access::Client;
 use crate::dialect::{Conversation, DialectError, Wanted};
 use crate::model::{SpecialTokens, TemplateError};
 use crate::server::body::json_object;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(attempt): Extension<Attempt>,
+    Extension(client): Extension<Arc<Client>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let served = app.served()?;
@@ -71,7 +73,7 @@ pub(crate) async fn create(
             has_short_ids: dialect.has_short_ids(),
         });
     }
-    answer(&app, &served, attempt, asked).await
+    answer(&app, &served, Caller { attempt, client }, asked).await
 }
 
 /// Takes the variables that a request sets for the model's template, as vLLM has them.

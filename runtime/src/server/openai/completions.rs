@@ -2,8 +2,9 @@
 
 use super::answer::Kind;
 use super::fields::{Fields, invalid};
-use super::generate::{Asked, answer};
+use super::generate::{Asked, Caller, answer};
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
+use crate::access::Client;
 use crate::model::SpecialTokens;
 use crate::server::body::json_object;
 use crate::server::error::ApiError;
@@ -29,6 +30,7 @@ enum Prompt {
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(attempt): Extension<Attempt>,
+    Extension(client): Extension<Arc<Client>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let served = app.served()?;
@@ -53,7 +55,7 @@ pub(crate) async fn create(
         reading: None,
         shown: vec![],
     };
-    answer(&app, &served, attempt, asked).await
+    answer(&app, &served, Caller { attempt, client }, asked).await
 }
 
 /// Fields of completions that this server does not have.

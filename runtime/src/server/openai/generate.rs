@@ -4,10 +4,13 @@ use super::answer::{Answer, Envelope, Kind, Part};
 use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
 use super::telling::{Reading, Teller};
+use crate::access::Client;
 use crate::context::{random_id, unix_seconds};
 use crate::engine::{Event, FinishReason, Generation, Piece, Request, SubmitError, Usage};
 use crate::grammar::{Constraint, Grammar};
+use crate::metrics::{Metrics, TokenKind, Used};
 use crate::model::Tokenizer;
+use crate::server::admission::limit_error;
 use crate::server::error::{ApiError, Code};
 use crate::server::{App, Served};
 use crate::traffic::Attempt;
@@ -37,11 +40,17 @@ pub(super) struct Asked {
     pub(super) shown: Vec<u32>,
 }
 
+/// Who asks, and the record of the request.
+pub(super) struct Caller {
+    pub(super) attempt: Attempt,
+    pub(super) client: Arc<Client>,
+}
+
 /// Answers a prompt of tokens.
 pub(super) async fn answer(
     app: &App,
     served: &Arc<Served>,
-    attempt: Attempt,
+    caller: Caller,
     asked: Asked,
 ) -> Result<Response, ApiError> {
     let Asked {
@@ -66,6 +75,8 @@ pub(super) async fn answer(
         Some(grammar) => Some(app.prepare(served, move |served| constraint(served, &grammar)).await?),
         None => None,
     };
+    caller.client.take_prompt(prompt.len()).map_err(limit_error)?;
+    let prompt_tokens = prompt.len();
     let request = Request {
         prompt,
         max_tokens: room,
@@ -83,7 +94,12 @@ pub(super) async fn answer(
         refusal(&error)
     })?;
     let wording = logprobs.map(|_| Arc::clone(&served.tokenizer));
-    let followed = Followed::new(generations, attempt, wording, reading.as_ref());
+    let account = Account {
+        client: caller.client,
+        metrics: Arc::clone(&app.metrics),
+    };
+    account.note(TokenKind::Prompt, prompt_tokens);
+    let followed = Followed::new(generations, caller.attempt, Some(account), (wording, reading.as_ref()));
     let envelope = Envelope {
         kind,
         id: random_id(kind.id_prefix()),
@@ -140,8 +156,30 @@ fn engine_failure(event: Option<Event>) -> ApiError {
     }
 }
 
+/// Where the tokens of a request are booked.
+struct Account {
+    client: Arc<Client>,
+    metrics: Arc<Metrics>,
+}
+
+impl Account {
+    fn note(&self, kind: TokenKind, tokens: usize) {
+        let client = self.client.name().to_owned();
+        let counter = self.metrics.client_tokens.get_or_create(&Used { client, kind }).clone();
+        counter.inc_by(tokens as u64);
+    }
+
+    fn charge_answer(&self, tokens: usize) {
+        self.client.charge(tokens);
+        self.note(TokenKind::Completion, tokens);
+    }
+}
+
 /// The answers to a request, whose fate is counted.
 struct Followed {
+    account: Option<Account>,
+    /// Pieces of answers that are not finished, which are paid for also when nobody waits for the rest.
+    unpaid: Vec<usize>,
     generations: SelectAll<BoxStream<'static, (usize, Event)>>,
     attempt: Attempt,
     answers: usize,
@@ -159,14 +197,16 @@ impl Followed {
     fn new(
         generations: Vec<Generation>,
         attempt: Attempt,
-        wording: Option<Arc<Tokenizer>>,
-        reading: Option<&Reading>,
+        account: Option<Account>,
+        (wording, reading): (Option<Arc<Tokenizer>>, Option<&Reading>),
     ) -> Self {
         attempt.accepted();
         let answers = generations.len();
         let numbered = (0..).zip(generations);
         let numbered = numbered.map(|(index, generation)| generation.map(move |event| (index, event)).boxed());
         Self {
+            account,
+            unpaid: vec![0; answers],
             generations: stream::select_all(numbered),
             attempt,
             answers,
@@ -194,6 +234,7 @@ impl Followed {
         match self.generations.next().await {
             Some((index, Event::Piece(Piece { text, tokens }))) => {
                 self.attempt.token();
+                self.unpaid[index] += 1;
                 let words = self.wording.as_ref().map(|tokenizer| {
                     let tokens = tokens.iter();
                     tokens.map(|token| AnswerToken::new(token, tokenizer)).collect()
@@ -204,6 +245,10 @@ impl Followed {
             }
             Some((index, Event::Finished { reason, usage })) => {
                 self.finished += 1;
+                self.unpaid[index] = 0;
+                if let Some(account) = &self.account {
+                    account.charge_answer(usage.completion_tokens);
+                }
                 self.usage = Usage {
                     prompt_tokens: usage.prompt_tokens,
                     completion_tokens: self.usage.completion_tokens + usage.completion_tokens,
@@ -224,6 +269,17 @@ impl Followed {
                 self.attempt.failed();
                 Err(engine_failure(last.map(|(_, event)| event)))
             }
+        }
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let unpaid = self.unpaid.iter().sum();
+        if let Some(account) = &self.account
+            && unpaid > 0
+        {
+            account.charge_answer(unpaid);
         }
     }
 }
@@ -356,7 +412,7 @@ mod tests {
             answers: NonZeroUsize::MIN,
         };
         let attempt = Attempt::new(Arc::clone(traffic));
-        Followed::new(engine.submit(request).unwrap(), attempt, None, None)
+        Followed::new(engine.submit(request).unwrap(), attempt, None, (None, None))
     }
 
     fn envelope() -> Envelope {

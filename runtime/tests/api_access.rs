@@ -1,0 +1,168 @@
+//! API keys that are edited while the server runs, and limits for each of them.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod serving;
+
+use escadre_verify::Digest;
+use reqwest::Response;
+use serde_json::{Value, json};
+use serving::{Process, client, question};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const CHAT: &str = "/v1/chat/completions";
+const ALICE: &str = "sk-the-key-of-alice-0001";
+const BOB: &str = "sk-the-key-of-bob-000002";
+const NEW: &str = "sk-another-key-of-alice3";
+
+async fn ask(process: &Process, key: Option<&str>, body: &Value) -> Response {
+    let request = client().post(process.api(CHAT)).json(body);
+    let request = match key {
+        Some(key) => request.bearer_auth(key),
+        None => request,
+    };
+    request.send().await.unwrap()
+}
+
+async fn code(response: Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    let body: Value = response.json().await.unwrap();
+    (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
+}
+
+fn short() -> Value {
+    question("Hi", &json!({"max_tokens": 2}))
+}
+
+fn write(folder: &Path, name: &str, content: &str) {
+    std::fs::write(folder.join(name), content).unwrap();
+}
+
+/// Waits until this key is taken, or is not any more.
+async fn until(process: &Process, key: &str, status: u16) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while ask(process, Some(key), &short()).await.status() != status {
+        assert!(Instant::now() < deadline, "{key} is still not answered with {status}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_asked_for_and_may_be_changed_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "alice", ALICE);
+    write(folder.path(), "bob", &Digest::of(BOB.as_bytes()).to_string());
+    let keys = format!("--api-keys={}", folder.path().display());
+    let process = Process::ready(&["--max-context=512", &keys]);
+    for key in [None, Some("wrong-key-of-some-length"), Some("")] {
+        let response = ask(&process, key, &short()).await;
+        assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        assert_eq!(code(response).await, (401, "invalid_api_key".to_owned()), "{key:?}");
+    }
+    for path in ["/v1/models", "/tokenize", "/nowhere"] {
+        assert_eq!(
+            client().get(process.api(path)).send().await.unwrap().status(),
+            401,
+            "{path}"
+        );
+    }
+    for key in [ALICE, BOB] {
+        assert_eq!(ask(&process, Some(key), &short()).await.status(), 200);
+    }
+    // Both keys of a client are valid while it changes from one to the other.
+    write(folder.path(), "alice-2", NEW);
+    until(&process, NEW, 200).await;
+    assert_eq!(ask(&process, Some(ALICE), &short()).await.status(), 200);
+    // A mistake changes nothing.
+    write(folder.path(), "carol", "short");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(ask(&process, Some(ALICE), &short()).await.status(), 200);
+    std::fs::remove_file(folder.path().join("carol")).unwrap();
+    std::fs::remove_file(folder.path().join("alice")).unwrap();
+    until(&process, ALICE, 401).await;
+    assert_eq!(ask(&process, Some(NEW), &short()).await.status(), 200);
+    let metrics = client()
+        .get(process.admin("/metrics"))
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let bob = "escadre_client_tokens_total{model_name=\"smol\",client=\"bob\",kind=\"Completion\"} 2";
+    assert!(metrics.contains(bob), "{metrics}");
+    assert!(!metrics.contains("sk-the"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_client_has_limits_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "alice", ALICE);
+    write(folder.path(), "bob", BOB);
+    let keys = format!("--api-keys={}", folder.path().display());
+    let process = Process::ready(&[
+        "--max-context=512",
+        &keys,
+        "--require-key=false",
+        "--requests-per-minute=3",
+        "--tokens-per-minute=300",
+    ]);
+    let first = ask(&process, Some(ALICE), &short()).await;
+    let header = |name: &str| first.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(
+        (header("x-ratelimit-limit-requests"), header("x-ratelimit-limit-tokens")),
+        ("3".into(), "300".into())
+    );
+    assert_eq!(header("x-ratelimit-remaining-requests"), "2");
+    assert!(header("x-ratelimit-remaining-tokens").parse::<u32>().unwrap() < 300);
+    assert!(header("x-ratelimit-reset-requests").ends_with('s'), "{first:?}");
+    // A mistake is a request, too.
+    assert_eq!(ask(&process, Some(ALICE), &json!({})).await.status(), 400);
+    assert_eq!(ask(&process, Some(ALICE), &short()).await.status(), 200);
+    let fourth = ask(&process, Some(ALICE), &short()).await;
+    let wait: u64 = fourth.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=20).contains(&wait), "{wait}");
+    assert_eq!(code(fourth).await, (429, "rate_limit_exceeded".to_owned()));
+    // Others are not meant, and what generates nothing is free.
+    let models = client()
+        .get(process.api("/v1/models"))
+        .bearer_auth(ALICE)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(models.status(), 200);
+    assert_eq!(ask(&process, None, &short()).await.status(), 200);
+    assert_eq!(
+        ask(&process, Some("wrong-key-of-some-length"), &short()).await.status(),
+        401
+    );
+    // An answer may cost more than is left; the next prompt has to wait for it.
+    let long = question(
+        "Tell me of the sea.",
+        &json!({"max_tokens": 280, "logit_bias": {"2": -100}}),
+    );
+    assert_eq!(ask(&process, Some(BOB), &long).await.status(), 200);
+    let next = ask(&process, Some(BOB), &short()).await;
+    assert_eq!(code(next).await, (429, "rate_limit_exceeded".to_owned()));
+    let larger = question(&"word ".repeat(350), &json!({"max_tokens": 1}));
+    let never = ask(&process, None, &larger).await;
+    assert!(!never.headers().contains_key("retry-after"), "{never:?}");
+    assert_eq!(code(never).await, (429, "rate_limit_exceeded".to_owned()));
+}
+
+#[test]
+fn keys_that_are_none_are_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "alice", "short");
+    for (keys, words) in [
+        (folder.path().display().to_string(), "the key of `alice`"),
+        ("/nonexistent".to_owned(), "No such file"),
+    ] {
+        let keys = format!("--api-keys={keys}");
+        let model = format!("--model={}", serving::model().display());
+        let (status, text) =
+            Process::spawn(&["serve", &model, &keys, "--port=0", "--admin-port=0"], None).wait(Duration::from_secs(30));
+        assert!(!status.success() && text.contains(words), "{text}");
+    }
+}
