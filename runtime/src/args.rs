@@ -309,6 +309,11 @@ pub struct AccessArgs {
     #[arg(long, value_name = "DIR")]
     pub api_keys: Option<PathBuf>,
 
+    /// A folder with `tls.crt` and `tls.key`, as a Secret of the type `kubernetes.io/tls` is mounted: the API is served over TLS.
+    /// Edits take effect within seconds, for new connections. The port of probes stays as it is.
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
+
     /// Whether callers without a key are refused; without it they are as soon as there is `--api-keys`. A wrong key is always
     /// refused.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", requires = "api_keys")]

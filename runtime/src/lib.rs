@@ -25,3 +25,4 @@ pub mod status;
 pub mod telemetry;
 pub mod threads;
 pub mod traffic;
+mod watched;

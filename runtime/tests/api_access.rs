@@ -151,18 +151,64 @@ async fn each_client_has_limits_of_its_own() {
     assert_eq!(code(never).await, (429, "rate_limit_exceeded".to_owned()));
 }
 
+/// Writes a new certificate for the server.
+fn certify(folder: &Path) -> reqwest::Certificate {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    write(folder, "tls.key", &made.signing_key.serialize_pem());
+    write(folder, "tls.crt", &made.cert.pem());
+    reqwest::Certificate::from_der(made.cert.der()).unwrap()
+}
+
+/// A client that trusts no other certificate. A new one each time: one that was here before is not shown it again.
+fn trusting(root: &reqwest::Certificate) -> reqwest::Client {
+    let _ = client();
+    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([root.clone()]);
+    builder.build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_replaced_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = certify(folder.path());
+    let process = Process::ready(&["--max-context=512", &format!("--tls={}", folder.path().display())]);
+    let url = format!("https://localhost:{}/v1/chat/completions", process.port);
+    let ask = async |root: &reqwest::Certificate, more: Value| {
+        trusting(root).post(&url).json(&question("Hi", &more)).send().await
+    };
+    let answer = ask(&first, json!({"max_tokens": 2})).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let plain = client().get(process.api("/v1/models")).send().await;
+    assert!(plain.is_err(), "without encryption: {plain:?}");
+    // One that is there goes on, and new ones have the new certificate.
+    let stream = ask(&first, json!({"max_tokens": 300, "stream": true})).await.unwrap();
+    let second = certify(folder.path());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while ask(&second, json!({"max_tokens": 1})).await.is_err() {
+        assert!(Instant::now() < deadline, "the new certificate is not used");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(ask(&first, json!({"max_tokens": 1})).await.is_err());
+    assert!(stream.text().await.unwrap().ends_with("data: [DONE]\n\n"));
+    // A key of another certificate changes nothing.
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    write(folder.path(), "tls.key", &other.signing_key.serialize_pem());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(ask(&second, json!({"max_tokens": 1})).await.unwrap().status(), 200);
+}
+
 #[test]
 fn keys_that_are_none_are_refused_at_the_start() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "alice", "short");
-    for (keys, words) in [
-        (folder.path().display().to_string(), "the key of `alice`"),
-        ("/nonexistent".to_owned(), "No such file"),
+    let here = folder.path().display();
+    for (args, words) in [
+        (format!("--api-keys={here}"), "the key of `alice`"),
+        ("--api-keys=/nonexistent".to_owned(), "No such file"),
+        (format!("--tls={here}"), "tls.crt: No such file"),
     ] {
-        let keys = format!("--api-keys={keys}");
         let model = format!("--model={}", serving::model().display());
         let (status, text) =
-            Process::spawn(&["serve", &model, &keys, "--port=0", "--admin-port=0"], None).wait(Duration::from_secs(30));
+            Process::spawn(&["serve", &model, &args, "--port=0", "--admin-port=0"], None).wait(Duration::from_secs(30));
         assert!(!status.success() && text.contains(words), "{text}");
     }
 }

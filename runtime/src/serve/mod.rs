@@ -15,7 +15,7 @@ use crate::fetch::{model_path, resolved_revision};
 use crate::metrics::Metrics;
 use crate::server::admin::{self, Admin};
 use crate::server::listen::{self, ConnectionLimits, Phase, Server};
-use crate::server::{App, InFlight, router, signals};
+use crate::server::{App, InFlight, Tls, router, signals};
 use crate::status::{Board, Stage};
 use crate::threads;
 use crate::traffic::Traffic;
@@ -29,6 +29,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
 /// How long a cluster may take to take a pod's address out of use.
@@ -96,6 +97,7 @@ struct Servers {
 impl Servers {
     async fn start(args: &ServeArgs, place: &Place) -> Result<Self, Failure> {
         let access = guard(&args.access)?;
+        let tls = args.access.tls.as_deref().map(encrypt).transpose()?;
         let api_listener = listen::bind(place.host, args.port, "--port").await?;
         let pages_listener = admin::bind(place.host, args.admin_port).await?;
         let plan = plan(args, place);
@@ -140,6 +142,7 @@ impl Servers {
             phase: phase.subscribe(),
             in_flight: in_flight.clone(),
             metrics: Some(metrics),
+            tls,
         };
         let pages_phase = watch::Sender::new(Phase::Serving);
         Ok(Self {
@@ -173,6 +176,15 @@ fn guard(args: &AccessArgs) -> Result<Arc<Access>, Failure> {
     let access = Arc::new(Access::new(keys, Some(required), limits));
     tokio::spawn(access::watch(Arc::clone(&access), folder.clone()));
     Ok(access)
+}
+
+/// What encrypts connections with the certificate in a folder. Goes on reading it.
+fn encrypt(folder: &Path) -> Result<TlsAcceptor, Failure> {
+    let unusable = |error: &dyn std::fmt::Display| Failure::new("InvalidArguments", format!("--tls: {error}"));
+    let tls = Tls::read(folder).map_err(|error| unusable(&error))?;
+    let acceptor = tls.acceptor().map_err(|error| unusable(&error))?;
+    tokio::spawn(tls.watch(folder.to_owned()));
+    Ok(acceptor)
 }
 
 /// What is to be loaded, within what the process may use.

@@ -68,6 +68,7 @@ pub async fn serve(listener: TcpListener, admin: Admin, until: watch::Receiver<P
         phase: until,
         in_flight: InFlight::default(),
         metrics: None,
+        tls: None,
     };
     server.run().await;
 }

@@ -7,6 +7,7 @@
 use super::in_flight::{InFlight, InFlightGuard};
 use super::listen::Phase;
 use super::stream::Stream;
+use super::tls::Wire;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::http::header::CONNECTION;
@@ -24,6 +25,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 /// Requests at the same time over one connection of HTTP/2; further ones wait in the client.
@@ -42,6 +44,8 @@ pub(super) struct Connections {
     pub(super) header_timeout: Duration,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) in_flight: InFlight,
+    /// Absent: connections are not encrypted.
+    pub(super) tls: Option<TlsAcceptor>,
 }
 
 impl Connections {
@@ -49,8 +53,15 @@ impl Connections {
     pub(super) async fn serve(mut self, tcp: TcpStream) {
         // Tokens are small and must leave at once.
         let _ = tcp.set_nodelay(true);
+        let wire = match self.tls.take() {
+            None => Wire::Plain(tcp),
+            Some(tls) => match self.accept(&tls, tcp).await {
+                Some(wire) => wire,
+                None => return,
+            },
+        };
         let activity = Activity::default();
-        let mut stream = Stream::new(tcp, activity.clone());
+        let mut stream = Stream::new(wire, activity.clone());
         let protocol = tokio::select! {
             biased;
             protocol = tokio::time::timeout(self.header_timeout, stream.begins_http2()) => protocol,
@@ -65,6 +76,21 @@ impl Connections {
         if let Err(error) = ended {
             debug!(error = &error as &dyn std::error::Error, "connection ended");
         }
+    }
+
+    /// Comes to TLS with the client, unless that takes too long.
+    async fn accept(&mut self, tls: &TlsAcceptor, tcp: TcpStream) -> Option<Wire> {
+        let accepted = tokio::select! {
+            biased;
+            accepted = tokio::time::timeout(self.header_timeout, tls.accept(tcp)) => accepted,
+            () = reaches(&mut self.phase, Phase::Closing) => return None,
+        };
+        match accepted {
+            Ok(Ok(stream)) => return Some(Wire::Tls(Box::new(stream))),
+            Ok(Err(error)) => debug!(%error, "connection did not come to TLS"),
+            Err(_) => debug!("connection did not come to TLS in time"),
+        }
+        None
     }
 
     async fn serve_http1(self, stream: Stream, activity: Activity) -> hyper::Result<()> {

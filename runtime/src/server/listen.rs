@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 /// Connections that the system keeps until we take them.
@@ -88,6 +89,8 @@ pub struct Server {
     pub in_flight: InFlight,
     /// Where open connections are counted.
     pub metrics: Option<Arc<Metrics>>,
+    /// Absent: connections are not encrypted.
+    pub tls: Option<TlsAcceptor>,
 }
 
 impl Server {
@@ -100,12 +103,14 @@ impl Server {
             mut phase,
             in_flight,
             metrics,
+            tls,
         } = self;
         let served = Connections {
             router,
             header_timeout: limits.header_timeout,
             phase: phase.clone(),
             in_flight: in_flight.clone(),
+            tls,
         };
         let permits = Arc::new(Semaphore::new(limits.connections.get()));
         let mut connections = JoinSet::new();
@@ -237,6 +242,7 @@ mod tests {
             phase: phase.subscribe(),
             in_flight: in_flight.clone(),
             metrics: None,
+            tls: None,
         };
         tokio::spawn(server.run());
         Started {

@@ -11,9 +11,11 @@ mod openai;
 mod routes;
 pub mod signals;
 mod stream;
+mod tls;
 
 pub use in_flight::InFlight;
 pub use routes::router;
+pub use tls::{Tls, TlsError};
 
 use crate::access::Access;
 use crate::dialect::Dialect;

@@ -1,13 +1,13 @@
 //! The bytes of one connection: which protocol they begin, whether a request is arriving, and an end without a reset.
 
 use super::connection::Activity;
+use super::tls::Wire;
 use bytes::BytesMut;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 /// What every client of HTTP/2 sends first.
@@ -17,7 +17,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection that was accepted.
 pub(super) struct Stream {
-    tcp: TcpStream,
+    wire: Wire,
     /// What was read to learn the protocol, and is still to be handed out.
     head: BytesMut,
     activity: Activity,
@@ -25,9 +25,9 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, activity: Activity) -> Self {
+    pub(super) fn new(wire: Wire, activity: Activity) -> Self {
         Self {
-            tcp,
+            wire,
             head: BytesMut::new(),
             activity,
             farewell: None,
@@ -44,7 +44,7 @@ impl Stream {
             if known == PREFACE.len() {
                 return Ok(true);
             }
-            if self.tcp.read_buf(&mut self.head).await? == 0 {
+            if self.wire.read_buf(&mut self.head).await? == 0 {
                 return Ok(false);
             }
             self.activity.arrives();
@@ -64,7 +64,7 @@ impl AsyncRead for Stream {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
+        ready!(Pin::new(&mut self.wire).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
             self.activity.arrives();
         }
@@ -74,7 +74,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(context, bytes)
+        Pin::new(&mut self.wire).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -82,15 +82,15 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(context, parts)
+        Pin::new(&mut self.wire).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(context)
+        Pin::new(&mut self.wire).poll_flush(context)
     }
 
     /// Says that nothing more will be sent, and then waits for the client to say the same: closing while the client
@@ -98,13 +98,13 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = &mut *self;
         if me.farewell.is_none() {
-            ready!(Pin::new(&mut me.tcp).poll_shutdown(context))?;
+            ready!(Pin::new(&mut me.wire).poll_shutdown(context))?;
         }
         let farewell = me.farewell.get_or_insert_with(|| Box::pin(sleep(FAREWELL)));
         let mut discarded = [0; 4096];
         while farewell.as_mut().poll(context).is_pending() {
             let mut buffer = ReadBuf::new(&mut discarded);
-            let read = ready!(Pin::new(&mut me.tcp).poll_read(context, &mut buffer));
+            let read = ready!(Pin::new(&mut me.wire).poll_read(context, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
                 break;
             }
