@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the official OpenAI clients for Python and JavaScript into the cache, at pinned versions; the tests of the
-# API run them unmodified.
+# Installs the official OpenAI clients for Python and JavaScript, and the frameworks that use them, into the cache, at
+# pinned versions; the tests of the API run them unmodified.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . dev/cache.sh
@@ -8,6 +8,14 @@ cd "$(dirname "$0")/.."
 python_version=3.54.0
 javascript_version=7.57.0
 node_version=24.19.0 # only used where the machine has no Node.js of version 20 or later
+# The frameworks, and what their requests go through; they need an older OpenAI client than the newest.
+frameworks="
+  langchain-openai==1.7.4 langchain-core==1.8.3
+  llama-index-llms-openai-like==0.8.1 llama-index-llms-openai==0.8.3 llama-index-core==0.14.25
+  litellm==1.110.2
+  instructor==1.17.0
+  openai==2.54.0
+"
 
 python=$cache/clients/python
 if ! "$python/bin/python" -c "import openai; assert openai.__version__ == '$python_version'" 2>/dev/null; then
@@ -15,6 +23,16 @@ if ! "$python/bin/python" -c "import openai; assert openai.__version__ == '$pyth
   rm -rf "$python"
   python3 -m venv "$python"
   "$python/bin/pip" install --quiet --disable-pip-version-check "openai==$python_version"
+fi
+
+environment=$cache/clients/frameworks
+if [ "$(cat "$environment/pins" 2>/dev/null)" != "$frameworks" ]; then
+  echo "installing LangChain, LlamaIndex, LiteLLM and Instructor"
+  rm -rf "$environment"
+  python3 -m venv "$environment"
+  # shellcheck disable=SC2086 # a list of words
+  "$environment/bin/pip" install --quiet --disable-pip-version-check $frameworks
+  echo "$frameworks" >"$environment/pins"
 fi
 
 node=$cache/clients/node

@@ -225,6 +225,10 @@ pub struct ServeArgs {
     #[arg(long)]
     pub served_name: Option<String>,
 
+    /// Another name under which requests may ask for the model. May be repeated.
+    #[arg(long = "alias", value_name = "NAME")]
+    pub aliases: Vec<String>,
+
     /// The longest prompt and answer together, in tokens; without it what the model was made for.
     #[arg(long)]
     pub max_context: Option<NonZeroUsize>,

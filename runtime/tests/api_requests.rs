@@ -357,3 +357,59 @@ async fn status_tells_how_requests_went() {
     let (p50, p90) = (times["p50Seconds"].as_f64(), times["p90Seconds"].as_f64());
     assert!(p50 > Some(0.0) && p90 >= p50, "{times}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_found_again_by_their_identifiers_and_models_by_their_aliases() {
+    let mut process = serving::Process::ready(&["--max-context=256", "--alias=gpt-4o", "--alias=llama"]);
+    let body = question("a secret word", &json!({"max_tokens": 3, "model": "gpt-4o"}));
+    let request = client()
+        .post(process.api("/v1/chat/completions"))
+        .header("x-request-id", "order-66")
+        .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let response = request.json(&body).send().await.unwrap();
+    assert_eq!(response.headers()["x-request-id"], "order-66");
+    let answer: Value = response.json().await.unwrap();
+    assert_eq!(answer["model"], NAME, "{answer}");
+    let line: Value = serde_json::from_str(&process.wait_for_line("order-66")).unwrap();
+    for (name, value) in [
+        ("message", json!("request")),
+        ("trace_id", json!("4bf92f3577b34da6a3ce929d0e0e4736")),
+        ("path", json!("/v1/chat/completions")),
+        ("status", json!(200)),
+        ("completion_tokens", json!(3)),
+        ("prompt_tokens", answer["usage"]["prompt_tokens"].clone()),
+    ] {
+        assert_eq!(line[name], value, "{line}");
+    }
+    assert!(!line.to_string().contains("secret"), "{line}");
+    // Whoever goes away before the end is in the log, too.
+    let mut streamed = question("Go on.", &json!({"max_tokens": 200, "stream": true}));
+    streamed["model"] = "llama".into();
+    let stream = client()
+        .post(process.api("/v1/chat/completions"))
+        .json(&streamed)
+        .send()
+        .await
+        .unwrap();
+    let id = stream.headers()["x-request-id"].to_str().unwrap().to_owned();
+    assert!(id.starts_with("req_"), "{id}");
+    drop(stream);
+    let line: Value = serde_json::from_str(&process.wait_for_line(&id)).unwrap();
+    assert_eq!(line["message"], "request given up");
+    let list: Value = client()
+        .get(process.api("/v1/models"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let names: Vec<&Value> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| &model["id"])
+        .collect();
+    assert_eq!(names, [NAME, "gpt-4o", "llama"]);
+    assert_eq!(list["data"][1]["root"], NAME);
+}

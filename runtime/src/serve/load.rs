@@ -45,6 +45,7 @@ pub(super) struct Plan {
     pub(super) path: PathBuf,
     pub(super) digest: Option<Digest>,
     pub(super) served_name: String,
+    pub(super) aliases: Vec<String>,
     pub(super) max_context: Option<NonZeroUsize>,
     pub(super) concurrency: usize,
     pub(super) queue_wait: Duration,
@@ -188,6 +189,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     let worker = Worker::new(model, new_text, settings, (commands, admission), metrics, board.clone());
     let served = Served {
         name: plan.served_name.clone(),
+        aliases: plan.aliases.clone(),
         digest,
         fingerprint: fingerprint(digest, plan.quantize),
         created: unix_seconds(),

@@ -194,6 +194,7 @@ fn plan(args: &ServeArgs, place: &Place) -> Plan {
         path: place.model.clone(),
         digest: place.digest,
         served_name: args.served_name.clone().unwrap_or_else(|| name_of(&place.model)),
+        aliases: args.aliases.clone(),
         max_context: args.max_context,
         concurrency: args.max_concurrency.get(),
         queue_wait: args.max_queue_wait,

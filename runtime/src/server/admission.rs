@@ -2,7 +2,9 @@
 
 use super::App;
 use super::error::{ApiError, Code};
-use crate::access::{Client, Refusal, Standing, Stranger};
+use super::record::Record;
+use crate::access::{Refusal, Standing, Stranger};
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -11,13 +13,18 @@ use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Finds out who asks. Handlers find an [`Arc<Client>`] in the request.
-pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+/// Finds out who asks, and notes it.
+pub(super) async fn admit(
+    State(app): State<Arc<App>>,
+    Extension(record): Extension<Arc<Record>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let client = match app.access.client(key(request.headers())) {
         Ok(client) => client,
         Err(stranger) => return stranger_error(stranger).into_response(),
     };
-    request.extensions_mut().insert(Arc::clone(&client));
+    record.admitted(Arc::clone(&client));
     let mut response = next.run(request).await;
     if let Some(standing) = client.standing() {
         tell(standing, response.headers_mut());
@@ -26,9 +33,8 @@ pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
 }
 
 /// Takes a request that generates from what its client has left.
-pub(super) async fn count_request(request: Request, next: Next) -> Response {
-    let client = request.extensions().get::<Arc<Client>>();
-    match client.map_or(Ok(()), |client| client.take_request()) {
+pub(super) async fn count_request(Extension(record): Extension<Arc<Record>>, request: Request, next: Next) -> Response {
+    match record.client().map_or(Ok(()), |client| client.take_request()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => limit_error(refusal).into_response(),
     }

@@ -4,24 +4,23 @@
 //! elsewhere, so it is told at the last call. Over HTTP/1.1 only an answer can say that it is the connection's last,
 //! and a connection that is closed between answers may just be carrying a request: that comes as late as possible.
 
+use super::guarded::{Guard, Guarded};
 use super::in_flight::{InFlight, InFlightGuard};
 use super::listen::Phase;
 use super::stream::Stream;
 use super::tls::Wire;
 use axum::Router;
-use axum::body::{Body, HttpBody};
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request, Version};
 use axum::response::Response;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -153,11 +152,11 @@ impl Connections {
     fn service(
         &self,
         activity: &Activity,
-    ) -> impl HttpService<Incoming, ResBody = Tracked, Error = Infallible, Future: Send + 'static> + use<> {
+    ) -> impl HttpService<Incoming, ResBody = Guarded<Guards>, Error = Infallible, Future: Send + 'static> + use<> {
         let router = TowerToHyperService::new(self.router.clone());
         let (phase, in_flight, activity) = (self.phase.clone(), self.in_flight.clone(), activity.clone());
         service_fn(move |request: Request<Incoming>| {
-            let guards = (in_flight.answer(), activity.answer());
+            let guards = Guards(in_flight.answer(), activity.answer());
             let version = request.version();
             let (phase, answer) = (phase.clone(), router.call(request));
             async move {
@@ -167,7 +166,7 @@ impl Connections {
                         .headers_mut()
                         .insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok(response.map(|inner| Tracked { inner, _guards: guards }))
+                Ok(response.map(|inner| Guarded::new(inner, guards)))
             }
         })
     }
@@ -240,6 +239,14 @@ impl Activity {
     }
 }
 
+/// Counts an answer until its body is handed over.
+struct Guards(
+    #[expect(dead_code, reason = "held")] InFlightGuard,
+    #[expect(dead_code, reason = "held")] ActivityGuard,
+);
+
+impl Guard for Guards {}
+
 /// One answer.
 struct ActivityGuard(Activity);
 
@@ -249,31 +256,5 @@ impl Drop for ActivityGuard {
             current.answers -= 1;
             current.is_arriving = false;
         });
-    }
-}
-
-/// A body that is counted while it exists.
-struct Tracked {
-    inner: Body,
-    _guards: (InFlightGuard, ActivityGuard),
-}
-
-impl HttpBody for Tracked {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

@@ -5,15 +5,18 @@ mod admission;
 mod body;
 mod connection;
 pub mod error;
+mod guarded;
 mod in_flight;
 pub mod listen;
 mod openai;
+mod record;
 mod routes;
 pub mod signals;
 mod stream;
 mod tls;
 
 pub use in_flight::InFlight;
+pub(crate) use record::Record;
 pub use routes::router;
 pub use tls::{Tls, TlsError};
 
@@ -51,8 +54,10 @@ pub struct App {
 
 /// A model that can answer.
 pub struct Served {
-    /// The name that requests must use.
+    /// The name that answers have.
     pub name: String,
+    /// Other names that requests may use.
+    pub aliases: Vec<String>,
     /// Its identity.
     pub digest: Digest,
     /// Model and build, in every answer.
@@ -125,10 +130,15 @@ impl App {
 }
 
 impl Served {
+    /// Its names, its own first.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.name).chain(&self.aliases).map(String::as_str)
+    }
+
     /// Checks the model that a request names.
     pub(crate) fn check_name(&self, name: Value) -> Result<(), ApiError> {
         match name {
-            Value::String(name) if name == self.name => Ok(()),
+            Value::String(name) if self.names().any(|own| own == name) => Ok(()),
             Value::String(name) => {
                 let shown: String = name.chars().take(200).collect();
                 let message = format!(

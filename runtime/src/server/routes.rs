@@ -4,6 +4,7 @@ use super::App;
 use super::admission::{admit, count_request};
 use super::error::{ApiError, Code};
 use super::openai::{create_chat_completion, create_completion, detokenize, list_models, retrieve_model, tokenize};
+use super::record::keep;
 use crate::metrics::{Answered, Route};
 use crate::traffic::Attempt;
 use axum::Router;
@@ -30,6 +31,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&app), admit))
         .layer(from_fn_with_state(Arc::clone(&app), count))
+        .layer(from_fn(keep))
         .with_state(app)
 }
 

@@ -7,12 +7,11 @@ use super::messages;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
 use super::telling::Reading;
 use super::tools::take_tools;
-use crate::access::Client;
 use crate::dialect::{Conversation, DialectError, Wanted};
 use crate::model::{SpecialTokens, TemplateError};
 use crate::server::body::json_object;
 use crate::server::error::{ApiError, Code};
-use crate::server::{App, Served};
+use crate::server::{App, Record, Served};
 use crate::traffic::Attempt;
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -24,7 +23,7 @@ use std::sync::Arc;
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(attempt): Extension<Attempt>,
-    Extension(client): Extension<Arc<Client>>,
+    Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let served = app.served()?;
@@ -73,7 +72,7 @@ pub(crate) async fn create(
             has_short_ids: dialect.has_short_ids(),
         });
     }
-    answer(&app, &served, Caller { attempt, client }, asked).await
+    answer(&app, &served, Caller { attempt, record }, asked).await
 }
 
 /// Takes the variables that a request sets for the model's template, as vLLM has them.

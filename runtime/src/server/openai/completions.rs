@@ -4,11 +4,10 @@ use super::answer::Kind;
 use super::fields::{Fields, invalid};
 use super::generate::{Asked, Caller, answer};
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
-use crate::access::Client;
 use crate::model::SpecialTokens;
 use crate::server::body::json_object;
 use crate::server::error::ApiError;
-use crate::server::{App, Served};
+use crate::server::{App, Record, Served};
 use crate::traffic::Attempt;
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -30,7 +29,7 @@ enum Prompt {
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(attempt): Extension<Attempt>,
-    Extension(client): Extension<Arc<Client>>,
+    Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let served = app.served()?;
@@ -55,7 +54,7 @@ pub(crate) async fn create(
         reading: None,
         shown: vec![],
     };
-    answer(&app, &served, Caller { attempt, client }, asked).await
+    answer(&app, &served, Caller { attempt, record }, asked).await
 }
 
 /// Fields of completions that this server does not have.

@@ -4,7 +4,6 @@ use super::answer::{Answer, Envelope, Kind, Part};
 use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
 use super::telling::{Reading, Teller};
-use crate::access::Client;
 use crate::context::{random_id, unix_seconds};
 use crate::engine::{Event, FinishReason, Generation, Piece, Request, SubmitError, Usage};
 use crate::grammar::{Constraint, Grammar};
@@ -12,7 +11,7 @@ use crate::metrics::{Metrics, TokenKind, Used};
 use crate::model::Tokenizer;
 use crate::server::admission::limit_error;
 use crate::server::error::{ApiError, Code};
-use crate::server::{App, Served};
+use crate::server::{App, Record, Served};
 use crate::traffic::Attempt;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
@@ -43,7 +42,7 @@ pub(super) struct Asked {
 /// Who asks, and the record of the request.
 pub(super) struct Caller {
     pub(super) attempt: Attempt,
-    pub(super) client: Arc<Client>,
+    pub(super) record: Arc<Record>,
 }
 
 /// Answers a prompt of tokens.
@@ -75,7 +74,9 @@ pub(super) async fn answer(
         Some(grammar) => Some(app.prepare(served, move |served| constraint(served, &grammar)).await?),
         None => None,
     };
-    caller.client.take_prompt(prompt.len()).map_err(limit_error)?;
+    if let Some(client) = caller.record.client() {
+        client.take_prompt(prompt.len()).map_err(limit_error)?;
+    }
     let prompt_tokens = prompt.len();
     let request = Request {
         prompt,
@@ -95,10 +96,10 @@ pub(super) async fn answer(
     })?;
     let wording = logprobs.map(|_| Arc::clone(&served.tokenizer));
     let account = Account {
-        client: caller.client,
+        record: caller.record,
         metrics: Arc::clone(&app.metrics),
     };
-    account.note(TokenKind::Prompt, prompt_tokens);
+    account.charge_prompt(prompt_tokens);
     let followed = Followed::new(generations, caller.attempt, Some(account), (wording, reading.as_ref()));
     let envelope = Envelope {
         kind,
@@ -158,19 +159,31 @@ fn engine_failure(event: Option<Event>) -> ApiError {
 
 /// Where the tokens of a request are booked.
 struct Account {
-    client: Arc<Client>,
+    record: Arc<Record>,
     metrics: Arc<Metrics>,
 }
 
 impl Account {
     fn note(&self, kind: TokenKind, tokens: usize) {
-        let client = self.client.name().to_owned();
+        let client = self
+            .record
+            .client()
+            .map(|client| client.name().to_owned())
+            .unwrap_or_default();
         let counter = self.metrics.client_tokens.get_or_create(&Used { client, kind }).clone();
         counter.inc_by(tokens as u64);
     }
 
+    fn charge_prompt(&self, tokens: usize) {
+        self.record.prompt(tokens);
+        self.note(TokenKind::Prompt, tokens);
+    }
+
     fn charge_answer(&self, tokens: usize) {
-        self.client.charge(tokens);
+        if let Some(client) = self.record.client() {
+            client.charge(tokens);
+        }
+        self.record.completion(tokens);
         self.note(TokenKind::Completion, tokens);
     }
 }
