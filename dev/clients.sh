@@ -9,13 +9,11 @@ python_version=3.54.0
 javascript_version=7.57.0
 node_version=24.19.0 # only used where the machine has no Node.js of version 20 or later
 # The frameworks, and what their requests go through; they need an older OpenAI client than the newest.
-frameworks="
-  langchain-openai==1.7.4 langchain-core==1.8.3
+frameworks="langchain-openai==1.7.4 langchain-core==1.8.3
   llama-index-llms-openai-like==0.8.1 llama-index-llms-openai==0.8.3 llama-index-core==0.14.25
   litellm==1.110.2
   instructor==1.17.0
-  openai==2.54.0
-"
+  openai==2.54.0"
 
 python=$cache/clients/python
 if ! "$python/bin/python" -c "import openai; assert openai.__version__ == '$python_version'" 2>/dev/null; then

@@ -58,6 +58,7 @@ pub enum TokenKind {
 pub enum Route {
     ChatCompletions,
     Completions,
+    Responses,
     Tokenize,
     Detokenize,
     Models,

@@ -164,6 +164,11 @@ impl Dialect {
 }
 
 impl Splitter {
+    /// Whether what comes next belongs to the reasoning.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Reasoning { .. })
+    }
+
     /// Takes the next piece of text.
     pub fn push(&mut self, text: &str) -> Vec<Spoken> {
         self.held.push_str(text);

@@ -93,6 +93,8 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were computed for an earlier request, and not again.
+    pub cached_tokens: usize,
     /// Tokens that were generated, the end token among them.
     pub completion_tokens: usize,
 }

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 pub struct Piece {
     /// Whole characters.
     pub text: String,
+    /// How many tokens were drawn since the piece before.
+    pub drawn: usize,
     /// The tokens whose text begins in this piece, when the request wants to know how likely they were.
     pub tokens: Vec<Logprobs>,
 }
@@ -30,6 +32,8 @@ pub(super) struct Speech {
     given: usize,
     /// Bytes of text that were told.
     told: usize,
+    /// Tokens since the last piece.
+    drawn: usize,
 }
 
 /// What is told next, and whether a stop string ends the answer with it.
@@ -47,11 +51,13 @@ impl Speech {
             held: VecDeque::new(),
             given: 0,
             told: 0,
+            drawn: 0,
         }
     }
 
     /// Takes the next token.
     pub(super) fn push(&mut self, token: u32, logprobs: Option<Logprobs>) -> Told {
+        self.drawn += 1;
         self.held.extend(logprobs.map(|logprobs| (self.given, logprobs)));
         let text = self.text.push(token);
         self.given += text.len();
@@ -82,9 +88,12 @@ impl Speech {
     fn tell(&mut self, text: String) -> Piece {
         self.told += text.len();
         let begun = self.held.partition_point(|(start, _)| *start < self.told);
+        let tokens: Vec<Logprobs> = self.held.drain(..begun).map(|(_, token)| token).collect();
+        let is_told = !text.is_empty() || !tokens.is_empty();
         Piece {
             text,
-            tokens: self.held.drain(..begun).map(|(_, token)| token).collect(),
+            drawn: if is_told { std::mem::take(&mut self.drawn) } else { 0 },
+            tokens,
         }
     }
 }

@@ -79,6 +79,8 @@ pub struct Worker<M> {
 struct Answer {
     events: mpsc::Sender<Event>,
     prompt_tokens: usize,
+    /// Known when it is started.
+    cached_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
     speech: Speech,
@@ -105,6 +107,7 @@ impl Answer {
     fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
             completion_tokens: self.generated,
         }
     }
@@ -243,6 +246,7 @@ impl<M: StepModel> Worker<M> {
             let answer = Answer {
                 events: listener.events,
                 prompt_tokens,
+                cached_tokens: 0,
                 max_tokens,
                 sampler: sampler.with_seed_after(number),
                 speech: Speech::new((self.new_text)(&shown), StopMatcher::new(&stop)),
@@ -361,6 +365,7 @@ impl<M: StepModel> Worker<M> {
             };
             if answer.started.is_none() {
                 answer.started = Some(Instant::now());
+                answer.cached_tokens = *known;
                 self.admission.leave(answer.prompt_tokens);
                 self.metrics.queue_time.observe(answer.arrived.elapsed().as_secs_f64());
                 self.metrics.prefix_cache_queries.inc_by(answer.prompt_tokens as u64);

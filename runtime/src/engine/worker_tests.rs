@@ -163,6 +163,7 @@ fn finish(reason: FinishReason, prompt_tokens: usize, completion_tokens: usize) 
     Event::Finished {
         reason,
         usage: Usage {
+            cached_tokens: 0,
             prompt_tokens,
             completion_tokens,
         },

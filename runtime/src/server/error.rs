@@ -124,6 +124,16 @@ impl ApiError {
         self
     }
 
+    /// Calls a field by another name, wherever it occurs.
+    #[must_use]
+    pub(crate) fn renamed(self, from: &str, to: &str) -> Self {
+        Self {
+            message: self.message.replace(from, to),
+            param: self.param.map(|param| Cow::Owned(param.replace(from, to))),
+            ..self
+        }
+    }
+
     /// Says when another try is worth it.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {

@@ -3,7 +3,9 @@
 use super::App;
 use super::admission::{admit, count_request};
 use super::error::{ApiError, Code};
-use super::openai::{create_chat_completion, create_completion, detokenize, list_models, retrieve_model, tokenize};
+use super::openai::{
+    create_chat_completion, create_completion, create_response, detokenize, list_models, retrieve_model, tokenize,
+};
 use super::record::keep;
 use crate::metrics::{Answered, Route};
 use crate::traffic::Attempt;
@@ -20,6 +22,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(create_chat_completion))
         .route("/v1/completions", post(create_completion))
+        .route("/v1/responses", post(create_response))
         .route_layer(from_fn(count_request))
         .route_layer(from_fn_with_state(Arc::clone(&app), follow))
         .route("/tokenize", post(tokenize))
@@ -38,7 +41,7 @@ pub fn router(app: Arc<App>) -> Router {
 async fn not_found(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
     let message = format!(
-        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /tokenize and /detokenize"
+        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /tokenize and /detokenize"
     );
     ApiError::new(Code::NotFound, message)
 }
@@ -51,6 +54,7 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     let route = match request.uri().path() {
         "/v1/chat/completions" => Route::ChatCompletions,
         "/v1/completions" => Route::Completions,
+        "/v1/responses" => Route::Responses,
         "/tokenize" => Route::Tokenize,
         "/detokenize" => Route::Detokenize,
         path if path.starts_with("/v1/models") => Route::Models,

@@ -29,7 +29,7 @@ for await (const chunk of stream) {
   usage = chunk.usage ?? usage;
 }
 assert.equal(streamed, text);
-assert.deepEqual(usage, whole.usage);
+assert.equal(usage.total_tokens, whole.usage.total_tokens);
 
 const runner = client.chat.completions.stream(options);
 assert.equal((await runner.finalChatCompletion()).choices[0].message.content, text);

@@ -25,7 +25,10 @@ chunks = list(client.chat.completions.create(**options, stream=True, stream_opti
 streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 assert streamed == text, (streamed, text)
 assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
-assert chunks[-1].usage == whole.usage, chunks[-1]
+assert chunks[-1].usage.total_tokens == whole.usage.total_tokens, chunks[-1]
+long = {**options, "messages": [{"role": "user", "content": "again and " * 40}]}
+cached = [client.chat.completions.create(**long).usage.prompt_tokens_details.cached_tokens for _ in range(2)]
+assert cached[0] < 32 <= cached[1], cached
 
 several = client.chat.completions.create(**{**options, "temperature": 1}, n=3)
 assert [choice.index for choice in several.choices] == [0, 1, 2], several
@@ -92,6 +95,23 @@ with client.chat.completions.stream(**asked, messages=talk[:1], tool_choice={"ty
     final = stream.get_final_completion().choices[0].message.tool_calls[0]
 assert final.function.arguments == call.function.arguments, (final, call)
 assert "tool_calls.function.arguments.delta" in events and "tool_calls.function.arguments.done" in events, set(events)
+
+
+# The newer API, in the helpers of the same client.
+asking = {"model": model, "input": "What is a sail?", "temperature": 0, "max_output_tokens": 16}
+response = client.responses.create(**asking)
+assert response.output_text and response.usage.output_tokens == 16, response
+with client.responses.stream(**asking) as stream:
+    streamed = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+assert streamed == response.output_text, (streamed, response)
+ship = client.responses.parse(model=model, input="Describe a ship.", max_output_tokens=100, temperature=0, text_format=Ship)
+assert isinstance(ship.output_parsed, Ship), ship
+tool = {"type": "function", "name": "weather", "parameters": Weather.model_json_schema(), "strict": False}
+called = client.responses.create(**{**asking, "max_output_tokens": 100}, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+item = called.output[0]
+assert item.type == "function_call" and Weather.model_validate_json(item.arguments), called
+talk = [{"role": "user", "content": "How warm is it?"}, item, {"type": "function_call_output", "call_id": item.call_id, "output": "21"}]
+assert client.responses.create(**{**asking, "input": talk}).output_text
 
 
 def refuses(kind, **changes):

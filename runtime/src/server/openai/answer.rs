@@ -43,6 +43,14 @@ pub(super) struct Call {
     pub(super) arguments: String,
 }
 
+/// What the answers to a request cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Cost {
+    pub(super) usage: Usage,
+    /// Tokens of reasoning in them.
+    pub(super) reasoning_tokens: usize,
+}
+
 /// A part of an answer in a stream.
 #[derive(Debug, PartialEq)]
 pub(super) struct Part {
@@ -267,7 +275,19 @@ enum WireUsage {
         prompt_tokens: usize,
         completion_tokens: usize,
         total_tokens: usize,
+        prompt_tokens_details: PromptDetails,
+        completion_tokens_details: CompletionDetails,
     },
+}
+
+#[derive(Serialize)]
+struct PromptDetails {
+    cached_tokens: usize,
+}
+
+#[derive(Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: usize,
 }
 
 impl WireUsage {
@@ -276,23 +296,31 @@ impl WireUsage {
     }
 }
 
-impl From<Usage> for WireUsage {
-    fn from(usage: Usage) -> Self {
+impl From<Cost> for WireUsage {
+    fn from(
+        Cost {
+            usage,
+            reasoning_tokens,
+        }: Cost,
+    ) -> Self {
         let Usage {
             prompt_tokens,
+            cached_tokens,
             completion_tokens,
         } = usage;
         Self::Tokens {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens },
+            completion_tokens_details: CompletionDetails { reasoning_tokens },
         }
     }
 }
 
 impl Envelope {
     /// The whole answer.
-    pub(super) fn whole(&self, answers: &[Answer], usage: Usage) -> String {
+    pub(super) fn whole(&self, answers: &[Answer], cost: Cost) -> String {
         let object = match self.kind {
             Kind::Chat => "chat.completion",
             Kind::Text => "text_completion",
@@ -310,7 +338,7 @@ impl Envelope {
                 ..Choice::new(index, content, reason)
             }
         });
-        self.wire(object, choices.collect(), usage.into())
+        self.wire(object, choices.collect(), cost.into())
     }
 
     /// The first chunk of an answer in a stream, if it has one of its own: who speaks.
@@ -349,9 +377,9 @@ impl Envelope {
     }
 
     /// The chunk with the usage, when it was asked for.
-    pub(super) fn usage_chunk(&self, usage: Usage) -> Option<String> {
+    pub(super) fn usage_chunk(&self, cost: Cost) -> Option<String> {
         self.include_usage
-            .then(|| self.wire(self.chunk_object(), vec![], usage.into()))
+            .then(|| self.wire(self.chunk_object(), vec![], cost.into()))
     }
 
     fn chunk(&self, choice: Choice<'_>) -> String {
@@ -424,22 +452,29 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
-    const USAGE: Usage = Usage {
-        prompt_tokens: 3,
-        completion_tokens: 4,
+    const COST: Cost = Cost {
+        usage: Usage {
+            prompt_tokens: 3,
+            cached_tokens: 2,
+            completion_tokens: 4,
+        },
+        reasoning_tokens: 1,
     };
 
     #[test]
     fn whole_chat_answer_is_that_of_openai() {
         assert_eq!(
-            parse(&envelope(Kind::Chat, false).whole(&[answer("hi", FinishReason::Stop)], USAGE)),
+            parse(&envelope(Kind::Chat, false).whole(&[answer("hi", FinishReason::Stop)], COST)),
             json!({
                 "id": "id-1", "object": "chat.completion", "created": 7, "model": "m", "system_fingerprint": "fp_x",
                 "choices": [{
                     "index": 0, "message": {"role": "assistant", "content": "hi", "refusal": null},
                     "logprobs": null, "finish_reason": "stop"
                 }],
-                "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+                "usage": {
+                    "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
+                    "prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}
+                }
             })
         );
     }
@@ -447,7 +482,7 @@ mod tests {
     #[test]
     fn whole_plain_answer_is_that_of_openai() {
         let answers = [answer("hi", FinishReason::Length), answer("ho", FinishReason::Stop)];
-        let answer = parse(&envelope(Kind::Text, false).whole(&answers, USAGE));
+        let answer = parse(&envelope(Kind::Text, false).whole(&answers, COST));
         assert_eq!(answer["object"], "text_completion");
         assert_eq!(
             answer["choices"],
@@ -462,10 +497,10 @@ mod tests {
     fn stream_has_usage_only_when_asked_and_then_only_in_the_end() {
         let without = envelope(Kind::Chat, false);
         assert!(parse(&without.part_chunk(0, &part("a"))).get("usage").is_none());
-        assert_eq!(without.usage_chunk(USAGE), None);
+        assert_eq!(without.usage_chunk(COST), None);
         let with = envelope(Kind::Chat, true);
         assert_eq!(parse(&with.part_chunk(0, &part("a")))["usage"], Value::Null);
-        let last = parse(&with.usage_chunk(USAGE).unwrap());
+        let last = parse(&with.usage_chunk(COST).unwrap());
         assert_eq!(
             (&last["choices"], &last["usage"]["total_tokens"]),
             (&json!([]), &json!(7))
@@ -523,7 +558,7 @@ mod tests {
         for part in parts() {
             answer.add(said(part));
         }
-        let whole = parse(&chat.whole(&[answer], USAGE));
+        let whole = parse(&chat.whole(&[answer], COST));
         assert_eq!(
             whole["choices"][0],
             json!({

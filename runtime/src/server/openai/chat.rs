@@ -6,8 +6,8 @@ use super::generate::{Asked, Caller, answer};
 use super::messages;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
 use super::telling::Reading;
-use super::tools::take_tools;
-use crate::dialect::{Conversation, DialectError, Wanted};
+use super::tools::{ToolUse, take_tools};
+use crate::dialect::{Conversation, Dialect, DialectError, Wanted};
 use crate::model::{SpecialTokens, TemplateError};
 use crate::server::body::json_object;
 use crate::server::error::{ApiError, Code};
@@ -35,44 +35,60 @@ pub(crate) async fn create(
         logprobs: take_logprobs(&mut fields)?,
         ..Parameters::of(&mut fields, &served)?
     };
-    let conversation = Conversation {
-        messages,
-        tools: tools.told,
-        with_answer: true,
-        variables: take_variables(&mut fields)?,
-    };
+    let variables = take_variables(&mut fields)?;
     take_unsupported(&mut fields)?;
     fields.finish(&HARMLESS)?;
-    let Prompt { tokens, is_reasoning } = app.prepare(&served, move |served| render(served, conversation)).await?;
-    let room = answer_room(tokens.len(), parameters.max_tokens, served.context_length, "messages")?;
-    let mut asked = Asked {
-        kind: Kind::Chat,
-        prompt: tokens,
-        room,
-        reading: None,
-        shown: vec![],
-        parameters,
+    let asked = ask(&app, &served, messages, tools, (parameters, variables)).await?;
+    answer(&app, &served, Caller { attempt, record }, (Kind::Chat, asked)).await
+}
+
+/// What is asked by a conversation: its prompt, and how the answer is held to what is wanted and read.
+pub(super) async fn ask(
+    app: &App,
+    served: &Arc<Served>,
+    messages: Vec<Value>,
+    tools: ToolUse,
+    (mut parameters, variables): (Parameters, Map<String, Value>),
+) -> Result<Asked, ApiError> {
+    let ToolUse {
+        told,
+        callable,
+        choice,
+        parallel,
+    } = tools;
+    let conversation = Conversation {
+        messages,
+        tools: told,
+        with_answer: true,
+        variables,
     };
-    if let Some(dialect) = served
-        .dialect
-        .as_ref()
-        .filter(|dialect| dialect.reasons() || !tools.callable.is_empty())
-    {
-        let names = tools.callable.iter().map(|tool| tool.name.clone()).collect();
-        asked.parameters.grammar = dialect.grammar(Wanted {
-            tools: &tools.callable,
-            choice: tools.choice,
-            parallel: tools.parallel,
-            content: asked.parameters.grammar.take(),
+    let rendered = app.prepare(served, move |served| render(served, conversation)).await?;
+    let Prompt { tokens, is_reasoning } = rendered;
+    let room = answer_room(tokens.len(), parameters.max_tokens, served.context_length, "messages")?;
+    let (mut reading, mut shown) = (None, vec![]);
+    let has_more = |dialect: &&Dialect| dialect.reasons() || !callable.is_empty();
+    if let Some(dialect) = served.dialect.as_ref().filter(has_more) {
+        parameters.grammar = dialect.grammar(Wanted {
+            tools: &callable,
+            choice,
+            parallel,
+            content: parameters.grammar.take(),
             is_reasoning,
         });
-        asked.shown = dialect.controls(!tools.callable.is_empty());
-        asked.reading = Some(Reading {
+        shown = dialect.controls(!callable.is_empty());
+        let names = callable.into_iter().map(|tool| tool.name).collect();
+        reading = Some(Reading {
             splitter: dialect.splitter(names, is_reasoning),
             has_short_ids: dialect.has_short_ids(),
         });
     }
-    answer(&app, &served, Caller { attempt, record }, asked).await
+    Ok(Asked {
+        prompt: tokens,
+        parameters,
+        room,
+        reading,
+        shown,
+    })
 }
 
 /// Takes the variables that a request sets for the model's template, as vLLM has them.

@@ -47,14 +47,13 @@ pub(crate) async fn create(
     let wanted = parameters.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(left.max(1)));
     let room = answer_room(prompt.len(), Some(wanted), served.context_length, "prompt")?;
     let asked = Asked {
-        kind: Kind::Text,
         prompt,
         parameters,
         room,
         reading: None,
         shown: vec![],
     };
-    answer(&app, &served, Caller { attempt, record }, asked).await
+    answer(&app, &served, Caller { attempt, record }, (Kind::Text, asked)).await
 }
 
 /// Fields of completions that this server does not have.

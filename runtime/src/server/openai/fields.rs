@@ -20,6 +20,11 @@ impl Fields {
         self.0.remove(name)
     }
 
+    /// Adds a field, as if the client had sent it.
+    pub(crate) fn put(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
     /// Takes a field that must be there.
     pub(crate) fn required(&mut self, name: &'static str) -> Result<Value, ApiError> {
         self.take(name)

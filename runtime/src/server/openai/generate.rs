@@ -1,6 +1,6 @@
 //! From a checked request to an answer: submits to the engine, then streams or collects.
 
-use super::answer::{Answer, Envelope, Kind, Part};
+use super::answer::{Answer, Cost, Envelope, Kind, Part};
 use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
 use super::telling::{Reading, Teller};
@@ -28,7 +28,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A request that was checked.
 pub(super) struct Asked {
-    pub(super) kind: Kind,
     pub(super) prompt: Vec<u32>,
     pub(super) parameters: Parameters,
     /// Tokens that the answer may have.
@@ -50,10 +49,37 @@ pub(super) async fn answer(
     app: &App,
     served: &Arc<Served>,
     caller: Caller,
-    asked: Asked,
+    (kind, asked): (Kind, Asked),
 ) -> Result<Response, ApiError> {
-    let Asked {
+    let (stream, include_usage) = (asked.parameters.stream, asked.parameters.include_usage);
+    let followed = begin(app, served, caller, asked).await?;
+    let envelope = Envelope {
         kind,
+        id: random_id(kind.id_prefix()),
+        created: unix_seconds(),
+        model: served.name.clone(),
+        fingerprint: served.fingerprint.clone(),
+        include_usage,
+    };
+    if stream {
+        return Ok(event_stream(
+            events(envelope, followed).map(|line| SseEvent::default().data(line)),
+        ));
+    }
+    let (answers, cost) = collect(followed).await?;
+    let body = envelope.whole(&answers, cost);
+    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// An answer that comes in events.
+pub(super) fn event_stream(events: impl Stream<Item = SseEvent> + Send + 'static) -> Response {
+    let events = Sse::new(events.map(Ok::<_, Infallible>));
+    events.keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+/// Submits a request to the engine.
+pub(super) async fn begin(app: &App, served: &Arc<Served>, caller: Caller, asked: Asked) -> Result<Followed, ApiError> {
+    let Asked {
         prompt,
         parameters,
         room,
@@ -67,8 +93,8 @@ pub(super) async fn answer(
         grammar,
         logprobs,
         answers,
-        stream,
-        include_usage,
+        stream: _,
+        include_usage: _,
     } = parameters;
     let constraint = match grammar {
         Some(grammar) => Some(app.prepare(served, move |served| constraint(served, &grammar)).await?),
@@ -100,24 +126,12 @@ pub(super) async fn answer(
         metrics: Arc::clone(&app.metrics),
     };
     account.charge_prompt(prompt_tokens);
-    let followed = Followed::new(generations, caller.attempt, Some(account), (wording, reading.as_ref()));
-    let envelope = Envelope {
-        kind,
-        id: random_id(kind.id_prefix()),
-        created: unix_seconds(),
-        model: served.name.clone(),
-        fingerprint: served.fingerprint.clone(),
-        include_usage,
-    };
-    if stream {
-        let events = events(envelope, followed).map(Ok::<_, Infallible>);
-        return Ok(Sse::new(events)
-            .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-            .into_response());
-    }
-    let (answers, usage) = collect(followed).await?;
-    let body = envelope.whole(&answers, usage);
-    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+    Ok(Followed::new(
+        generations,
+        caller.attempt,
+        Some(account),
+        (wording, reading.as_ref()),
+    ))
 }
 
 fn constraint(served: &Served, grammar: &Grammar) -> Result<Constraint, ApiError> {
@@ -189,9 +203,9 @@ impl Account {
 }
 
 /// The answers to a request, whose fate is counted.
-struct Followed {
+pub(super) struct Followed {
     account: Option<Account>,
-    /// Pieces of answers that are not finished, which are paid for also when nobody waits for the rest.
+    /// Tokens of answers that are not finished, which are paid for also when nobody waits for the rest.
     unpaid: Vec<usize>,
     generations: SelectAll<BoxStream<'static, (usize, Event)>>,
     attempt: Attempt,
@@ -231,8 +245,16 @@ impl Followed {
         }
     }
 
+    /// What the answers cost that are finished.
+    pub(super) fn cost(&self) -> Cost {
+        Cost {
+            usage: self.usage,
+            reasoning_tokens: self.tellers.iter().map(Teller::reasoning_tokens).sum(),
+        }
+    }
+
     /// What happens next to one of the answers. `None`: all are finished.
-    async fn next(&mut self) -> Result<Option<(usize, Next)>, ApiError> {
+    pub(super) async fn next(&mut self) -> Result<Option<(usize, Next)>, ApiError> {
         while self.ready.is_empty() {
             if self.finished == self.answers {
                 return Ok(None);
@@ -245,14 +267,14 @@ impl Followed {
     /// Takes the next event of the engine.
     async fn listen(&mut self) -> Result<(), ApiError> {
         match self.generations.next().await {
-            Some((index, Event::Piece(Piece { text, tokens }))) => {
+            Some((index, Event::Piece(Piece { text, drawn, tokens }))) => {
                 self.attempt.token();
-                self.unpaid[index] += 1;
+                self.unpaid[index] += drawn;
                 let words = self.wording.as_ref().map(|tokenizer| {
                     let tokens = tokens.iter();
                     tokens.map(|token| AnswerToken::new(token, tokenizer)).collect()
                 });
-                let parts = self.tellers[index].push(text, words).into_iter();
+                let parts = self.tellers[index].push(text, drawn, words).into_iter();
                 self.ready.extend(parts.map(|part| (index, Next::Part(part))));
                 Ok(())
             }
@@ -264,6 +286,8 @@ impl Followed {
                 }
                 self.usage = Usage {
                     prompt_tokens: usage.prompt_tokens,
+                    // Only the first of several answers reads the prompt.
+                    cached_tokens: self.usage.cached_tokens.max(usage.cached_tokens),
                     completion_tokens: self.usage.completion_tokens + usage.completion_tokens,
                 };
                 // An end token alone has no text.
@@ -298,12 +322,12 @@ impl Drop for Followed {
 }
 
 /// What happens to an answer.
-enum Next {
+pub(super) enum Next {
     Part(Part),
     End { reason: FinishReason, has_calls: bool },
 }
 
-async fn collect(mut followed: Followed) -> Result<(Vec<Answer>, Usage), ApiError> {
+pub(super) async fn collect(mut followed: Followed) -> Result<(Vec<Answer>, Cost), ApiError> {
     let empty = Answer {
         tokens: followed.wording.is_some().then(Vec::new),
         ..Answer::default()
@@ -316,11 +340,11 @@ async fn collect(mut followed: Followed) -> Result<(Vec<Answer>, Usage), ApiErro
             Next::End { reason, .. } => answer.reason = Some(reason),
         }
     }
-    Ok((answers, followed.usage))
+    Ok((answers, followed.cost()))
 }
 
 /// The events of a stream. Dropping it drops the generations, which cancels the request.
-fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent> {
+fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = String> {
     let opening: Vec<String> = (0..followed.answers)
         .filter_map(|index| envelope.opening(index))
         .collect();
@@ -334,15 +358,12 @@ fn events(envelope: Envelope, followed: Followed) -> impl Stream<Item = SseEvent
                 };
                 return Some((vec![line], Some((envelope, followed))));
             }
-            Ok(None) => envelope.usage_chunk(followed.usage),
+            Ok(None) => envelope.usage_chunk(followed.cost()),
             Err(error) => Some(serde_json::to_string(&error.body()).expect("strings are always JSON")),
         };
         Some((last.into_iter().chain(["[DONE]".to_owned()]).collect(), None))
     });
-    stream::iter([opening])
-        .chain(rest)
-        .flat_map(stream::iter)
-        .map(|line| SseEvent::default().data(line))
+    stream::iter([opening]).chain(rest).flat_map(stream::iter)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use super::fields::{Fields, invalid};
 use crate::grammar::Grammar;
 use crate::server::error::ApiError;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// More texts to choose from than this are a mistake.
 const MAX_CHOICES: usize = 1_000;
@@ -40,6 +40,27 @@ pub(super) fn take_grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiEr
     }
 }
 
+/// The format of a response (`text.format`), in which the schema is not wrapped.
+pub(super) fn text_format(format: Value) -> Result<Option<Grammar>, ApiError> {
+    let wrong = || {
+        let problem =
+            r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "name": …, "schema": …}"#;
+        invalid("text.format", problem)
+    };
+    let Value::Object(format) = format else {
+        return Err(wrong());
+    };
+    let mut format = Fields::new(format);
+    let grammar = match format.string("type").map_err(|_| wrong())?.as_deref() {
+        Some("text") => None,
+        Some("json_object") => Some(Grammar::JsonObject),
+        Some("json_schema") => return named_schema(format, "text.format").map(Some),
+        _ => return Err(wrong()),
+    };
+    format.finish(&[])?;
+    Ok(grammar)
+}
+
 fn response_format(format: Value) -> Result<Option<Grammar>, ApiError> {
     let wrong = || {
         let problem = r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": …, "schema": …}}"#;
@@ -56,7 +77,7 @@ fn response_format(format: Value) -> Result<Option<Grammar>, ApiError> {
             let Some(Value::Object(named)) = format.take("json_schema") else {
                 return Err(wrong());
             };
-            Some(named_schema(named)?)
+            Some(named_schema(Fields::new(named), "response_format.json_schema")?)
         }
         _ => return Err(wrong()),
     };
@@ -65,23 +86,22 @@ fn response_format(format: Value) -> Result<Option<Grammar>, ApiError> {
 }
 
 /// A schema as OpenAI's API wants it. It is followed whether it says `strict` or not.
-fn named_schema(named: Map<String, Value>) -> Result<Grammar, ApiError> {
-    let mut named = Fields::new(named);
+fn named_schema(mut named: Fields, at: &str) -> Result<Grammar, ApiError> {
     let name = named.string("name")?.unwrap_or_default();
     let is_letter = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-';
     if name.is_empty() || name.len() > 64 || !name.chars().all(is_letter) {
         return Err(invalid(
-            "response_format.json_schema.name",
+            format!("{at}.name"),
             "must be 1 to 64 letters, digits, _ and -",
         ));
     }
     named.string("description")?;
     named.boolean("strict")?;
     let Some(value) = named.take("schema") else {
-        return Err(invalid("response_format.json_schema.schema", "is missing"));
+        return Err(invalid(format!("{at}.schema"), "is missing"));
     };
     named.finish(&[])?;
-    schema("response_format.json_schema.schema", value)
+    schema(&format!("{at}.schema"), value)
 }
 
 fn structured_outputs(value: Value) -> Result<Grammar, ApiError> {

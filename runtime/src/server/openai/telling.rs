@@ -19,6 +19,8 @@ pub(super) struct Teller {
     /// Absent: all of it is text.
     reading: Option<Reading>,
     calls: usize,
+    /// Tokens of the reasoning.
+    reasoning_tokens: usize,
     /// Characters that were told.
     told: usize,
     /// Tokens of text that is held back.
@@ -30,6 +32,7 @@ impl Teller {
         Self {
             reading,
             calls: 0,
+            reasoning_tokens: 0,
             told: 0,
             held: Vec::new(),
         }
@@ -40,11 +43,23 @@ impl Teller {
         self.calls > 0
     }
 
-    /// Takes the next piece, with its tokens when somebody wants to know them.
-    pub(super) fn push(&mut self, text: String, tokens: Option<Vec<AnswerToken>>) -> Vec<Part> {
+    /// How many tokens the reasoning had.
+    pub(super) fn reasoning_tokens(&self) -> usize {
+        self.reasoning_tokens
+    }
+
+    /// Takes the next piece, for which so many tokens were drawn; they come with it when somebody wants to know them.
+    pub(super) fn push(&mut self, text: String, drawn: usize, tokens: Option<Vec<AnswerToken>>) -> Vec<Part> {
         let spoken = match &mut self.reading {
             None => vec![Spoken::Content(text)],
-            Some(reading) => reading.splitter.push(&text),
+            Some(reading) => {
+                let is_reasoning = reading.splitter.is_reasoning();
+                let spoken = reading.splitter.push(&text);
+                if is_reasoning || reading.splitter.is_reasoning() {
+                    self.reasoning_tokens += drawn;
+                }
+                spoken
+            }
         };
         self.tell(spoken, tokens)
     }
