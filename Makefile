@@ -31,6 +31,10 @@ fmt: ## Format the code
 generate: ## Write the CRD, its reference and the examples again from the Rust types
 	@dev/build.sh -q --bin crdgen && target/debug/crdgen
 
+.PHONY: generate-api
+generate-api: ## Write the reference of the API again
+	@dev/build.sh -q --bin escadre-runtime && target/debug/escadre-runtime describe --markdown > docs/reference/api.md
+
 .PHONY: generate-operator
 generate-operator: ## Write the reference of the operator's options and metrics again
 	@dev/build.sh -q --bin escadre-operator && target/debug/escadre-operator --print-reference > docs/reference/operator.md
@@ -41,7 +45,7 @@ models: ## Download the model that the tests and the demo serve (98 MB), and mak
 templates: ## Download the chat templates that the tests render (77 MB)
 	@dev/templates.sh
 
-clients: ## Install the official OpenAI clients that the tests use
+clients: ## Install the official OpenAI clients, and frameworks on them, that the tests use
 	@dev/clients.sh
 
 reference: ## Compute the reference numbers again with llama.cpp (builds it; about 10 minutes)

@@ -102,7 +102,7 @@ if [ "$mode" = all ]; then
 fi
 step "models of the tests" dev/second-model.sh
 step "chat templates" dev/templates.sh
-step "OpenAI clients" dev/clients.sh
+step "OpenAI clients and frameworks" dev/clients.sh
 step "build" cargo build --workspace --all-targets
 step "generated files are up to date" target/debug/crdgen --check
 step "lints" cargo clippy -q --workspace --all-targets -- -D warnings

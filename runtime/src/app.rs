@@ -1,9 +1,11 @@
 //! Runs one subcommand.
 
-use crate::args::Command;
+use crate::args::{Command, DescribeArgs};
 use crate::failure::{Failure, chain};
+use crate::server::openapi;
 use crate::{bench, fetch, inspect, serve, threads};
 use std::future::Future;
+use std::io::{self, Write as _};
 
 /// Threads for HTTP. They only wait and copy; the arithmetic has its own.
 const HTTP_THREADS: usize = 2;
@@ -16,11 +18,21 @@ pub fn run(command: Command) -> Result<(), Failure> {
             threads::settle()?;
             block_on(serve::run(args))
         }
+        Command::Describe(args) => describe(&args).map_err(|error| Failure::new("Internal", error.to_string())),
         Command::Bench(args) => {
             threads::settle()?;
             bench::run(&args).map_err(|error| Failure::new("BenchFailed", chain(&error)))
         }
         Command::Inspect(args) => inspect::run(&args).map_err(|error| Failure::new("InspectFailed", chain(&error))),
+    }
+}
+
+fn describe(args: &DescribeArgs) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if args.markdown {
+        out.write_all(openapi::page().as_bytes())
+    } else {
+        writeln!(out, "{:#}", openapi::document())
     }
 }
 

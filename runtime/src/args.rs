@@ -58,6 +58,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check a model's structure and print what it is and how much memory it needs.
     Inspect(InspectArgs),
+    /// Print the description of the API: an `OpenAPI` document, or the page of the reference.
+    Describe(DescribeArgs),
     /// Measure how fast a model reads prompts and gives answers on this machine.
     Bench(BenchArgs),
 }
@@ -76,6 +78,14 @@ pub struct Identity {
     /// The revision of the deployment that this pod belongs to.
     #[arg(id = "pod_revision", long = "pod-revision", hide = true, env = "ESCADRE_REVISION")]
     pub revision: Option<String>,
+}
+
+/// Arguments of `describe`.
+#[derive(Debug, ClapArgs)]
+pub struct DescribeArgs {
+    /// The page of the reference, in Markdown.
+    #[arg(long)]
+    pub markdown: bool,
 }
 
 /// Arguments of `fetch`.

@@ -1,4 +1,5 @@
-//! The official OpenAI clients, unmodified, against the real server. `make clients` installs them.
+//! The official OpenAI clients, and frameworks that are built on them, unmodified, against the real server. `make clients`
+//! installs them.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -41,6 +42,7 @@ fn runs_well(process: &Process, mut command: Command, more: &[&Path]) {
 #[test]
 fn official_clients_work_unmodified() {
     let python = from_env("ESCADRE_TEST_PYTHON", "clients/python/bin/python");
+    let frameworks = from_env("ESCADRE_TEST_FRAMEWORKS", "clients/frameworks/bin/python");
     let modules = from_env("ESCADRE_TEST_NODE_MODULES", "clients/node/node_modules");
     let process = Process::ready(&["--max-context=2048"]);
     let mut command = Command::new(python);
@@ -51,4 +53,7 @@ fn official_clients_work_unmodified() {
     let mut command = Command::new(if own.exists() { own } else { "node".into() });
     command.arg(script("openai_client.mjs"));
     runs_well(&process, command, &[&modules]);
+    let mut command = Command::new(frameworks);
+    command.arg(script("frameworks.py"));
+    runs_well(&process, command, &[]);
 }

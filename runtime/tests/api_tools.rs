@@ -203,6 +203,14 @@ async fn conversations_go_on(process: &Process) {
         next["usage"]["prompt_tokens"].as_u64().unwrap() > before + 20,
         "the call and its result are read: {next}"
     );
+    // A call that was cut can be sent back as it is.
+    body["max_tokens"] = 14.into();
+    body["tool_choice"] = "required".into();
+    let cut = ask(process, &body).await;
+    assert_eq!(cut["choices"][0]["finish_reason"], "length", "{cut}");
+    let messages = body["messages"].as_array_mut().unwrap();
+    messages.push(cut["choices"][0]["message"].clone());
+    ask(process, &body).await;
     // Text that is held to something, unless a tool is called.
     let more = json!({"temperature": 0, "response_format": {"type": "json_object"}});
     let held = ask(process, &with_tools(&json!("auto"), &more)).await;

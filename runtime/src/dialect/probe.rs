@@ -80,7 +80,9 @@ pub(super) fn arguments_to_text(message: &mut Value) {
     let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
     for call in calls.into_iter().flatten() {
         let arguments = &mut call["function"]["arguments"];
-        *arguments = Value::String(python_json(arguments));
+        if !arguments.is_string() {
+            *arguments = Value::String(python_json(arguments));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod guarded;
 mod in_flight;
 pub mod listen;
 mod openai;
+pub mod openapi;
 mod record;
 mod routes;
 pub mod signals;

@@ -6,15 +6,16 @@ use super::error::{ApiError, Code};
 use super::openai::{
     create_chat_completion, create_completion, create_response, detokenize, list_models, retrieve_model, tokenize,
 };
+use super::openapi;
 use super::record::keep;
 use crate::metrics::{Answered, Route};
 use crate::traffic::Attempt;
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use std::sync::Arc;
 
 /// The API.
@@ -25,6 +26,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/responses", post(create_response))
         .route_layer(from_fn(count_request))
         .route_layer(from_fn_with_state(Arc::clone(&app), follow))
+        .route("/openapi.json", get(async || Json(openapi::document())))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))
@@ -41,7 +43,7 @@ pub fn router(app: Arc<App>) -> Router {
 async fn not_found(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
     let message = format!(
-        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /tokenize and /detokenize"
+        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /openapi.json, /tokenize and /detokenize"
     );
     ApiError::new(Code::NotFound, message)
 }

@@ -127,6 +127,7 @@ pub(crate) fn chats() -> Vec<Mistake> {
     let call =
         |arguments: &str| json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}});
     let called = |arguments: &str| json!({"role": "assistant", "tool_calls": [call(arguments)]});
+    let wrong_call = |arguments: Value| json!({"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]});
     let function = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
     vec![
         // Whether this becomes too complex depends on what is drawn: here always the same.
@@ -219,12 +220,12 @@ pub(crate) fn chats() -> Vec<Mistake> {
             "messages[0].tool_calls[0].id",
         ),
         (
-            json!({"messages": [called("{")]}),
+            json!({"messages": [wrong_call(json!({}))]}),
             INVALID,
             "messages[0].tool_calls[0].function.arguments",
         ),
         (
-            json!({"messages": [called("[1]")]}),
+            json!({"messages": [wrong_call(json!(5))]}),
             INVALID,
             "messages[0].tool_calls[0].function.arguments",
         ),
