@@ -112,12 +112,13 @@ class Record:
         return [later - one for one, later in itertools.pairwise(self.parts)]
 
 
-async def ask(server, record, prompt=QUESTION, tokens=ANSWER):
+async def ask(server, record, prompt=QUESTION, tokens=ANSWER, more={}):
     """Streams one answer into the record. HTTP by hand: the client takes as little of the processors as possible."""
     body = json.dumps({
         "model": "m", "stream": True, "max_tokens": tokens, "temperature": 0,
         # No two prompts begin alike, so that nothing is found in a cache.
         "messages": [{"role": "system", "content": f"You are ship {next(unique)}."}, {"role": "user", "content": prompt}],
+        **more,
     }).encode()
     writer = None
     try:
@@ -322,6 +323,22 @@ async def overload(server, seconds, steady):
     }
 
 
+async def grammar(server, seconds, clients=16):
+    """Tokens per second of many clients, of whom nobody or every second one wants an answer by a schema, in turns. The
+    schema's text is longer than an answer may be, so that all answers are of one length."""
+    story = {"type": "string", "minLength": 20 * ANSWER}
+    schema = {"type": "object", "additionalProperties": False, "required": ["story"], "properties": {"story": story}}
+    held = {"response_format": {"type": "json_schema", "json_schema": {"name": "story", "schema": schema}}}
+    rounds = {"without": [], "half": []}
+    for name in 2 * ("without", "half"):
+        kinds = itertools.cycle([(QUESTION, ANSWER), (QUESTION, ANSWER, held if name == "half" else {})])
+        rounds[name].append(await closed_loop(server, clients, seconds, kinds))
+    return {
+        "failed": sum(loop["failed"] for loops in rounds.values() for loop in loops),
+        **{name: round(sum(loop["tokensPerSecond"] for loop in loops) / 2, 1) for name, loops in rounds.items()},
+    }
+
+
 class OneCore:
     """A cgroup of version 1 with the time of one processor, as a pod with `cpu: 1` has it; None where there is none."""
 
@@ -402,6 +419,9 @@ async def run():
     else:
         print(f"\nno open loop: {trace} is not there; name a trace of the Azure public dataset by ESCADRE_BENCH_TRACE")
 
+    record["grammar"] = await grammar(ours, 10 * PACE)
+    show("16 clients, half of them with a schema, escadre", record["grammar"].items())
+
     record["overload"] = await overload(ours, 120 * PACE, 12 * PACE)
     show("overload, escadre", record["overload"].items())
     for server in servers:
@@ -442,6 +462,11 @@ def main():
         ("overload: neither answered nor a usable 429", "0", bad, bad == 0),
         ("overload: memory at its peak / before", "<= 1.2", memory, memory <= 1.2),
         ("first token after it / before, and a step of it", "<= 2", again, again <= 2),
+    ]
+    held = record["grammar"]
+    bars += [
+        ("tok/s, half of the requests with a schema / none", ">= 0.9", held["half"] / held["without"],
+         held["half"] / held["without"] >= 0.9 and held["failed"] == 0),
     ]
     if core["escadre"]:
         ratio = core["escadre"]["quota"] / core["escadre"]["pinned"]
