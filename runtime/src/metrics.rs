@@ -19,6 +19,20 @@ const SECONDS: [f64; 14] = [
 /// Bounds in seconds for the time between two tokens.
 const TOKEN_SECONDS: [f64; 11] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
 
+/// Bounds for counts of tokens.
+const TOKENS: [f64; 13] = [
+    1.0, 8.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 32768.0, 131_072.0,
+];
+
+/// The room for keys and values.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheConfig {
+    /// Tokens of a block.
+    pub block_size: u64,
+    /// Blocks that there are, wherever they are: vLLM's name.
+    pub num_gpu_blocks: u64,
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Finished {
@@ -84,6 +98,7 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     pub generation_tokens: Counter,
     pub kv_cache_usage: Fraction,
+    pub cache_config: Family<CacheConfig, Gauge>,
     pub prefix_cache_queries: Counter,
     pub prefix_cache_hits: Counter,
     pub preemptions: Counter,
@@ -91,6 +106,10 @@ pub struct Metrics {
     pub inter_token_latency: Histogram,
     pub request_latency: Histogram,
     pub queue_time: Histogram,
+    pub prefill_time: Histogram,
+    pub decode_time: Histogram,
+    pub request_prompt_tokens: Histogram,
+    pub request_generation_tokens: Histogram,
     pub connections: Gauge,
 }
 
@@ -111,6 +130,7 @@ impl Metrics {
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             kv_cache_usage: Fraction::default(),
+            cache_config: Family::default(),
             prefix_cache_queries: Counter::default(),
             prefix_cache_hits: Counter::default(),
             preemptions: Counter::default(),
@@ -118,6 +138,10 @@ impl Metrics {
             inter_token_latency: Histogram::new(TOKEN_SECONDS),
             request_latency: seconds(),
             queue_time: seconds(),
+            prefill_time: seconds(),
+            decode_time: seconds(),
+            request_prompt_tokens: Histogram::new(TOKENS),
+            request_generation_tokens: Histogram::new(TOKENS),
             connections: Gauge::default(),
         };
         let mut registry = Registry::default();
@@ -228,6 +252,26 @@ impl Metrics {
             "The time that a request waited",
             self.queue_time.clone(),
         );
+        registry.register(
+            "escadre_request_prefill_seconds",
+            "From a request's turn to its first token",
+            self.prefill_time.clone(),
+        );
+        registry.register(
+            "escadre_request_decode_seconds",
+            "From a request's first token to the end of its answer",
+            self.decode_time.clone(),
+        );
+        registry.register(
+            "escadre_request_prompt_tokens",
+            "Prompt tokens of each request that was answered",
+            self.request_prompt_tokens.clone(),
+        );
+        registry.register(
+            "escadre_request_generation_tokens",
+            "Tokens of each answer that is complete",
+            self.request_generation_tokens.clone(),
+        );
     }
 
     fn register_mirror(&self, registry: &mut Registry) {
@@ -253,6 +297,28 @@ impl Metrics {
         );
         registry.register("vllm:e2e_request_latency_seconds", TEXT, self.request_latency.clone());
         registry.register("vllm:request_queue_time_seconds", TEXT, self.queue_time.clone());
+        registry.register("vllm:request_prefill_time_seconds", TEXT, self.prefill_time.clone());
+        registry.register("vllm:request_decode_time_seconds", TEXT, self.decode_time.clone());
+        registry.register("vllm:request_prompt_tokens", TEXT, self.request_prompt_tokens.clone());
+        registry.register(
+            "vllm:request_generation_tokens",
+            TEXT,
+            self.request_generation_tokens.clone(),
+        );
+        registry.register(
+            "vllm:cache_config_info",
+            "The room for keys and values, in blocks; always 1",
+            self.cache_config.clone(),
+        );
+    }
+
+    /// Says how much room there is for keys and values.
+    pub fn has_blocks(&self, tokens: usize, blocks: usize) {
+        let room = CacheConfig {
+            block_size: tokens as u64,
+            num_gpu_blocks: blocks as u64,
+        };
+        self.cache_config.get_or_create(&room).set(1);
     }
 
     /// The metrics in the text format of Prometheus and its successors.
@@ -286,6 +352,7 @@ mod tests {
             "vllm:kv_cache_usage_perc{model_name=\"smol\"} 0.25",
             "vllm:request_success_total{model_name=\"smol\",finished_reason=\"stop\"} 1",
             "vllm:time_to_first_token_seconds_count{model_name=\"smol\"} 0",
+            "vllm:request_prompt_tokens_count{model_name=\"smol\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

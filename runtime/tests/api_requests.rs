@@ -317,6 +317,9 @@ async fn pages_tell_what_was_done() {
     server.chat(&question("Hi", &json!({"max_tokens": 3}))).await;
     assert!(server.metric("vllm:generation_tokens_total").await >= 3.0);
     assert!(server.metric("vllm:time_to_first_token_seconds_count").await >= 1.0);
+    assert!(server.metric("vllm:request_prompt_tokens_count").await >= 1.0);
+    assert!(server.metric("vllm:request_decode_time_seconds_count").await >= 1.0);
+    assert!(server.metric("vllm:cache_config_info").await >= 1.0);
     let text = server.metrics().await;
     assert!(
         text.contains("escadre_http_requests_total{model_name=\"smol\",route=\"ChatCompletions\",code=\"200\"}"),

@@ -92,6 +92,7 @@ struct Answer {
     arrived: Instant,
     /// Absent while it waits in the queue.
     started: Option<Instant>,
+    first_token: Option<Instant>,
     last_token: Option<Instant>,
     /// Other answers to the same prompt, which begin when it is computed.
     forks: Vec<(RequestId, Self)>,
@@ -256,6 +257,7 @@ impl<M: StepModel> Worker<M> {
                 generated: 0,
                 arrived,
                 started: None,
+                first_token: None,
                 last_token: None,
                 forks: vec![],
             };
@@ -441,6 +443,7 @@ impl<M: StepModel> Worker<M> {
                 if let Some(started) = answer.started {
                     self.admission.learn(started.elapsed());
                 }
+                observe_answer(&answer, &self.metrics);
                 self.metrics
                     .request_latency
                     .observe(answer.arrived.elapsed().as_secs_f64());
@@ -510,6 +513,20 @@ fn finished(answer: &Answer, reason: FinishReason) -> Event {
     }
 }
 
+/// Observes an answer that is complete.
+fn observe_answer(answer: &Answer, metrics: &Metrics) {
+    #[expect(clippy::cast_precision_loss, reason = "contexts are much shorter")]
+    let count = |tokens: usize| tokens as f64;
+    metrics.request_prompt_tokens.observe(count(answer.prompt_tokens));
+    metrics.request_generation_tokens.observe(count(answer.generated));
+    if let (Some(started), Some(first)) = (answer.started, answer.first_token) {
+        metrics
+            .prefill_time
+            .observe(first.duration_since(started).as_secs_f64());
+        metrics.decode_time.observe(first.elapsed().as_secs_f64());
+    }
+}
+
 fn observe_token(answer: &mut Answer, metrics: &Metrics) {
     let now = Instant::now();
     metrics.generation_tokens.inc();
@@ -517,6 +534,7 @@ fn observe_token(answer: &mut Answer, metrics: &Metrics) {
         None => {
             let waited = now.duration_since(answer.arrived);
             metrics.time_to_first_token.observe(waited.as_secs_f64());
+            answer.first_token = Some(now);
         }
         Some(before) => metrics
             .inter_token_latency

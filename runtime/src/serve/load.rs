@@ -151,6 +151,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     allocate(&mut model.model, blocks).map_err(failed)?;
     description.context_length = description.context_length.min(blocks * BLOCK_TOKENS);
     describe(board, &description, performance);
+    metrics.has_blocks(BLOCK_TOKENS, blocks);
     info!(
         device,
         architecture = description.architecture,
