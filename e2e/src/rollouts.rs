@@ -15,7 +15,7 @@ use crate::traffic::{Record, Summary, Traffic};
 
 /// Pods of the deployment.
 pub const REPLICAS: usize = 2;
-/// Workers that ask it. Enough for [`OPEN`] streams at each moment, also where short answers end within a few steps.
+/// Workers that ask it. Enough for five streams to be open at each moment, also where short answers end within a few steps.
 pub const WORKERS: u32 = 14;
 /// A rollout: two downloads, loads and drains while two cores also answer the requests.
 const ROLLED_OUT: Duration = Duration::from_mins(6);

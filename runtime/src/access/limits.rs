@@ -150,6 +150,14 @@ impl Budget {
         }
     }
 
+    /// Gives tokens back that were taken and not used.
+    pub fn give_back(&mut self, tokens: usize, now: Instant) {
+        if let Some(bucket) = &mut self.tokens {
+            bucket.fill(now);
+            bucket.left = (bucket.left + as_number(tokens)).min(bucket.limit.get().into());
+        }
+    }
+
     /// What is left; absent without limits.
     pub fn standing(&mut self, now: Instant) -> Option<Standing> {
         let standing = Standing {
@@ -218,6 +226,14 @@ mod tests {
         assert_eq!(refusal.retry_after.unwrap().as_secs(), 30);
         budget.take_prompt(100, start + Duration::from_secs(30)).unwrap();
         assert_eq!(budget.take_prompt(601, start).unwrap_err().retry_after, None);
+        let left = |budget: &mut Budget, now| budget.standing(now).unwrap().tokens.unwrap().remaining;
+        let later = start + Duration::from_secs(40);
+        let before = left(&mut budget, later);
+        budget.take_prompt(50, later).unwrap();
+        budget.give_back(50, later);
+        assert_eq!(left(&mut budget, later), before);
+        budget.give_back(10_000, later);
+        assert_eq!(left(&mut budget, later), 600);
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Client {
         self.with(|budget, now| budget.charge(tokens, now));
     }
 
+    /// Gives the tokens of a prompt back that was not read.
+    pub fn give_back(&self, tokens: usize) {
+        self.with(|budget, now| budget.give_back(tokens, now));
+    }
+
     /// What is left; absent without limits.
     pub fn standing(&self) -> Option<Standing> {
         self.with(Budget::standing)

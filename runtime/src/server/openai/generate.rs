@@ -118,6 +118,9 @@ pub(super) async fn begin(app: &App, served: &Arc<Served>, caller: Caller, asked
         if matches!(error, SubmitError::Full { .. }) {
             app.metrics.requests_refused.inc();
         }
+        if let Some(client) = caller.record.client() {
+            client.give_back(prompt_tokens);
+        }
         refusal(&error)
     })?;
     let wording = logprobs.map(|_| Arc::clone(&served.tokenizer));
