@@ -5,17 +5,10 @@
 mod serving;
 
 use serde_json::{Map, Value, json};
-use serving::{NAME, Process, client, events, post};
+use serving::{NAME, Process, events, get, post};
 
 async fn document(process: &Process) -> Value {
-    client()
-        .get(process.api("/openapi.json"))
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap()
+    get(process.api("/openapi.json")).await
 }
 
 fn good(path: &str) -> Value {
@@ -164,14 +157,7 @@ async fn answers_are_what_the_document_says() {
         ("/v1/models".to_owned(), "ModelList"),
         (format!("/v1/models/{NAME}"), "Model"),
     ] {
-        let answer: Value = client()
-            .get(process.api(&path))
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
+        let answer = get(process.api(&path)).await;
         check(&document, name, &answer);
     }
 }

@@ -70,14 +70,7 @@ impl Shared {
 #[tokio::test(flavor = "multi_thread")]
 async fn model_is_listed_with_its_digest() {
     let server = Shared::take();
-    let list: Value = client()
-        .get(server.process().api("/v1/models"))
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
+    let list = serving::get(server.process().api("/v1/models")).await;
     let status = server.status().await;
     assert_eq!(list["data"][0]["id"], NAME);
     assert_eq!(list["data"][0]["digest"], status["servedDigest"]);
@@ -399,14 +392,7 @@ async fn requests_are_found_again_by_their_identifiers_and_models_by_their_alias
     drop(stream);
     let line: Value = serde_json::from_str(&process.wait_for_line(&id)).unwrap();
     assert_eq!(line["message"], "request given up");
-    let list: Value = client()
-        .get(process.api("/v1/models"))
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
+    let list = serving::get(process.api("/v1/models")).await;
     let names: Vec<&Value> = list["data"]
         .as_array()
         .unwrap()

@@ -16,9 +16,7 @@ fn body(more: &Value) -> Value {
 }
 
 async fn ask(process: &Process, more: &Value) -> Value {
-    let (status, text) = post(process, RESPONSES, &body(more)).await;
-    assert_eq!(status, 200, "{text}");
-    serde_json::from_str(&text).unwrap()
+    serving::ask(process, RESPONSES, &body(more)).await
 }
 
 /// The events of a stream: each with its name, which its data repeats.

@@ -11,9 +11,7 @@ use serving::{NAME, Process, events, post, question, streamed_text};
 const CHAT: &str = "/v1/chat/completions";
 
 async fn ask(process: &Process, body: &Value) -> Value {
-    let (status, text) = post(process, CHAT, body).await;
-    assert_eq!(status, 200, "{text}");
-    serde_json::from_str(&text).unwrap()
+    serving::ask(process, CHAT, body).await
 }
 
 fn text(answer: &Value, index: usize) -> &str {

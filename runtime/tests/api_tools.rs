@@ -36,9 +36,7 @@ const CALLS: [(&str, &str); 5] = [
 ];
 
 async fn ask(process: &Process, body: &Value) -> Value {
-    let (status, text) = post(process, CHAT, body).await;
-    assert_eq!(status, 200, "{text}");
-    serde_json::from_str(&text).unwrap()
+    serving::ask(process, CHAT, body).await
 }
 
 fn parameters() -> Value {

@@ -48,15 +48,9 @@ fn asks_to_close(answer: &str) -> bool {
 }
 
 async fn decode_speed(process: &Process) -> f64 {
-    let status: serde_json::Value = client()
-        .get(process.admin("/status"))
-        .send()
-        .await
+    process.status().await["performance"]["decodeTokensPerSecond"]
+        .as_f64()
         .unwrap()
-        .json()
-        .await
-        .unwrap();
-    status["performance"]["decodeTokensPerSecond"].as_f64().unwrap()
 }
 
 async fn probe(process: &Process, page: &str) -> u16 {

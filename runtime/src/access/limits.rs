@@ -133,7 +133,7 @@ impl Budget {
             .map_or(Ok(()), |bucket| bucket.take("requests", 1.0, now))
     }
 
-    /// Takes the tokens of a prompt, and one for the answer.
+    /// Takes the tokens of a prompt.
     ///
     /// # Errors
     /// When there are not as many.

@@ -24,7 +24,7 @@ pub(super) struct Syntax {
 }
 
 /// Letters and digits of an identifier where a template insists on it.
-pub(super) const SHORT_ID: usize = 9;
+pub const SHORT_ID: usize = 9;
 
 /// Hermes, Qwen 2.5, Qwen 3, `SmolLM3`.
 pub(super) const HERMES: Syntax = Syntax {

@@ -9,6 +9,7 @@ mod probe;
 mod splitter;
 mod untaught;
 
+pub use calls::SHORT_ID;
 pub use compose::{Choice, Wanted};
 pub use splitter::{Splitter, Spoken};
 

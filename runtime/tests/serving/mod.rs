@@ -179,8 +179,7 @@ impl Process {
     }
 
     pub(crate) async fn status(&self) -> Value {
-        let answer = client().get(self.admin("/status")).send().await.unwrap();
-        answer.json().await.unwrap()
+        get(self.admin("/status")).await
     }
 
     /// Waits until no request is in the engine.
@@ -221,6 +220,18 @@ pub(crate) fn question(text: &str, more: &Value) -> Value {
 pub(crate) async fn post(process: &Process, path: &str, body: &Value) -> (u16, String) {
     let response = client().post(process.api(path)).json(body).send().await.unwrap();
     (response.status().as_u16(), response.text().await.unwrap())
+}
+
+/// Sends a request that must be answered. Returns the answer.
+pub(crate) async fn ask(process: &Process, path: &str, body: &Value) -> Value {
+    let (status, text) = post(process, path, body).await;
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The JSON at an address.
+pub(crate) async fn get(url: String) -> Value {
+    client().get(url).send().await.unwrap().json().await.unwrap()
 }
 
 /// The data of an event stream.

@@ -100,6 +100,15 @@ impl Fields {
     }
 }
 
+/// What a name must be that is none by [`is_name`].
+pub(crate) const NO_NAME: &str = "must be 1 to 64 letters, digits, _ and -";
+
+/// Whether a text can be the name of a function or a schema, as OpenAI has it.
+pub(crate) fn is_name(text: &str) -> bool {
+    let is_letter = |letter: u8| letter.is_ascii_alphanumeric() || letter == b'_' || letter == b'-';
+    (1..=64).contains(&text.len()) && text.bytes().all(is_letter)
+}
+
 /// A field with a wrong value.
 pub(crate) fn invalid(name: impl Into<String>, problem: &str) -> ApiError {
     let name = name.into();

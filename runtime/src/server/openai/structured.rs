@@ -1,7 +1,7 @@
 //! What an answer has to be: `response_format` as OpenAI has it, and what vLLM adds (`structured_outputs`, and `guided_json`,
 //! `guided_regex` and `guided_choice` of its older versions). Pure.
 
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, NO_NAME, invalid, is_name};
 use crate::grammar::Grammar;
 use crate::server::error::ApiError;
 use serde_json::Value;
@@ -41,44 +41,41 @@ pub(super) fn take_grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiEr
 }
 
 /// The format of a response (`text.format`), in which the schema is not wrapped.
-pub(super) fn text_format(format: Value) -> Result<Option<Grammar>, ApiError> {
-    let wrong = || {
-        let problem =
-            r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "name": …, "schema": …}"#;
-        invalid("text.format", problem)
-    };
-    let Value::Object(format) = format else {
-        return Err(wrong());
-    };
-    let mut format = Fields::new(format);
-    let grammar = match format.string("type").map_err(|_| wrong())?.as_deref() {
-        Some("text") => None,
-        Some("json_object") => Some(Grammar::JsonObject),
-        Some("json_schema") => return named_schema(format, "text.format").map(Some),
-        _ => return Err(wrong()),
-    };
-    format.finish(&[])?;
-    Ok(grammar)
+pub(super) fn text_format(value: Value) -> Result<Option<Grammar>, ApiError> {
+    const WRONG: &str =
+        r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "name": …, "schema": …}"#;
+    format(value, ("text.format", WRONG), |format, _| {
+        named_schema(format, "text.format")
+    })
 }
 
-fn response_format(format: Value) -> Result<Option<Grammar>, ApiError> {
-    let wrong = || {
-        let problem = r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": …, "schema": …}}"#;
-        invalid("response_format", problem)
-    };
-    let Value::Object(format) = format else {
+fn response_format(value: Value) -> Result<Option<Grammar>, ApiError> {
+    const WRONG: &str = r#"must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": …, "schema": …}}"#;
+    format(value, ("response_format", WRONG), |mut format, wrong| {
+        let Some(Value::Object(named)) = format.take("json_schema") else {
+            return Err(wrong);
+        };
+        let grammar = named_schema(Fields::new(named), "response_format.json_schema")?;
+        format.finish(&[])?;
+        Ok(grammar)
+    })
+}
+
+/// A format, whose schema the last argument takes; it is given the error that says what a format must be.
+fn format(
+    value: Value,
+    (name, problem): (&str, &str),
+    schema: impl FnOnce(Fields, ApiError) -> Result<Grammar, ApiError>,
+) -> Result<Option<Grammar>, ApiError> {
+    let wrong = || invalid(name, problem);
+    let Value::Object(format) = value else {
         return Err(wrong());
     };
     let mut format = Fields::new(format);
     let grammar = match format.string("type").map_err(|_| wrong())?.as_deref() {
         Some("text") => None,
         Some("json_object") => Some(Grammar::JsonObject),
-        Some("json_schema") => {
-            let Some(Value::Object(named)) = format.take("json_schema") else {
-                return Err(wrong());
-            };
-            Some(named_schema(Fields::new(named), "response_format.json_schema")?)
-        }
+        Some("json_schema") => return schema(format, wrong()).map(Some),
         _ => return Err(wrong()),
     };
     format.finish(&[])?;
@@ -88,12 +85,8 @@ fn response_format(format: Value) -> Result<Option<Grammar>, ApiError> {
 /// A schema as OpenAI's API wants it. It is followed whether it says `strict` or not.
 fn named_schema(mut named: Fields, at: &str) -> Result<Grammar, ApiError> {
     let name = named.string("name")?.unwrap_or_default();
-    let is_letter = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-';
-    if name.is_empty() || name.len() > 64 || !name.chars().all(is_letter) {
-        return Err(invalid(
-            format!("{at}.name"),
-            "must be 1 to 64 letters, digits, _ and -",
-        ));
+    if !is_name(&name) {
+        return Err(invalid(format!("{at}.name"), NO_NAME));
     }
     named.string("description")?;
     named.boolean("strict")?;

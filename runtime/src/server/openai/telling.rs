@@ -3,7 +3,7 @@
 use super::answer::{Part, Said};
 use super::logprobs::AnswerToken;
 use crate::context::random_id;
-use crate::dialect::{Splitter, Spoken};
+use crate::dialect::{SHORT_ID, Splitter, Spoken};
 
 /// How an answer's text is taken apart.
 #[derive(Debug, Clone)]
@@ -116,9 +116,8 @@ impl Teller {
     }
 
     fn id(&self) -> String {
-        const SHORT: usize = 9;
         if self.reading.as_ref().is_some_and(|reading| reading.has_short_ids) {
-            random_id("").chars().take(SHORT).collect()
+            random_id("").chars().take(SHORT_ID).collect()
         } else {
             random_id("call_")
         }

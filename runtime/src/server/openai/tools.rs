@@ -1,14 +1,12 @@
 //! What an answer may call: `tools`, `tool_choice` and `parallel_tool_calls` as OpenAI has them. Pure.
 
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, NO_NAME, invalid, is_name};
 use crate::dialect::{Choice, Tool};
 use crate::server::error::{ApiError, Code};
 use serde_json::{Map, Value, json};
 
 /// More tools than this are a mistake.
 const MAX_TOOLS: usize = 128;
-/// As OpenAI has it.
-const MAX_NAME: usize = 64;
 
 /// The tools of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,13 +135,9 @@ fn take_tool(index: usize, tool: Value) -> Result<Tool, ApiError> {
 
 fn take_function(mut fields: Fields, at: &str) -> Result<Tool, ApiError> {
     let at = |field: &str| format!("{at}{field}");
-    let is_letter = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-';
     let name = match fields.take("name") {
-        Some(Value::String(name)) if (1..=MAX_NAME).contains(&name.len()) && name.chars().all(is_letter) => name,
-        _ => {
-            let problem = format!("must be 1 to {MAX_NAME} letters, digits, _ and -");
-            return Err(invalid(at(".name"), &problem));
-        }
+        Some(Value::String(name)) if is_name(&name) => name,
+        _ => return Err(invalid(at(".name"), NO_NAME)),
     };
     let description = match fields.take("description") {
         None => None,

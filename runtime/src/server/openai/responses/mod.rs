@@ -122,26 +122,22 @@ fn take_flat_tools(fields: &mut Fields) -> Result<(Value, Value), ApiError> {
     let Value::Array(tools) = &told_tools else {
         return Err(invalid("tools", "must be a list"));
     };
-    let wrap = |tool: &Value| match tool {
-        Value::Object(tool) if tool.get("type") == Some(&json!("function")) => {
-            let mut function = tool.clone();
-            function.remove("type");
-            json!({"type": "function", "function": function})
-        }
-        other => other.clone(),
-    };
     fields.put("tools", tools.iter().map(wrap).collect());
     let told_choice = fields.take("tool_choice").unwrap_or_else(|| json!("auto"));
-    let choice = match &told_choice {
-        Value::Object(choice) if choice.get("type") == Some(&json!("function")) => {
-            let mut function = choice.clone();
+    fields.put("tool_choice", wrap(&told_choice));
+    Ok((told_tools, told_choice))
+}
+
+/// A function as chats have it; anything else as it is.
+fn wrap(flat: &Value) -> Value {
+    match flat {
+        Value::Object(members) if members.get("type") == Some(&json!("function")) => {
+            let mut function = members.clone();
             function.remove("type");
             json!({"type": "function", "function": function})
         }
         other => other.clone(),
-    };
-    fields.put("tool_choice", choice);
-    Ok((told_tools, told_choice))
+    }
 }
 
 /// What the text has to be, and the field as it is told.
