@@ -250,6 +250,7 @@ pub fn classify_runtime_reason(name: &str) -> (ConditionType, AnyReason) {
     match name {
         "SourceUnavailable" | "InvalidSource" => (ConditionType::ModelResolved, Reason::SourceUnavailable.into()),
         "SecretMissing" => (ConditionType::ModelResolved, Reason::SecretMissing.into()),
+        "AccessUnusable" => (ConditionType::Available, Reason::DependencyMissing.into()),
         "OutOfMemoryHost" => (ConditionType::Available, Reason::OutOfMemoryHost.into()),
         "OutOfMemoryGpu" => (ConditionType::Available, Reason::OutOfMemoryGpu.into()),
         "AcceleratorMissing" => (ConditionType::Available, Reason::AcceleratorMissing.into()),

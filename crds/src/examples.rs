@@ -102,7 +102,7 @@ fn gpu() -> Example {
 fn production() -> Example {
     Example {
         path: "production.yaml",
-        about: "A private repository behind a proxy, another chat template, and pods that survive the drain of a node.",
+        about: "A private repository behind a proxy, another chat template, API keys and TLS, and pods that survive the drain of a node.",
         manifest: json!({
             "apiVersion": "escadre.dev/v1alpha1",
             "kind": "LlmDeployment",
@@ -132,6 +132,11 @@ fn production() -> Example {
                 },
                 "replicas": 3,
                 "disruption": {"minAvailable": "50%"},
+                "access": {
+                    "apiKeysSecretRef": {"name": "assistant-keys"},
+                    "limits": {"requestsPerMinute": 60, "tokensPerMinute": 50000},
+                    "tls": {"secretRef": {"name": "assistant-tls"}},
+                },
                 "observability": {"podMonitor": "Auto"},
                 "podLabels": {"team": "assistants"},
             },

@@ -68,6 +68,28 @@ pub const VOLUME_CA: &str = "ca-bundle";
 /// Mount path of [`VOLUME_CA`].
 pub const PATH_CA: &str = "/ca-bundle";
 
+/// Name of the volume with the API keys.
+pub const VOLUME_API_KEYS: &str = "api-keys";
+/// Mount path of [`VOLUME_API_KEYS`].
+pub const PATH_API_KEYS: &str = "/access/keys";
+/// Name of the volume with the limits of clients: files with the values of the annotations below.
+pub const VOLUME_LIMITS: &str = "limits";
+/// Mount path of [`VOLUME_LIMITS`].
+pub const PATH_LIMITS: &str = "/access/limits";
+/// Name of the volume with the certificate of the API and its key.
+pub const VOLUME_TLS: &str = "tls";
+/// Mount path of [`VOLUME_TLS`].
+pub const PATH_TLS: &str = "/access/tls";
+
+/// How many requests a client may make of a pod in a minute; a file of this name is below [`PATH_LIMITS`].
+pub const REQUESTS_PER_MINUTE: &str = "requests-per-minute";
+/// How many tokens a client may use in a pod in a minute; a file of this name is below [`PATH_LIMITS`].
+pub const TOKENS_PER_MINUTE: &str = "tokens-per-minute";
+/// On pods with limits: [`REQUESTS_PER_MINUTE`]; empty without that limit.
+pub const ANNOTATION_REQUESTS_PER_MINUTE: &str = "escadre.dev/requests-per-minute";
+/// On pods with limits: [`TOKENS_PER_MINUTE`]; empty without that limit.
+pub const ANNOTATION_TOKENS_PER_MINUTE: &str = "escadre.dev/tokens-per-minute";
+
 /// Tells the cluster autoscaler whether it may move a pod.
 pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
@@ -124,8 +146,9 @@ pub fn selector(deployment: &str) -> String {
 }
 
 /// The address of a deployment's API inside the cluster.
-pub fn endpoint(deployment: &str, namespace: &str, port: u16) -> String {
-    format!("http://{deployment}.{namespace}.svc:{port}/v1")
+pub fn endpoint(deployment: &str, namespace: &str, port: u16, is_encrypted: bool) -> String {
+    let scheme = if is_encrypted { "https" } else { "http" };
+    format!("{scheme}://{deployment}.{namespace}.svc:{port}/v1")
 }
 
 #[cfg(test)]

@@ -50,6 +50,12 @@ impl OpenAi {
         })
     }
 
+    /// Another way to send its requests: with a key, or over TLS.
+    #[must_use]
+    pub fn sending(self, http: reqwest::Client) -> Self {
+        Self { http, ..self }
+    }
+
     /// Names of the served models.
     pub async fn models(&self) -> Result<Vec<String>> {
         let answer = self

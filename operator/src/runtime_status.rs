@@ -93,8 +93,6 @@ pub struct Said {
     pub stage: Option<Stage>,
     /// The digest of the model that it serves.
     pub served_digest: Option<String>,
-    /// The name that requests must use.
-    pub served_name: Option<String>,
     /// What the model is.
     pub model: Option<ModelStatus>,
     /// How the bytes were judged.
@@ -186,7 +184,6 @@ impl Said {
             pod_uid: text("podUid"),
             stage: page["stage"].as_str().and_then(|name| name.parse().ok()),
             served_digest: text("servedDigest"),
-            served_name: page["model"]["servedName"].as_str().map(str::to_owned),
             model: section(page, "model"),
             verification: section(page, "verification"),
             download: section(page, "download"),
@@ -238,37 +235,18 @@ pub async fn ask(ip: IpAddr) -> Result<Page, Error> {
     })
 }
 
-/// Asks the model in the pod at `ip`, as a client would. A model without a chat template gets the prompt as it is.
+/// Asks the model in the pod at `ip`, through the admin port: no key is needed there, and no certificate.
 ///
 /// # Errors
-/// When there is no answer in time, or it is not one of the API.
-pub async fn prompt(ip: IpAddr, model: &str, text: &str) -> Result<String, Error> {
-    let address = SocketAddr::new(ip, names::PORT_HTTP_NUMBER);
-    let chat = serde_json::json!({
-        "model": model, "messages": [{"role": "user", "content": text}], "max_tokens": PROMPT_TOKENS, "temperature": 0,
-    });
-    match json(address, post("/v1/chat/completions", &chat), PROMPT_TIMEOUT).await {
-        Err(Error::Refused { status: 400, .. }) => {}
-        answer => {
-            return Ok(answer?
-                .pointer("/choices/0/message/content")
-                .map(words)
-                .unwrap_or_default());
-        }
-    }
-    let plain = serde_json::json!({"model": model, "prompt": text, "max_tokens": PROMPT_TOKENS, "temperature": 0});
-    let answer = json(address, post("/v1/completions", &plain), PROMPT_TIMEOUT).await?;
-    Ok(answer.pointer("/choices/0/text").map(words).unwrap_or_default())
-}
-
-fn words(text: &Value) -> String {
-    text.as_str().unwrap_or_default().to_owned()
-}
-
-fn post(path: &str, body: &Value) -> Result<Request<Full<Bytes>>, http::Error> {
-    Request::post(path)
+/// When there is no answer in time, or it is none.
+pub async fn prompt(ip: IpAddr, text: &str) -> Result<String, Error> {
+    let address = SocketAddr::new(ip, names::PORT_ADMIN_NUMBER);
+    let question = serde_json::json!({"prompt": text, "max_tokens": PROMPT_TOKENS});
+    let request = Request::post("/probe")
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::from(body.to_string()))
+        .body(Full::from(question.to_string()));
+    let answer = json(address, request, PROMPT_TIMEOUT).await?;
+    Ok(answer["answer"].as_str().unwrap_or_default().to_owned())
 }
 
 /// One question and its answer.

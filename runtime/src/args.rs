@@ -333,6 +333,11 @@ pub struct AccessArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", requires = "api_keys")]
     pub require_key: Option<bool>,
 
+    /// A folder with the limits of each client, which are followed: the files `requests-per-minute` and `tokens-per-minute`, each
+    /// with a number; one that is empty or not there is no limit.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["requests_per_minute", "tokens_per_minute"])]
+    pub limits: Option<PathBuf>,
+
     /// How many requests each client may make in a minute; those without a key are one client.
     #[arg(long, value_name = "N")]
     pub requests_per_minute: Option<NonZeroU32>,
@@ -378,7 +383,7 @@ mod tests {
             (["*.gguf".to_owned()].as_slice(), "v2")
         );
         let serve = format!(
-            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s --format=safetensors --overlay=/overlay --threads=3 --log=debug"
+            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s --format=safetensors --overlay=/overlay --api-keys=/access/keys --require-key=false --limits=/access/limits --tls=/access/tls --threads=3 --log=debug"
         );
         let Command::Serve(args) = parse(&serve).unwrap().command else {
             panic!("not a serve")
@@ -401,6 +406,7 @@ mod tests {
             "serve --model=m.gguf --require-key",
             "serve --model=m.gguf --api-keys=/keys --require-key=perhaps",
             "serve --model=m.gguf --requests-per-minute=0",
+            "serve --model=m.gguf --limits=/limits --tokens-per-minute=5",
             "fetch --source=hf://a/b --store=/models",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use super::pod::any_object;
 use super::{
-    Disruption, DrainSpec, LlmDeploymentStatus, ModelSpec, Network, Observability, OverlayFile, Placement, Resources,
-    Rollout, RuntimeSpec, ServiceSpec,
+    Access, Disruption, DrainSpec, LlmDeploymentStatus, ModelSpec, Network, Observability, OverlayFile, Placement,
+    Resources, Rollout, RuntimeSpec, ServiceSpec,
 };
 
 /// What the user asks for.
@@ -98,6 +98,10 @@ pub struct LlmDeploymentSpec {
     /// disruption says what evictions must leave. Works live.
     #[serde(default)]
     pub disruption: Disruption,
+    /// access says who may ask, how much, and whether the way to the pods is encrypted. Absent: everybody who reaches the
+    /// Service, as much as they like, unencrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// observability says what the cluster's monitoring is told. Works live.
     #[serde(default)]
     pub observability: Observability,

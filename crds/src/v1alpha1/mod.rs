@@ -1,5 +1,6 @@
 //! Version `v1alpha1` of the API.
 
+pub mod access;
 pub mod llm_deployment;
 pub mod model;
 pub mod placement;
@@ -14,6 +15,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
+pub use access::*;
 pub use llm_deployment::*;
 pub use model::*;
 pub use placement::*;

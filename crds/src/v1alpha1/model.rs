@@ -115,6 +115,6 @@ pub struct SecretRef {
     /// name of the Secret. Required.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
-        .message("spec.model.secretRef.name must be the name of a Secret in the same namespace: a-z, 0-9, '-' and '.' only; see `kubectl get secrets`"))]
+        .message("must be the name of a Secret in the same namespace: a-z, 0-9, '-' and '.' only; see `kubectl get secrets`"))]
     pub name: String,
 }

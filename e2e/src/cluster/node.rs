@@ -225,6 +225,8 @@ SystemdCgroup = false
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            // A tenth of the usual time: until an edited Secret is in a pod, tests wait.
+            "syncFrequency": "6s",
             "registerNode": true,
         });
         serde_json::to_string_pretty(&config).context("could not write the kubelet's configuration")

@@ -13,6 +13,7 @@ pub(super) fn table() -> Vec<Case> {
         about_resources(),
         about_pods(),
         about_the_network(),
+        about_access(),
         about_the_rest(),
     ]
     .concat()
@@ -100,6 +101,11 @@ fn about_arguments() -> Vec<Case> {
             "identity by argument",
             args(json!(["--pod-uid=x"])),
             &["spec.runtime.args", "identity", "remove them"],
+        ),
+        (
+            "keys by argument",
+            args(json!(["--api-keys=/mnt/keys"])),
+            &["spec.runtime.args", "use spec.access"],
         ),
         (
             "help by argument",
@@ -373,6 +379,47 @@ fn about_the_network() -> Vec<Case> {
             "certificates from an impossible key",
             network("caBundleRef", json!({"name": "ca", "key": "a b"})),
             &["spec.network.caBundleRef.key", "letters, digits"],
+        ),
+    ]
+}
+
+fn about_access() -> Vec<Case> {
+    let access = |access: Value| spec("access", access);
+    vec![
+        (
+            "access to nothing",
+            access(json!({})),
+            &["spec.access", "at least one of"],
+        ),
+        (
+            "required without keys",
+            access(json!({"required": true, "limits": {"requestsPerMinute": 1}})),
+            &["spec.access.required", "no effect without"],
+        ),
+        (
+            "limits of nothing",
+            access(json!({"limits": {}})),
+            &["spec.access.limits", "requestsPerMinute, tokensPerMinute or both"],
+        ),
+        (
+            "limit of 0",
+            access(json!({"limits": {"tokensPerMinute": 0}})),
+            &["spec.access.limits.tokensPerMinute", "greater than or equal to 1"],
+        ),
+        (
+            "keys in the manifest",
+            access(json!({"apiKeys": {"alice": "sk-1"}})),
+            &["spec.access.apiKeys", "not declared"],
+        ),
+        (
+            "keys of another namespace",
+            access(json!({"apiKeysSecretRef": {"name": "other/keys"}})),
+            &["spec.access.apiKeysSecretRef.name", "same namespace"],
+        ),
+        (
+            "certificate without a name",
+            access(json!({"tls": {}})),
+            &["spec.access.tls.secretRef", "Required"],
         ),
     ]
 }

@@ -241,11 +241,11 @@ impl Poller {
         let now = Instant::now();
         let mut inner = self.lock();
         while let Some(uid) = inner.to_probe.pop() {
-            let Some((ip, model, prompt)) = inner.pods.get(&uid).and_then(Watched::question) else {
+            let Some((ip, prompt)) = inner.pods.get(&uid).and_then(Watched::question) else {
                 continue;
             };
             let question = async move {
-                let answer = prompt_of(ip, &model, &prompt).await;
+                let answer = prompt_of(ip, &prompt).await;
                 Answered::Prompt { uid, prompt, answer }
             };
             asked.push(question.boxed());
@@ -330,8 +330,8 @@ enum Answered {
 }
 
 /// Asks a pod a prompt and judges the answer.
-async fn prompt_of(ip: IpAddr, model: &str, probe: &ProbePrompt) -> Probed {
-    match prompt(ip, model, &probe.prompt).await {
+async fn prompt_of(ip: IpAddr, probe: &ProbePrompt) -> Probed {
+    match prompt(ip, &probe.prompt).await {
         Ok(answer) if answer.contains(&probe.expect_contains) => Probed::Passed,
         Ok(answer) => Probed::Failed(answer.chars().take(SHOWN).collect()),
         Err(error) => {
@@ -384,13 +384,10 @@ impl Inner {
 }
 
 impl Watched {
-    /// Where to ask the prompt that waits, under which name of the model.
-    fn question(&self) -> Option<(IpAddr, String, ProbePrompt)> {
+    /// The prompt that waits, and where to ask it.
+    fn question(&self) -> Option<(IpAddr, ProbePrompt)> {
         let (prompt, _) = self.probe.as_ref()?;
-        let Report::Said { said, .. } = &self.report else {
-            return None;
-        };
-        Some((self.target.ip, said.served_name.clone()?, prompt.clone()))
+        Some((self.target.ip, prompt.clone()))
     }
 
     fn take(&mut self, outcome: Result<Page, (&'static str, String)>, now: Instant) {

@@ -2,7 +2,9 @@
 //!
 //! Both are buckets that fill up steadily: a client that was quiet for a minute may use all of a minute's allowance at once.
 
+use std::io;
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What each client may use. Absent: as much as it likes.
@@ -12,6 +14,65 @@ pub struct Limits {
     pub requests_per_minute: Option<NonZeroU32>,
     /// Tokens of prompts and answers.
     pub tokens_per_minute: Option<NonZeroU32>,
+}
+
+/// The file with the requests in a folder of limits.
+const REQUESTS: &str = "requests-per-minute";
+/// The file with the tokens.
+const TOKENS: &str = "tokens-per-minute";
+
+/// Why limits cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LimitsError {
+    /// The folder or a file in it cannot be read.
+    #[error("{path}: {error}")]
+    Unreadable {
+        /// Which.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file has something else in it.
+    #[error("`{file}` must have a whole number of at least 1 in it, or nothing (it has `{text}`)")]
+    NoNumber {
+        /// Which.
+        file: &'static str,
+        /// What it has, or how that begins.
+        text: String,
+    },
+}
+
+impl Limits {
+    /// The limits of a folder: the files `requests-per-minute` and `tokens-per-minute`. One that is empty or not there is none.
+    ///
+    /// # Errors
+    /// When something cannot be read or is no number.
+    pub fn read(folder: &Path) -> Result<Self, LimitsError> {
+        let unreadable = |path: &Path, error| LimitsError::Unreadable {
+            path: path.display().to_string(),
+            error,
+        };
+        std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
+        let limit = |file: &'static str| {
+            let path = folder.join(file);
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(unreadable(&path, error)),
+            };
+            match text.trim() {
+                "" => Ok(None),
+                text => text.parse().map(Some).map_err(|_| LimitsError::NoNumber {
+                    file,
+                    text: text.chars().take(40).collect(),
+                }),
+            }
+        };
+        Ok(Self {
+            requests_per_minute: limit(REQUESTS)?,
+            tokens_per_minute: limit(TOKENS)?,
+        })
+    }
 }
 
 /// What one client has left.
@@ -69,6 +130,14 @@ impl Bucket {
         }
     }
 
+    /// The same under another limit: as much is used up as before.
+    fn under(mut self, limit: NonZeroU32, now: Instant) -> Self {
+        self.fill(now);
+        self.left += f64::from(limit.get()) - f64::from(self.limit.get());
+        self.limit = limit;
+        self
+    }
+
     fn per_second(&self) -> f64 {
         f64::from(self.limit.get()) / 60.0
     }
@@ -121,6 +190,18 @@ impl Budget {
             requests: limits.requests_per_minute.map(|limit| Bucket::new(limit, now)),
             tokens: limits.tokens_per_minute.map(|limit| Bucket::new(limit, now)),
         }
+    }
+
+    /// Takes other limits over.
+    pub fn adapt(&mut self, limits: Limits, now: Instant) {
+        let adapt = |bucket: &mut Option<Bucket>, limit: Option<NonZeroU32>| {
+            *bucket = limit.map(|limit| match bucket.take() {
+                Some(bucket) => bucket.under(limit, now),
+                None => Bucket::new(limit, now),
+            });
+        };
+        adapt(&mut self.requests, limits.requests_per_minute);
+        adapt(&mut self.tokens, limits.tokens_per_minute);
     }
 
     /// Takes a request.
@@ -234,6 +315,41 @@ mod tests {
         assert_eq!(left(&mut budget, later), before);
         budget.give_back(10_000, later);
         assert_eq!(left(&mut budget, later), 600);
+    }
+
+    #[test]
+    fn what_was_used_stays_used_under_another_limit() {
+        let start = Instant::now();
+        let mut budget = budget(10, 0, start);
+        (0..8).for_each(|_| budget.take_request(start).unwrap());
+        let limits = |requests: u32, tokens: u32| Limits {
+            requests_per_minute: NonZeroU32::new(requests),
+            tokens_per_minute: NonZeroU32::new(tokens),
+        };
+        budget.adapt(limits(5, 100), start);
+        assert!(budget.take_request(start).is_err());
+        budget.take_prompt(100, start).unwrap();
+        budget.adapt(limits(20, 0), start);
+        assert_eq!(budget.standing(start).unwrap().requests.unwrap().remaining, 12);
+        assert_eq!(budget.standing(start).unwrap().tokens, None);
+    }
+
+    #[test]
+    fn limits_are_files_of_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        assert_eq!(Limits::read(folder.path()).unwrap(), Limits::default());
+        write(REQUESTS, "12\n");
+        write(TOKENS, "");
+        let limits = Limits::read(folder.path()).unwrap();
+        assert_eq!(limits.requests_per_minute, NonZeroU32::new(12));
+        assert_eq!(limits.tokens_per_minute, None);
+        for bad in ["0", "-1", "many", "1.5"] {
+            write(TOKENS, bad);
+            let error = Limits::read(folder.path()).unwrap_err().to_string();
+            assert!(error.starts_with("`tokens-per-minute` must"), "{error}");
+        }
+        assert!(Limits::read(&folder.path().join("nowhere")).is_err());
     }
 
     #[test]

@@ -5,11 +5,11 @@ mod limits;
 mod watch;
 
 pub use keys::{KeyError, Keys};
-pub use limits::{Budget, Limits, Refusal, Standing};
-pub use watch::watch;
+pub use limits::{Budget, Limits, LimitsError, Refusal, Standing};
+pub use watch::{watch_keys, watch_limits};
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 /// The name of callers who bring no key, where they may.
@@ -21,9 +21,14 @@ pub struct Access {
     keys: RwLock<Arc<Keys>>,
     /// Whether callers without a key are refused. Absent: there are no keys, and what callers send as one is not looked at.
     required: Option<bool>,
+    clients: Mutex<Clients>,
+}
+
+#[derive(Debug)]
+struct Clients {
     limits: Limits,
-    /// What each client has left. Those that are gone stay until the process ends: there are as many as keys.
-    budgets: Mutex<HashMap<String, Arc<Client>>>,
+    /// By their names. Those that are gone stay until the process ends: there are as many as keys.
+    known: HashMap<String, Arc<Client>>,
 }
 
 /// Somebody who asks.
@@ -49,9 +54,24 @@ impl Access {
         Self {
             keys: RwLock::new(Arc::new(keys)),
             required,
-            limits,
-            budgets: Mutex::default(),
+            clients: Mutex::new(Clients {
+                limits,
+                known: HashMap::new(),
+            }),
         }
+    }
+
+    /// Replaces the limits of every client, and says whether they are others than before.
+    pub fn limit(&self, limits: Limits) -> bool {
+        let mut clients = self.clients();
+        let has_changed = clients.limits != limits;
+        if has_changed {
+            clients.limits = limits;
+            for client in clients.known.values() {
+                client.with(|budget, now| budget.adapt(limits, now));
+            }
+        }
+        has_changed
     }
 
     /// Replaces the keys, and says whether they are others than before. A client keeps what is left to it.
@@ -75,14 +95,19 @@ impl Access {
             (Some(_), Some(key)) => keys.find(key).ok_or(Stranger::WrongKey)?,
             (Some(true), None) => return Err(Stranger::NoKey),
         };
-        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = budgets.entry(name.to_owned()).or_insert_with(|| {
+        let mut clients = self.clients();
+        let limits = clients.limits;
+        let client = clients.known.entry(name.to_owned()).or_insert_with(|| {
             Arc::new(Client {
                 name: name.to_owned(),
-                budget: Mutex::new(Budget::new(self.limits, Instant::now())),
+                budget: Mutex::new(Budget::new(limits, Instant::now())),
             })
         });
         Ok(Arc::clone(client))
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -182,6 +207,9 @@ mod tests {
             .take_request()
             .unwrap();
         assert_eq!(access.client(Some(b"wrong")).unwrap_err(), Stranger::WrongKey);
+        assert!(!access.limit(limits));
+        assert!(access.limit(Limits::default()));
+        access.client(None).unwrap().take_request().unwrap();
         let open = Access::new(Keys::default(), None, limits);
         assert_eq!(open.client(Some(b"whatever clients send")).unwrap().name(), "");
     }

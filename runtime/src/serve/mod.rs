@@ -4,18 +4,18 @@
 //! page answer during a long load. The signal handler is there before both.
 
 mod drain;
+mod guard;
 mod load;
 mod overlay;
 
-use crate::access::{self, Access, Keys, Limits};
-use crate::args::{AccessArgs, ServeArgs};
+use crate::args::ServeArgs;
 use crate::cgroup;
 use crate::failure::Failure;
 use crate::fetch::{model_path, resolved_revision};
 use crate::metrics::Metrics;
 use crate::server::admin::{self, Admin};
 use crate::server::listen::{self, ConnectionLimits, Phase, Server};
-use crate::server::{App, InFlight, Tls, router, signals};
+use crate::server::{App, InFlight, Probe, router, signals};
 use crate::status::{Board, Stage};
 use crate::threads;
 use crate::traffic::Traffic;
@@ -29,7 +29,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
 /// How long a cluster may take to take a pod's address out of use.
@@ -96,8 +95,8 @@ struct Servers {
 
 impl Servers {
     async fn start(args: &ServeArgs, place: &Place) -> Result<Self, Failure> {
-        let access = guard(&args.access)?;
-        let tls = args.access.tls.as_deref().map(encrypt).transpose()?;
+        let access = guard::admit(&args.access)?;
+        let tls = args.access.tls.as_deref().map(guard::encrypt).transpose()?;
         let api_listener = listen::bind(place.host, args.port, "--port").await?;
         let pages_listener = admin::bind(place.host, args.admin_port).await?;
         let plan = plan(args, place);
@@ -130,6 +129,7 @@ impl Servers {
             board: board.clone(),
             metrics: Some(Arc::clone(&metrics)),
             traffic: Some(traffic),
+            probe: Some(Probe::new(Arc::clone(&app))),
             phase: phase.subscribe(),
         };
         let server = Server {
@@ -156,35 +156,6 @@ impl Servers {
             pages_phase,
         })
     }
-}
-
-/// Who may ask. Goes on reading the keys.
-fn guard(args: &AccessArgs) -> Result<Arc<Access>, Failure> {
-    let limits = Limits {
-        requests_per_minute: args.requests_per_minute,
-        tokens_per_minute: args.tokens_per_minute,
-    };
-    let Some(folder) = &args.api_keys else {
-        return Ok(Arc::new(Access::new(Keys::default(), None, limits)));
-    };
-    let keys = Keys::read(folder).map_err(|error| {
-        let message = format!("--api-keys={}: {error}", folder.display());
-        Failure::new("InvalidArguments", message)
-    })?;
-    let required = args.require_key.unwrap_or(true);
-    info!(keys = keys.count(), required, "API keys are read");
-    let access = Arc::new(Access::new(keys, Some(required), limits));
-    tokio::spawn(access::watch(Arc::clone(&access), folder.clone()));
-    Ok(access)
-}
-
-/// What encrypts connections with the certificate in a folder. Goes on reading it.
-fn encrypt(folder: &Path) -> Result<TlsAcceptor, Failure> {
-    let unusable = |error: &dyn std::fmt::Display| Failure::new("InvalidArguments", format!("--tls: {error}"));
-    let tls = Tls::read(folder).map_err(|error| unusable(&error))?;
-    let acceptor = tls.acceptor().map_err(|error| unusable(&error))?;
-    tokio::spawn(tls.watch(folder.to_owned()));
-    Ok(acceptor)
 }
 
 /// What is to be loaded, within what the process may use.

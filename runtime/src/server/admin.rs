@@ -1,16 +1,16 @@
 //! The admin port: probes, the status page, metrics. Never behind authentication, never on the API's port.
 
-use super::InFlight;
 use super::listen::{ConnectionLimits, Phase, Server, bind as bind_port};
+use super::{InFlight, Probe};
 use crate::failure::Failure;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::status::{Board, Stage};
 use crate::traffic::Traffic;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE as CONTENT_TYPE_HEADER;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Admin {
     pub metrics: Option<Arc<Metrics>>,
     /// How requests went; shown as long as a model is served.
     pub traffic: Option<Arc<Traffic>>,
+    /// What asks the model a prompt, where one is served.
+    pub probe: Option<Probe>,
     /// How far the API's end has come: it is ready as long as it accepts connections.
     pub phase: watch::Receiver<Phase>,
 }
@@ -44,6 +46,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/startupz", get(started))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/probe", post(probe))
         .with_state(admin)
 }
 
@@ -54,6 +57,7 @@ pub async fn serve_status(listener: TcpListener, board: Board) {
         board,
         metrics: None,
         traffic: None,
+        probe: None,
         phase: phase.clone(),
     };
     serve(listener, admin, phase).await;
@@ -116,4 +120,11 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         return StatusCode::NOT_FOUND.into_response();
     };
     ([(CONTENT_TYPE_HEADER, CONTENT_TYPE)], metrics.text()).into_response()
+}
+
+async fn probe(State(admin): State<Admin>, request: Request) -> Response {
+    match &admin.probe {
+        Some(probe) => probe.ask(request).await,
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }

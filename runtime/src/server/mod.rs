@@ -10,6 +10,7 @@ mod in_flight;
 pub mod listen;
 mod openai;
 pub mod openapi;
+mod probe;
 mod record;
 mod routes;
 pub mod signals;
@@ -17,6 +18,7 @@ mod stream;
 mod tls;
 
 pub use in_flight::InFlight;
+pub use probe::Probe;
 pub(crate) use record::Record;
 pub use routes::router;
 pub use tls::{Tls, TlsError};

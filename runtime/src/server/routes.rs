@@ -20,10 +20,7 @@ use std::sync::Arc;
 
 /// The API.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(create_chat_completion))
-        .route("/v1/completions", post(create_completion))
-        .route("/v1/responses", post(create_response))
+    generating()
         .route_layer(from_fn(count_request))
         .route_layer(from_fn_with_state(Arc::clone(&app), follow))
         .route("/openapi.json", get(async || Json(openapi::document())))
@@ -38,6 +35,21 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&app), count))
         .layer(from_fn(keep))
         .with_state(app)
+}
+
+/// What generates, for whoever is not asked who he is.
+pub(super) fn unguarded(app: Arc<App>) -> Router {
+    generating()
+        .layer(from_fn_with_state(Arc::clone(&app), follow))
+        .layer(from_fn(keep))
+        .with_state(app)
+}
+
+fn generating() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/chat/completions", post(create_chat_completion))
+        .route("/v1/completions", post(create_completion))
+        .route("/v1/responses", post(create_response))
 }
 
 async fn not_found(uri: Uri) -> ApiError {

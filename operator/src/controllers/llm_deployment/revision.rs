@@ -68,9 +68,29 @@ pub struct Intent {
     /// The patch over the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_overrides: Option<Value>,
+    /// Who may ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<AccessIntent>,
     /// Another text, other pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_token: Option<String>,
+}
+
+/// Who may ask, without what works live: the contents of Secrets, and how high limits are.
+#[derive(Serialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessIntent {
+    /// The Secret with the keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
+    /// `false`: callers without a key are let in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub required: Option<bool>,
+    /// There are limits.
+    pub has_limits: bool,
+    /// The Secret with the certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
 }
 
 /// Settings that wait for the next revision: an edit reaches running pods never, and a revision that has never

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use escadre_crds::condition::Reason;
 use escadre_crds::v1alpha1::{
-    Disruption, ImagePullPolicy, LlmDeploymentSpec, LlmDeploymentStatus, ModelFormat, Network, Placement,
-    PodMonitorMode, Resources, Rollout, RuntimeSpec, ServiceSpec,
+    Access, AccessLimits, Disruption, ImagePullPolicy, LlmDeploymentSpec, LlmDeploymentStatus, ModelFormat, Network,
+    Placement, PodMonitorMode, Resources, Rollout, RuntimeSpec, ServiceSpec,
 };
 use escadre_crds::{LlmDeployment, names};
 use k8s_openapi::api::core::v1::{PodTemplateSpec, Service};
@@ -22,7 +22,7 @@ use super::dependencies::{self, Dependencies};
 use super::diagnose::{Diagnosis, diagnose};
 use super::observe::{Observed, ObservedPod};
 use super::plan::PodFacts;
-use super::revision::{Intent, Record, Recorded, Revision, Settings, recorded, sha256};
+use super::revision::{AccessIntent, Intent, Record, Recorded, Revision, Settings, recorded, sha256};
 use crate::kube_ext::orphans::Identity;
 
 /// Why a spec cannot be followed.
@@ -81,8 +81,10 @@ pub struct Valid {
     pub wants_pod_monitor: bool,
     /// What was found of that, and of what the spec names.
     pub dependencies: Dependencies,
-    /// Our living pods, and what each tells the cluster autoscaler.
-    pub evictable: Vec<(Identity, Option<String>)>,
+    /// What each client may use.
+    pub limits: Option<AccessLimits>,
+    /// Our living pods with their annotations.
+    pub annotated: Vec<(Identity, BTreeMap<String, String>)>,
     /// The template of a new revision.
     pub template: PodTemplateSpec,
 }
@@ -112,6 +114,7 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     if let Some(resources) = &spec.resources {
         check_resources(resources)?;
     }
+    check_access(spec.access.as_ref())?;
     let service_before = own_service(&name, observed)?;
     dependencies::check(spec, &observed.dependencies)?;
     let files = dependencies::files(spec, &observed.dependencies)?;
@@ -142,7 +145,8 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         wants_pod_monitor: spec.observability.pod_monitor != PodMonitorMode::Disabled
             && observed.dependencies.has_pod_monitors,
         dependencies: observed.dependencies.clone(),
-        evictable: evictable(observed),
+        limits: spec.access.as_ref().and_then(|access| access.limits),
+        annotated: annotated(observed),
         template: PodTemplateSpec::default(),
         replicas: if spec.suspend { 0 } else { replicas },
         size: replicas,
@@ -189,7 +193,8 @@ pub fn held(object: &LlmDeployment, observed: &Observed) -> Option<Valid> {
         disruption: object.spec.disruption.clone(),
         wants_pod_monitor: false,
         dependencies: observed.dependencies.clone(),
-        evictable: evictable(observed),
+        limits: object.spec.access.as_ref().and_then(|access| access.limits),
+        annotated: annotated(observed),
         template: PodTemplateSpec::default(),
         name,
         recorded,
@@ -224,7 +229,24 @@ fn intent(spec: &LlmDeploymentSpec, name: &str, files: &BTreeMap<String, String>
             .filter(|annotations| !annotations.is_empty()),
         network: spec.network.clone().filter(|network| *network != Network::default()),
         pod_overrides: spec.pod_overrides.clone().filter(|patch| !is_empty(patch)),
+        access: spec.access.as_ref().map(access),
         restart_token: spec.restart_token.clone(),
+    }
+}
+
+/// What of the access makes a revision.
+fn access(access: &Access) -> AccessIntent {
+    let Access {
+        api_keys_secret_ref,
+        required,
+        limits,
+        tls,
+    } = access;
+    AccessIntent {
+        keys: api_keys_secret_ref.as_ref().map(|secret| secret.name.clone()),
+        required: required.filter(|required| !required),
+        has_limits: limits.is_some(),
+        tls: tls.as_ref().map(|tls| tls.secret_ref.name.clone()),
     }
 }
 
@@ -238,8 +260,8 @@ fn is_empty(patch: &Value) -> bool {
     patch.is_null() || patch.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
-/// Our living pods, and what each tells the cluster autoscaler.
-fn evictable(observed: &Observed) -> Vec<(Identity, Option<String>)> {
+/// Our living pods with their annotations.
+fn annotated(observed: &Observed) -> Vec<(Identity, BTreeMap<String, String>)> {
     let pods = observed.pods.iter().map(|one| &one.pod);
     let living = pods.filter(|pod| pod.metadata.deletion_timestamp.is_none());
     living
@@ -248,10 +270,7 @@ fn evictable(observed: &Observed) -> Vec<(Identity, Option<String>)> {
                 name: pod.name_any(),
                 uid: pod.uid().unwrap_or_default(),
             };
-            (
-                identity,
-                pod.annotations().get(names::ANNOTATION_SAFE_TO_EVICT).cloned(),
-            )
+            (identity, pod.annotations().clone())
         })
         .collect()
 }
@@ -307,6 +326,21 @@ fn check_resources(resources: &Resources) -> Result<(), Rejected> {
     }
     if gpu.as_ref().is_some_and(|gpu| gpu.count > 1) {
         return Err(invalid("spec.resources.gpu.count must be 0 or 1".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_access(access: Option<&Access>) -> Result<(), Rejected> {
+    let limits = access.and_then(|access| access.limits).unwrap_or_default();
+    for (field, limit) in [
+        ("requestsPerMinute", limits.requests_per_minute),
+        ("tokensPerMinute", limits.tokens_per_minute),
+    ] {
+        if let Some(limit) = limit.filter(|limit| *limit < 1) {
+            return Err(invalid(format!(
+                "spec.access.limits.{field} must be 1 or more, it is {limit}"
+            )));
+        }
     }
     Ok(())
 }
@@ -379,6 +413,11 @@ impl Valid {
         refused.next().map(|one| one.message.clone())
     }
 
+    /// Whether the API is served over TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.intent.access.as_ref().is_some_and(|access| access.tls.is_some())
+    }
+
     /// The labels of every child.
     pub fn labels(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
@@ -426,6 +465,10 @@ mod tests {
             (json!({"resources": {"cpu": "0"}}), "spec.resources.cpu"),
             (json!({"resources": {"gpu": {"count": 2}}}), "spec.resources.gpu.count"),
             (json!({"drain": {"timeoutSeconds": -5}}), "spec.drain.timeoutSeconds"),
+            (
+                json!({"access": {"limits": {"tokensPerMinute": 0}}}),
+                "spec.access.limits.tokensPerMinute",
+            ),
         ];
         for (spec, field) in cases {
             let rejected = validate(&object(&spec), &world(vec![])).unwrap_err();
@@ -490,9 +533,32 @@ mod tests {
             json!({"podAnnotations": {"a": "b"}}),
             json!({"network": {"httpsProxy": "http://p"}}),
             json!({"podOverrides": {"spec": {"priority": 1}}}),
+            json!({"access": {"apiKeysSecretRef": {"name": "keys"}}}),
+            json!({"access": {"limits": {"requestsPerMinute": 5}}}),
+            json!({"access": {"tls": {"secretRef": {"name": "certificate"}}}}),
         ] {
             let edited = validate(&object(&spec), &world(vec![])).unwrap();
             assert_ne!(edited.revision, base.revision, "{spec}");
+        }
+    }
+
+    #[test]
+    fn only_what_of_the_access_cannot_work_live_makes_a_revision() {
+        let revision = |access: Value| {
+            validate(&object(&json!({"access": access})), &world(vec![]))
+                .unwrap()
+                .revision
+        };
+        let keys = |name: &str| json!({"name": name});
+        let base = json!({"apiKeysSecretRef": keys("a"), "limits": {"requestsPerMinute": 5}});
+        let live = json!({"apiKeysSecretRef": keys("a"), "required": true, "limits": {"tokensPerMinute": 7}});
+        assert_eq!(revision(live), revision(base.clone()));
+        for other in [
+            json!({"apiKeysSecretRef": keys("b"), "limits": {"requestsPerMinute": 5}}),
+            json!({"apiKeysSecretRef": keys("a"), "required": false, "limits": {"requestsPerMinute": 5}}),
+            json!({"apiKeysSecretRef": keys("a")}),
+        ] {
+            assert_ne!(revision(other.clone()), revision(base.clone()), "{other}");
         }
     }
 

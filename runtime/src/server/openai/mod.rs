@@ -17,6 +17,7 @@ mod tools;
 
 pub(crate) use chat::create as create_chat_completion;
 pub(crate) use completions::create as create_completion;
+pub(crate) use fields::{Fields, invalid};
 pub(crate) use models::{list as list_models, retrieve as retrieve_model};
 pub(crate) use responses::create as create_response;
 pub(crate) use tokens::{detokenize, tokenize};

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::validate::Valid;
-use super::{Annotation, drift};
+use super::drift;
 use crate::kube_ext::orphans::Identity;
 
 /// How many pods evictions must leave of `replicas`. `None`: nothing was asked for. Percentages are rounded up.
@@ -65,18 +65,10 @@ pub(super) fn unwanted_budget(valid: &Valid) -> Option<Identity> {
     valid.disruption.min_available.is_none().then(|| found.identity())
 }
 
-/// The pods whose word to the cluster autoscaler is another than wanted.
-pub(super) fn annotations(valid: &Valid) -> Vec<Annotation> {
-    let value = valid.disruption.safe_to_evict.to_string();
-    let others = valid
-        .evictable
-        .iter()
-        .filter(|(_, there)| there.as_ref() != Some(&value));
-    others
-        .map(|(pod, _)| Annotation {
-            pod: pod.clone(),
-            key: names::ANNOTATION_SAFE_TO_EVICT,
-            value: value.clone(),
-        })
-        .collect()
+/// The word to the cluster autoscaler.
+pub(super) fn annotation(valid: &Valid) -> (&'static str, String) {
+    (
+        names::ANNOTATION_SAFE_TO_EVICT,
+        valid.disruption.safe_to_evict.to_string(),
+    )
 }

@@ -1,9 +1,11 @@
 //! Builds every child object of one pass. Pure: one file for each kind. Builders see the valid spec and the plan,
 //! never the raw spec.
 
+mod access;
 mod disruption;
 mod drift;
 mod files;
+mod live;
 mod monitor;
 mod overrides;
 mod pod;
@@ -161,7 +163,7 @@ fn surroundings(valid: &Valid) -> Surroundings {
         delete_budget: disruption::unwanted_budget(valid),
         monitor: monitor::build_monitor(valid),
         delete_monitor: monitor::unwanted_monitor(valid),
-        annotate: disruption::annotations(valid),
+        annotate: live::outdated(valid),
         ..Surroundings::default()
     }
 }

@@ -19,11 +19,14 @@ const OPEN: [&str; 5] = ["name", "env", "resources", "securityContext", "volumeM
 /// Folders of our containers in which something may be mounted: nothing that is run or verified lies there.
 const MOUNTABLE: [&str; 2] = ["/mnt", "/dev/shm"];
 const OUR_CONTAINERS: [&str; 2] = [names::CONTAINER_RUNTIME, names::CONTAINER_FETCH];
-const OUR_VOLUMES: [&str; 4] = [
+const OUR_VOLUMES: [&str; 7] = [
     names::VOLUME_MODELS,
     names::VOLUME_TMP,
     names::VOLUME_OVERLAY,
     names::VOLUME_CA,
+    names::VOLUME_API_KEYS,
+    names::VOLUME_LIMITS,
+    names::VOLUME_TLS,
 ];
 
 /// Fields of a pod that are refused whatever their value, and what to do instead.

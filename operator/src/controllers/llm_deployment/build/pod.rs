@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::validate::Valid;
-use super::files;
+use super::{access, files, live};
 
 /// The user and group of our images.
 const USER: i64 = 65532;
@@ -35,10 +35,9 @@ pub(super) fn build_pod(valid: &Valid, revision: &str, template: &PodTemplateSpe
     metadata.owner_references = Some(vec![valid.owner.clone()]);
     let labels = names::pod_labels(&valid.name, revision, slot);
     metadata.labels.get_or_insert_default().extend(labels);
-    metadata.annotations.get_or_insert_default().insert(
-        names::ANNOTATION_SAFE_TO_EVICT.to_owned(),
-        valid.disruption.safe_to_evict.to_string(),
-    );
+    let live = live::annotations(valid).into_iter();
+    let live = live.map(|(key, value)| (key.to_owned(), value));
+    metadata.annotations.get_or_insert_default().extend(live);
     Pod {
         metadata,
         spec: template.spec.clone(),
@@ -112,6 +111,7 @@ fn build_volumes(valid: &Valid) -> Vec<Volume> {
     if !valid.files.is_empty() {
         volumes.push(files::volume(valid));
     }
+    volumes.extend(valid.intent.access.iter().flat_map(access::volumes));
     volumes.extend(ca_bundle(valid).map(|reference| Volume {
         name: names::VOLUME_CA.to_owned(),
         config_map: Some(ConfigMapVolumeSource {
@@ -238,6 +238,11 @@ fn build_runtime(valid: &Valid) -> Container {
         let mount = read_only(names::VOLUME_OVERLAY, names::PATH_OVERLAY);
         container.volume_mounts.get_or_insert_default().push(mount);
     }
+    if let Some(access) = &intent.access {
+        args.extend(access::arguments(access));
+        let mounts = access::mounts(access);
+        container.volume_mounts.get_or_insert_default().extend(mounts);
+    }
     if let Some(runtime) = &intent.runtime {
         args.extend(runtime.args.iter().flatten().cloned());
         let env = runtime.env.iter().flatten().map(|one| EnvVar {
@@ -349,7 +354,7 @@ fn mount(name: &str, path: &str) -> VolumeMount {
     }
 }
 
-fn read_only(name: &str, path: &str) -> VolumeMount {
+pub(super) fn read_only(name: &str, path: &str) -> VolumeMount {
     VolumeMount {
         read_only: Some(true),
         ..mount(name, path)

@@ -48,6 +48,7 @@ fn desired(valid: &Valid) -> Service {
                 name: Some(names::PORT_HTTP.to_owned()),
                 port: valid.service.port,
                 protocol: Some("TCP".to_owned()),
+                app_protocol: valid.is_encrypted().then(|| "https".to_owned()),
                 target_port: Some(IntOrString::String(names::PORT_HTTP.to_owned())),
                 ..ServicePort::default()
             }]),

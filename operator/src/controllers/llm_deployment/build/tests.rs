@@ -1,13 +1,13 @@
 //! What is built: every argument of the pods, their security, the record, and a Service that is written only once.
 
-use super::super::fixtures::{DIGEST, at, object, valid, watched, world};
+use super::super::fixtures::{DIGEST, PodFixture, at, object, valid, watched, world};
 use super::super::observe::ObservedService;
 use super::super::plan;
 use super::*;
 use escadre_crds::{LlmDeployment, names};
 use kube::ResourceExt as _;
 use kube::core::PartialObjectMetaExt as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 fn first_pass(object: &LlmDeployment) -> (Valid, Children<Built>) {
@@ -67,6 +67,67 @@ fn pod_has_the_command_lines_of_the_runtime() {
         ]
     );
     assert_eq!(spec.termination_grace_period_seconds, Some(5 + 33 + 10));
+}
+
+#[test]
+fn access_is_mounted_and_its_limits_are_annotations() {
+    let asked = object(&json!({"access": {
+        "apiKeysSecretRef": {"name": "keys"}, "required": false,
+        "limits": {"requestsPerMinute": 60}, "tls": {"secretRef": {"name": "certificate"}},
+    }}));
+    let (_, children) = first_pass(&asked);
+    let pod = &children.pods[0];
+    let spec = pod.spec.as_ref().unwrap();
+    let args = spec.containers[0].args.as_ref().unwrap();
+    for argument in [
+        "--api-keys=/access/keys",
+        "--require-key=false",
+        "--limits=/access/limits",
+        "--tls=/access/tls",
+    ] {
+        assert!(args.iter().any(|one| one == argument), "{argument} in {args:?}");
+    }
+    let volumes = spec.volumes.as_ref().unwrap();
+    let secret = |name: &str| {
+        let volume = volumes.iter().find(|volume| volume.name == name).unwrap();
+        let secret = volume.secret.as_ref().unwrap();
+        (secret.secret_name.clone().unwrap(), secret.optional)
+    };
+    assert_eq!(secret("api-keys"), ("keys".to_owned(), Some(true)));
+    assert_eq!(secret("tls"), ("certificate".to_owned(), Some(true)));
+    let annotations = pod.annotations();
+    assert_eq!(annotations["escadre.dev/requests-per-minute"], "60");
+    assert_eq!(annotations["escadre.dev/tokens-per-minute"], "");
+    let service = children.service.unwrap().spec.unwrap();
+    assert_eq!(service.ports.unwrap()[0].app_protocol.as_deref(), Some("https"));
+    let fetch = &spec.init_containers.as_ref().unwrap()[0];
+    let mounts = fetch.volume_mounts.iter().flatten();
+    assert!(mounts.into_iter().all(|mount| !mount.mount_path.starts_with("/access")));
+}
+
+#[test]
+fn other_limits_are_told_to_pods_that_run() {
+    let asked = |limits: Value| object(&json!({"access": {"limits": limits}}));
+    let there = json!({
+        names::ANNOTATION_SAFE_TO_EVICT: "true",
+        names::ANNOTATION_REQUESTS_PER_MINUTE: "60", names::ANNOTATION_TOKENS_PER_MINUTE: "",
+    });
+    let told = |object: &LlmDeployment| {
+        let pod = PodFixture::new(object, 0).serving();
+        let observed = world(vec![pod.set("metadata.annotations", there.clone()).done()]);
+        let valid = valid(object, &observed);
+        let plan = plan::next(&valid, &observed, None, at(0));
+        let told = build(&valid, &plan).surroundings.annotate.into_iter();
+        told.map(|one| (one.key, one.value)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&asked(json!({"requestsPerMinute": 60}))), []);
+    assert_eq!(
+        told(&asked(json!({"tokensPerMinute": 9}))),
+        [
+            (names::ANNOTATION_REQUESTS_PER_MINUTE, String::new()),
+            (names::ANNOTATION_TOKENS_PER_MINUTE, "9".to_owned()),
+        ]
+    );
 }
 
 #[test]

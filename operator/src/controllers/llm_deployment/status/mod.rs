@@ -105,9 +105,7 @@ pub fn judge(object: &LlmDeployment, observed: &Observed, outcome: &Outcome, now
             None => scene.before.rollout.clone(),
         },
         revisions: revisions::of(&scene),
-        endpoint: scene
-            .has_service
-            .then(|| names::endpoint(&scene.name(), &object.namespace().unwrap_or_default(), port(object))),
+        endpoint: scene.has_service.then(|| endpoint(object)),
         model: from_pods(&scene, |said| said.model.clone())
             .or_else(|| scene.before.model.clone().filter(|_| is_same_target)),
         verification: verification(&scene, is_same_target),
@@ -127,8 +125,13 @@ fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
-fn port(object: &LlmDeployment) -> u16 {
-    u16::try_from(object.spec.service.port).unwrap_or(80)
+/// The address of the API.
+fn endpoint(object: &LlmDeployment) -> String {
+    let port = u16::try_from(object.spec.service.port).unwrap_or(80);
+    let access = object.spec.access.as_ref();
+    let is_encrypted = access.is_some_and(|access| access.tls.is_some());
+    let namespace = object.namespace().unwrap_or_default();
+    names::endpoint(&object.name_any(), &namespace, port, is_encrypted)
 }
 
 /// A pod of the revision that most pods serve; of two that are even, the one that served before.
