@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Computes the reference values of runtime/tests/reference/ again: builds llama.cpp from the sources of its Python
-# package into a virtual environment in the cache, then runs the two generators on the model of the tests.
+# package into a virtual environment in the cache, then runs the generators on the model of the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . dev/cache.sh
@@ -20,3 +20,4 @@ export OMP_NUM_THREADS=1
 cd runtime/tests/reference
 "$environment/bin/python" tokens.py "$model"
 "$environment/bin/python" logits.py "$model"
+"$environment/bin/python" embeddings.py "$model"

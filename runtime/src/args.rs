@@ -4,7 +4,7 @@ use crate::backend::KvType;
 use crate::backend::device::DeviceChoice;
 use crate::bench::BenchArgs;
 use crate::inspect::InspectArgs;
-use crate::model::{Format, Quantize};
+use crate::model::{Format, Pooling, Quantize};
 use crate::telemetry::LogFormat;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use escadre_verify::Digest;
@@ -238,6 +238,10 @@ pub struct ServeArgs {
     /// Another name under which requests may ask for the model. May be repeated.
     #[arg(long = "alias", value_name = "NAME")]
     pub aliases: Vec<String>,
+
+    /// How the vector of a text is made for `/v1/embeddings`; without it as the model's files say.
+    #[arg(long, value_enum)]
+    pub pooling: Option<Pooling>,
 
     /// The longest prompt and answer together, in tokens; without it what the model was made for.
     #[arg(long)]

@@ -73,6 +73,7 @@ pub enum Route {
     ChatCompletions,
     Completions,
     Responses,
+    Embeddings,
     Tokenize,
     Detokenize,
     Models,

@@ -44,7 +44,7 @@ fn official_clients_work_unmodified() {
     let python = from_env("ESCADRE_TEST_PYTHON", "clients/python/bin/python");
     let frameworks = from_env("ESCADRE_TEST_FRAMEWORKS", "clients/frameworks/bin/python");
     let modules = from_env("ESCADRE_TEST_NODE_MODULES", "clients/node/node_modules");
-    let process = Process::ready(&["--max-context=2048"]);
+    let process = Process::ready(&["--max-context=2048", "--pooling=mean"]);
     let mut command = Command::new(python);
     command.arg(script("openai_client.py"));
     runs_well(&process, command, &[]);

@@ -18,6 +18,7 @@ fn good(path: &str) -> Value {
         }
         "/v1/completions" => json!({"model": NAME, "prompt": "Hi", "max_tokens": 1}),
         "/v1/responses" => json!({"model": NAME, "input": "Hi", "max_output_tokens": 1}),
+        "/v1/embeddings" => json!({"model": NAME, "input": "Hi"}),
         "/tokenize" => json!({"model": NAME, "prompt": "Hi"}),
         "/detokenize" => json!({"model": NAME, "tokens": [1]}),
         other => panic!("nothing is known of {other}"),
@@ -56,7 +57,7 @@ async fn blames(process: &Process, path: &str, name: &str, value: Value) -> Resu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_is_what_the_document_says() {
-    let process = Process::ready(&["--max-context=512"]);
+    let process = Process::ready(&["--max-context=512", "--pooling=mean"]);
     let document = document(&process).await;
     let mut count = 0;
     let posts = document["paths"]
@@ -107,7 +108,7 @@ fn check(document: &Value, name: &str, value: &Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_what_the_document_says() {
-    let process = Process::ready(&["--max-context=512"]);
+    let process = Process::ready(&["--max-context=512", "--pooling=mean"]);
     let document = document(&process).await;
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     let mut called = with("/v1/chat/completions", "tools", tool);

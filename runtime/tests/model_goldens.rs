@@ -10,7 +10,8 @@ use candle_core::Device;
 use escadre_runtime::backend::Precision;
 use escadre_runtime::backend::tensors::Tensors;
 use escadre_runtime::engine::Sequences;
-use escadre_runtime::model::{Loaded, LogitsWanted};
+use escadre_runtime::kv::BlockId;
+use escadre_runtime::model::{KvType, Loaded, LogitsWanted, Span, StatesWanted, StepBatch};
 use goldens::{CASES, Case};
 use serde_json::{Value as Json, json};
 
@@ -30,6 +31,50 @@ fn logits_of_the_backend_for_every_device_are_those_of_the_reference() {
         however_cut(name, &case, &mut loaded);
         unequal_lengths(name, &case, &mut loaded);
     }
+}
+
+/// What the head makes of the states of a model with a head of its own and no bound on logits is the logits.
+#[test]
+fn states_are_what_the_head_sees() {
+    let case = Case::read("mistral");
+    let mut loaded = case.load().unwrap();
+    loaded.decoder.allocate(8, KvType::F32).unwrap();
+    let blocks: Vec<BlockId> = (0..2).map(BlockId).collect();
+    let span = |tokens: std::ops::Range<usize>, states| Span {
+        blocks: blocks.clone(),
+        tokens: case.tokens[tokens.clone()].to_vec(),
+        start: tokens.start,
+        logits: LogitsWanted::None,
+        states,
+        ..Span::default()
+    };
+    let mut states = Vec::new();
+    for part in [
+        span(0..30, StatesWanted::All),
+        span(30..39, StatesWanted::All),
+        span(39..40, StatesWanted::Last),
+    ] {
+        let given = loaded.decoder.forward(&StepBatch { spans: vec![part] }).unwrap();
+        assert_eq!(given.rows(), 0);
+        states.extend(given.states().map(<[f32]>::to_vec));
+    }
+    let head = &case.tensors["lm_head.weight"].values;
+    let logits = states.iter().map(|state| {
+        let rows = head.chunks_exact(state.len());
+        rows.map(|row| row.iter().zip(state).map(|(one, other)| one * other).sum())
+            .collect()
+    });
+    let difference = case.difference(&logits.collect::<Vec<Vec<f32>>>());
+    assert!(difference <= case.tolerance(), "{difference:e}");
+}
+
+#[test]
+fn models_that_only_make_vectors_may_leave_out_the_first_part_of_names() {
+    let mut case = Case::read("qwen3");
+    let tensors = case.tensors.into_iter();
+    let tensors = tensors.map(|(name, tensor)| (name.trim_start_matches("model.").to_owned(), tensor));
+    case.tensors = tensors.collect();
+    however_cut("qwen3", &case, &mut case.load().unwrap());
 }
 
 #[test]

@@ -194,6 +194,10 @@ impl Backend for Candle {
         ops::select(x, rows)
     }
 
+    fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), ModelError> {
+        ops::with_values(x, |values| out.extend_from_slice(values))
+    }
+
     fn lm_head(&self, x: &Tensor, head: &Matrix, out: &mut Vec<f32>) -> Result<(), ModelError> {
         let logits = head.multiply(x)?;
         ops::with_values(&logits, |values| out.extend_from_slice(values))

@@ -223,6 +223,8 @@ pub trait Backend: Send {
     fn add(&self, x: Self::Buffer, y: Self::Buffer) -> Result<Self::Buffer, ModelError>;
     /// Some of the rows, in the given order.
     fn select(&self, x: &Self::Buffer, rows: &[usize]) -> Result<Self::Buffer, ModelError>;
+    /// The values of every row, appended to `out`.
+    fn read(&self, x: &Self::Buffer, out: &mut Vec<f32>) -> Result<(), ModelError>;
     /// Logits of every row, appended to `out`.
     fn lm_head(&self, x: &Self::Buffer, head: &Self::Matrix, out: &mut Vec<f32>) -> Result<(), ModelError>;
 }

@@ -25,7 +25,7 @@ pub use worker::{Settings, Worker};
 
 use crate::grammar::{Constraint, GrammarError};
 use crate::kv::BlockId;
-use crate::model::{Decoder, Logits, ModelError, StepBatch, StreamDecoder};
+use crate::model::{Decoder, Logits, ModelError, Pooling, StepBatch, StreamDecoder};
 use futures::Stream;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
@@ -45,7 +45,7 @@ pub struct RequestId(u64);
 pub struct Request {
     /// At least one token.
     pub prompt: Vec<u32>,
-    /// At least 1; with the prompt no more than the context.
+    /// At least 1, or 0 when nothing is generated; with the prompt no more than the context.
     pub max_tokens: usize,
     /// How tokens are drawn.
     pub sampling: Sampling,
@@ -60,13 +60,34 @@ pub struct Request {
     /// Answers, each drawn with a seed of its own: the first with the one of `sampling`, the next with the one after
     /// it. The prompt is computed once. At most the [concurrency](Engine::concurrency).
     pub answers: NonZeroUsize,
+    /// Nothing is generated: the prompt's states become a vector in this way.
+    pub pooling: Option<Pooling>,
 }
 
-/// What happens to a request, in order: any number of pieces, then one finish or failure.
+impl Request {
+    /// The vector of a text.
+    pub fn embedding(prompt: Vec<u32>, pooling: Pooling) -> Self {
+        Self {
+            prompt,
+            max_tokens: 0,
+            sampling: Sampling::default(),
+            stop: vec![],
+            shown: vec![],
+            constraint: None,
+            logprobs: None,
+            answers: NonZeroUsize::MIN,
+            pooling: Some(pooling),
+        }
+    }
+}
+
+/// What happens to a request, in order: any number of pieces, or a vector, then one finish or failure.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The next part of the answer; never empty.
     Piece(Piece),
+    /// The vector that was asked for, of length 1.
+    Vector(Vec<f32>),
     /// The answer is complete.
     Finished {
         /// What ended it.

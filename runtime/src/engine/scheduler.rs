@@ -9,7 +9,7 @@
 //! - who gave way loses no token: what was computed is computed again, or found in the cache.
 
 use super::RequestId;
-use crate::kv::{BlockId, Chain, Kv, Shortage, Table};
+use crate::kv::{self, BlockId, Chain, Kv, Shortage, Table};
 use crate::model::{LogitsWanted, Span};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -50,6 +50,8 @@ struct Sequence {
     /// Tokens in the cache.
     computed: usize,
     table: Table,
+    /// Its blocks are found by nobody else, and it finds none.
+    is_private: bool,
     /// How many it is and is going to be, when it forks.
     width: usize,
 }
@@ -88,7 +90,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes a sequence that may come to have `most` tokens, and that is going to be `width` sequences: the others
+    /// Takes a sequence whose blocks are named by `root`, or by nothing, and that may come to have `most` tokens, and that is going to be `width` sequences: the others
     /// [fork](Self::fork) from it when its prompt is computed.
     ///
     /// # Errors
@@ -96,10 +98,13 @@ impl Scheduler {
     pub(crate) fn add(
         &mut self,
         id: RequestId,
-        root: Chain,
+        root: Option<Chain>,
         prompt: Vec<u32>,
         (most, width): (usize, usize),
     ) -> Result<(), Shortage> {
+        let is_private = root.is_none();
+        // Nothing is ever named by this one.
+        let root = root.unwrap_or_else(|| kv::root("private"));
         let table = Table::new(root);
         let missing = Kv::needed(&table, most).saturating_sub(self.kv.total());
         if missing > 0 {
@@ -111,6 +116,7 @@ impl Scheduler {
             tokens: prompt,
             computed: 0,
             table,
+            is_private,
             // One that is wider than everything starts when nothing else runs.
             width: width.clamp(1, self.concurrency),
         });
@@ -244,6 +250,9 @@ impl Scheduler {
     pub(crate) fn computed(&mut self, share: &Share) {
         if let Some(one) = self.running.iter_mut().find(|one| one.id == share.id) {
             one.computed = share.tokens.end;
+            if one.is_private {
+                return;
+            }
             self.kv.name(&mut one.table, &one.tokens[..one.computed]);
         }
     }
@@ -277,6 +286,7 @@ impl Scheduler {
             tokens,
             computed,
             table,
+            is_private: one.is_private,
             width: 1,
         };
         self.running.insert(at + 1, fork);

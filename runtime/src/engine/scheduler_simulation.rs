@@ -73,7 +73,7 @@ impl World {
         self.next += 1 + forks;
         let room = (prompt.len() + wanted, usize::try_from(forks).unwrap() + 1);
         self.scheduler
-            .add(RequestId(id), root("m"), prompt.clone(), room)
+            .add(RequestId(id), Some(root("m")), prompt.clone(), room)
             .unwrap();
         let client = Client {
             prompt,
@@ -224,8 +224,12 @@ fn every_request_comes_to_its_end_in_any_load() {
 #[test]
 fn short_prompt_does_not_wait_for_a_long_one() {
     let mut scheduler = Scheduler::new(BLOCKS, CONCURRENCY);
-    scheduler.add(RequestId(0), root("m"), vec![1; 900], (901, 1)).unwrap();
-    scheduler.add(RequestId(1), root("m"), vec![2; 30], (31, 1)).unwrap();
+    scheduler
+        .add(RequestId(0), Some(root("m")), vec![1; 900], (901, 1))
+        .unwrap();
+    scheduler
+        .add(RequestId(1), Some(root("m")), vec![2; 30], (31, 1))
+        .unwrap();
     let shares = |scheduler: &mut Scheduler| -> Vec<(u64, usize)> {
         let plan = scheduler.plan(40);
         plan.shares.iter().for_each(|share| scheduler.computed(share));
@@ -243,8 +247,10 @@ fn sequence_that_never_fits_is_refused() {
     let mut scheduler = Scheduler::new(4, 2);
     let most = 4 * BLOCK_TOKENS;
     assert_eq!(
-        scheduler.add(RequestId(0), root("m"), vec![1], (most + 1, 1)),
+        scheduler.add(RequestId(0), Some(root("m")), vec![1], (most + 1, 1)),
         Err(Shortage { missing: 1 })
     );
-    scheduler.add(RequestId(0), root("m"), vec![1], (most, 1)).unwrap();
+    scheduler
+        .add(RequestId(0), Some(root("m")), vec![1], (most, 1))
+        .unwrap();
 }

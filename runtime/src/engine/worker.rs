@@ -11,7 +11,7 @@ use super::{
 use crate::grammar::{Constraint, GrammarError, Mask};
 use crate::kv::Chain;
 use crate::metrics::{Finished, Metrics};
-use crate::model::{Logits, ModelError, StepBatch};
+use crate::model::{Logits, LogitsWanted, ModelError, Pool, Span, StatesWanted, StepBatch};
 use crate::status::{Board, Requests};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -86,6 +86,8 @@ struct Answer {
     speech: Speech,
     logprobs: Option<usize>,
     constraint: Option<Constraint>,
+    /// What becomes the vector, when that is asked for.
+    pool: Option<Pool>,
     /// What the grammar allows next, once that was computed.
     mask: Option<Result<Mask, GrammarError>>,
     generated: usize,
@@ -240,6 +242,7 @@ impl<M: StepModel> Worker<M> {
             constraint,
             logprobs,
             answers: _,
+            pooling,
         } = request;
         let prompt_tokens = prompt.len();
         let sampler = Sampler::new(sampling, &prompt);
@@ -253,6 +256,7 @@ impl<M: StepModel> Worker<M> {
                 speech: Speech::new((self.new_text)(&shown), StopMatcher::new(&stop)),
                 logprobs,
                 constraint: constraint.clone(),
+                pool: pooling.map(Pool::new),
                 mask: None,
                 generated: 0,
                 arrived,
@@ -271,7 +275,9 @@ impl<M: StepModel> Worker<M> {
         } else {
             let most = prompt_tokens.saturating_add(max_tokens);
             let room = (most, 1 + first.forks.len());
-            let added = self.scheduler.add(id, self.settings.root, prompt, room);
+            // A block that is found has no states any more.
+            let root = pooling.is_none().then_some(self.settings.root);
+            let added = self.scheduler.add(id, root, prompt, room);
             added.err().map(|shortage| {
                 self.metrics.requests_failed.inc();
                 EngineError::TooLong {
@@ -323,7 +329,7 @@ impl<M: StepModel> Worker<M> {
         let plan = self.scheduler.plan(prompt_tokens);
         self.note(&plan);
         self.publish_load();
-        let spans = plan.shares.iter().filter_map(|share| self.scheduler.span(share));
+        let spans = plan.shares.iter().filter_map(|share| self.span(share));
         let batch = StepBatch { spans: spans.collect() };
         let began = Instant::now();
         match self.forward(&batch, &plan.shares) {
@@ -342,6 +348,20 @@ impl<M: StepModel> Worker<M> {
                 }
             }
         }
+    }
+
+    /// What the model computes for a share.
+    fn span(&self, share: &Share) -> Option<Span> {
+        let span = self.scheduler.span(share)?;
+        let pool = self.answers.get(&share.id).and_then(|answer| answer.pool.as_ref());
+        Some(match pool {
+            None => span,
+            Some(pool) => Span {
+                logits: LogitsWanted::None,
+                states: states(pool, share),
+                ..span
+            },
+        })
     }
 
     /// Computes a step, and beside it what grammars allow in the answers that get a token by it.
@@ -365,6 +385,9 @@ impl<M: StepModel> Worker<M> {
             let Some(answer) = self.answers.get_mut(id) else {
                 continue;
             };
+            if let Some(pool) = &mut answer.pool {
+                pool.restart();
+            }
             if answer.started.is_none() {
                 answer.started = Some(Instant::now());
                 answer.cached_tokens = *known;
@@ -381,13 +404,36 @@ impl<M: StepModel> Worker<M> {
     /// Draws and hands out what the step gave.
     fn publish(&mut self, shares: &[Share], logits: &Logits) {
         let mut row = 0;
+        let mut given = logits.states();
         for share in shares {
             self.scheduler.computed(share);
-            if share.draws {
+            let answer = self.answers.get_mut(&share.id);
+            if let Some(pool) = answer.and_then(|answer| answer.pool.as_mut()) {
+                let count = states(pool, share).rows(share.tokens.len()).len();
+                given.by_ref().take(count).for_each(|state| pool.add(state));
+                if share.draws {
+                    self.hand_out_vector(share.id);
+                }
+            } else if share.draws {
                 row += 1;
                 self.draw(share.id, logits.row(row - 1));
             }
         }
+    }
+
+    /// Hands out the vector of a text that was computed.
+    fn hand_out_vector(&mut self, id: RequestId) {
+        let Some(answer) = self.answers.get(&id) else {
+            return;
+        };
+        let event = match answer.pool.as_ref().and_then(Pool::finish) {
+            None => Event::Failed(EngineError::NotFinite),
+            Some(vector) => {
+                let _ = answer.events.try_send(Event::Vector(vector));
+                finished(answer, FinishReason::Stop)
+            }
+        };
+        self.end(id, event);
     }
 
     /// Draws the next token of an answer, and the first of each of its forks.
@@ -453,7 +499,7 @@ impl<M: StepModel> Worker<M> {
                     .get_or_create(&Finished { finished_reason })
                     .inc();
             }
-            Event::Failed(_) | Event::Piece(_) => {
+            Event::Failed(_) | Event::Piece(_) | Event::Vector(_) => {
                 self.metrics.requests_failed.inc();
             }
         }
@@ -478,6 +524,11 @@ impl<M: StepModel> Worker<M> {
             status.memory.kv_cache_bytes = Some(kv_bytes);
         });
     }
+}
+
+/// Which states a share gives.
+fn states(pool: &Pool, share: &Share) -> StatesWanted {
+    pool.wanted(share.tokens.start == 0, share.draws)
 }
 
 /// Takes a drawn token into the answer. Returns the last event when it ends the answer.

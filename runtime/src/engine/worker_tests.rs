@@ -4,7 +4,7 @@ use super::*;
 use crate::args::Identity;
 use crate::engine::{Engine, Generation, QueueLimits, Sampling, SubmitError};
 use crate::kv::{BLOCK_TOKENS, BlockId};
-use crate::model::{LogitsWanted, ModelError};
+use crate::model::{LogitsWanted, ModelError, Pooling};
 use crate::status::Stage;
 use futures::StreamExt as _;
 use std::collections::HashMap;
@@ -34,7 +34,7 @@ impl StepModel for Counting {
             .lock()
             .unwrap()
             .push(batch.spans.iter().map(|span| span.tokens.len()).sum());
-        let mut values = Vec::new();
+        let (mut values, mut states) = (Vec::new(), Vec::new());
         for span in &batch.spans {
             let place = |position: usize| (span.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
             assert!((0..span.start).all(|position| self.cache.contains_key(&place(position))));
@@ -45,13 +45,19 @@ impl StepModel for Counting {
             if self.fails_at == Some(last) {
                 return Err(ModelError::Tensor("boom".into()));
             }
+            let wanted = &span.tokens[span.states.rows(span.tokens.len())];
+            states.extend(
+                wanted
+                    .iter()
+                    .flat_map(|&token| [f32::from(u8::try_from(token).unwrap()), 1.0]),
+            );
             if span.logits == LogitsWanted::Last {
                 let mut row = vec![0.0; VOCABULARY];
                 row[(last as usize + 1) % VOCABULARY] = if last == 62 { f32::NAN } else { 100.0 };
                 values.extend(row);
             }
         }
-        Ok(Logits::new(values, VOCABULARY))
+        Ok(Logits::new(values, VOCABULARY).with_states(states, 2))
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError> {
@@ -141,6 +147,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
         constraint: None,
         logprobs: None,
         answers: NonZeroUsize::MIN,
+        pooling: None,
     }
 }
 
@@ -286,6 +293,33 @@ async fn beginning_that_was_computed_before_is_not_computed_again() {
         41 - BLOCK_TOKENS
     );
     assert_eq!(harness.metrics.prefix_cache_hits.get(), BLOCK_TOKENS as u64);
+}
+
+#[tokio::test]
+async fn vector_is_made_of_the_whole_text_beside_answers_and_finds_and_leaves_no_block() {
+    let harness = start(2, false, None);
+    let text: Vec<u32> = [[7; 40].as_slice(), &[17]].concat();
+    for (pooling, expected) in [
+        (Pooling::Mean, (7.0 * 40.0 + 17.0) / 41.0),
+        (Pooling::Mean, (7.0 * 40.0 + 17.0) / 41.0),
+        (Pooling::Last, 17.0),
+        (Pooling::Cls, 7.0),
+    ] {
+        let answer = harness.engine.submit(request(&[1; 4], 4)).unwrap();
+        let mut generations = harness
+            .engine
+            .submit(Request::embedding(text.clone(), pooling))
+            .unwrap();
+        let mut events = generations.remove(0);
+        let Some(Event::Vector(vector)) = events.next().await else {
+            panic!("no vector")
+        };
+        assert!((vector[0] / vector[1] - expected).abs() < 1e-3, "{pooling}: {vector:?}");
+        assert_eq!(events.next().await, Some(finish(FinishReason::Stop, 41, 0)));
+        assert_eq!(collect(answer).await.0, "<2><3><4><5>");
+    }
+    collect(harness.engine.submit(request(&text, 1)).unwrap()).await;
+    assert_eq!(harness.metrics.prefix_cache_hits.get(), 0);
 }
 
 #[tokio::test]

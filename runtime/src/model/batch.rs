@@ -30,6 +30,32 @@ impl LogitsWanted {
     }
 }
 
+/// Which positions of a span give their state: what the head would see, behind the last norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StatesWanted {
+    /// No row.
+    #[default]
+    None,
+    /// The row of the span's first token.
+    First,
+    /// The row of its last token.
+    Last,
+    /// One row per token.
+    All,
+}
+
+impl StatesWanted {
+    /// The wanted rows of a span with `tokens` tokens.
+    pub(crate) fn rows(self, tokens: usize) -> Range<usize> {
+        match self {
+            Self::None => 0..0,
+            Self::First => 0..tokens.min(1),
+            Self::Last => tokens.saturating_sub(1)..tokens,
+            Self::All => 0..tokens,
+        }
+    }
+}
+
 /// New tokens of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Span {
@@ -44,6 +70,8 @@ pub struct Span {
     pub start: usize,
     /// The rows that need logits.
     pub logits: LogitsWanted,
+    /// The rows whose states are wanted.
+    pub states: StatesWanted,
 }
 
 /// Spans of several sequences, computed in one call: some with one token, some with a part of a prompt. A sequence
@@ -54,11 +82,15 @@ pub struct StepBatch {
     pub spans: Vec<Span>,
 }
 
-/// Rows of logits (natural-log scale, not normalised), in the order of the spans and of the tokens in each.
+/// Rows of logits (natural-log scale, not normalised), in the order of the spans and of the tokens in each; and in the same
+/// order the states that were asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
     width: usize,
+    states: Vec<f32>,
+    /// Values of a state.
+    hidden: usize,
 }
 
 impl Logits {
@@ -71,7 +103,30 @@ impl Logits {
             width > 0 && values.len().is_multiple_of(width),
             "logits come in whole rows"
         );
-        Self { values, width }
+        Self {
+            values,
+            width,
+            states: vec![],
+            hidden: 1,
+        }
+    }
+
+    /// The same with states of `hidden` values each.
+    ///
+    /// # Panics
+    /// If `states` is not a whole number of them.
+    #[must_use]
+    pub fn with_states(self, states: Vec<f32>, hidden: usize) -> Self {
+        assert!(
+            hidden > 0 && states.len().is_multiple_of(hidden),
+            "states come in whole rows"
+        );
+        Self { states, hidden, ..self }
+    }
+
+    /// The states.
+    pub fn states(&self) -> impl Iterator<Item = &[f32]> {
+        self.states.chunks_exact(self.hidden)
     }
 
     /// How many rows there are.

@@ -20,6 +20,7 @@ pub(super) const MAX_STEP_ROWS: usize = 512;
 pub struct Decoder {
     graph: Box<dyn Graph>,
     vocabulary: usize,
+    hidden: usize,
     context: usize,
     /// Blocks of the cache.
     blocks: usize,
@@ -30,7 +31,14 @@ trait Graph: Send {
     fn free_memory(&self) -> Option<u64>;
     fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError>;
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError>;
-    fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError>;
+    fn step(&mut self, pieces: &[Piece<'_>], out: &mut Rows) -> Result<(), ModelError>;
+}
+
+/// What steps give.
+#[derive(Default)]
+struct Rows {
+    logits: Vec<f32>,
+    states: Vec<f32>,
 }
 
 /// A part of a span that fits into one step.
@@ -40,6 +48,8 @@ struct Piece<'a> {
     start: usize,
     /// Rows of this piece that need logits, ascending.
     wanted: std::ops::Range<usize>,
+    /// Rows of this piece whose states are wanted, ascending.
+    states: std::ops::Range<usize>,
 }
 
 impl fmt::Debug for Decoder {
@@ -57,6 +67,7 @@ impl Decoder {
     pub(super) fn new<B: Backend + 'static>(backend: B, spec: &ModelSpec, weights: Weights<B>) -> Self {
         Self {
             vocabulary: spec.vocabulary,
+            hidden: spec.hidden,
             context: spec.context,
             graph: Box::new(Transformer::new(backend, spec, weights)),
             blocks: 0,
@@ -71,6 +82,11 @@ impl Decoder {
     /// The width of a row of logits.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
+    }
+
+    /// The width of a state.
+    pub fn hidden(&self) -> usize {
+        self.hidden
     }
 
     /// Makes the cache: so many blocks of keys and values, which replace those that were there. Without it there is none.
@@ -105,7 +121,7 @@ impl Decoder {
     /// writes hold nothing of use.
     pub fn forward(&mut self, batch: &StepBatch) -> Result<Logits, ModelError> {
         self.check(batch)?;
-        let mut values = Vec::new();
+        let mut rows = Rows::default();
         let mut pieces: Vec<Piece<'_>> = Vec::new();
         let mut room = MAX_STEP_ROWS;
         for span in &batch.spans {
@@ -116,16 +132,16 @@ impl Decoder {
                 room -= to - from;
                 from = to;
                 if room == 0 {
-                    self.graph.step(&pieces, &mut values)?;
+                    self.graph.step(&pieces, &mut rows)?;
                     pieces.clear();
                     room = MAX_STEP_ROWS;
                 }
             }
         }
         if !pieces.is_empty() {
-            self.graph.step(&pieces, &mut values)?;
+            self.graph.step(&pieces, &mut rows)?;
         }
-        Ok(Logits::new(values, self.vocabulary))
+        Ok(Logits::new(rows.logits, self.vocabulary).with_states(rows.states, self.hidden))
     }
 
     fn check(&self, batch: &StepBatch) -> Result<(), ModelError> {
@@ -178,12 +194,13 @@ impl Decoder {
 }
 
 fn piece(span: &Span, from: usize, to: usize) -> Piece<'_> {
-    let wanted = span.logits.rows(span.tokens.len());
+    let within = |rows: std::ops::Range<usize>| rows.start.clamp(from, to) - from..rows.end.clamp(from, to) - from;
     Piece {
         blocks: &span.blocks,
         tokens: &span.tokens[from..to],
         start: span.start + from,
-        wanted: wanted.start.clamp(from, to) - from..wanted.end.clamp(from, to) - from,
+        wanted: within(span.logits.rows(span.tokens.len())),
+        states: within(span.states.rows(span.tokens.len())),
     }
 }
 
@@ -324,12 +341,16 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// Appends the logits of every row to `out`.
+    /// Some rows behind the last norm.
+    fn finished(&self, x: &B::Buffer, rows: &[usize]) -> Result<B::Buffer, ModelError> {
+        self.norm(&self.backend.select(x, rows)?, &self.weights.norm)
+    }
+
+    /// Appends the logits of every row, which is behind the last norm, to `out`.
     fn logits(&self, x: &B::Buffer, out: &mut Vec<f32>) -> Result<(), ModelError> {
-        let x = self.norm(x, &self.weights.norm)?;
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
         let first = out.len();
-        self.backend.lm_head(&x, head, out)?;
+        self.backend.lm_head(x, head, out)?;
         if let Some(cap) = self.constants.logit_soft_cap {
             for value in &mut out[first..] {
                 *value = cap * (*value / cap).tanh();
@@ -365,12 +386,13 @@ impl<B: Backend> Graph for Transformer<B> {
         self.backend.copy_block(cache, from, to)
     }
 
-    fn step(&mut self, pieces: &[Piece<'_>], out: &mut Vec<f32>) -> Result<(), ModelError> {
-        let (mut tokens, mut spans, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+    fn step(&mut self, pieces: &[Piece<'_>], out: &mut Rows) -> Result<(), ModelError> {
+        let (mut tokens, mut spans, mut wanted, mut states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for piece in pieces {
             let first = tokens.len();
             tokens.extend_from_slice(piece.tokens);
             wanted.extend(piece.wanted.clone().map(|row| first + row));
+            states.extend(piece.states.clone().map(|row| first + row));
             spans.push(SpanLayout {
                 blocks: piece.blocks.to_vec(),
                 rows: first..tokens.len(),
@@ -382,11 +404,13 @@ impl<B: Backend> Graph for Transformer<B> {
         for index in 0..self.weights.layers.len() {
             x = self.layer(x, index, &step)?;
         }
-        if wanted.is_empty() {
-            return Ok(());
+        if !states.is_empty() {
+            self.backend.read(&self.finished(&x, &states)?, &mut out.states)?;
         }
-        let x = self.backend.select(&x, &wanted)?;
-        self.logits(&x, out)
+        if !wanted.is_empty() {
+            self.logits(&self.finished(&x, &wanted)?, &mut out.logits)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,15 +7,18 @@ mod batch;
 mod decoder;
 mod error;
 pub(crate) mod load;
+mod pooling;
 pub mod spec;
 mod template;
 mod tokenizer;
 
 pub use crate::backend::KvType;
-pub use batch::{AdapterId, Logits, LogitsWanted, Span, StepBatch};
+pub use batch::{AdapterId, Logits, LogitsWanted, Span, StatesWanted, StepBatch};
 pub use decoder::Decoder;
 pub use error::{LoadError, ModelError};
 pub use load::{Quantize, load, load_exact, load_on, load_with};
+pub(crate) use pooling::Pool;
+pub use pooling::Pooling;
 pub use template::{ChatInput, ChatTemplate, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 
@@ -47,6 +50,8 @@ pub struct Loaded {
     pub decoder: Decoder,
     /// What the model's authors suggest.
     pub generation: GenerationDefaults,
+    /// How the vectors of texts are made, if the files say so.
+    pub pooling: Option<Pooling>,
 }
 
 /// The container format of the weights.

@@ -12,7 +12,8 @@ use crate::kv::{self, BLOCK_TOKENS, blocks_for};
 use crate::metrics::Metrics;
 use crate::model::load::CONTEXT_TO_FIT;
 use crate::model::{
-    self, Decoder, Format, LoadError, LoadOptions, Loaded, ModelDescription, Quantize, SpecialTokens, Tokenizer,
+    self, Decoder, Format, LoadError, LoadOptions, Loaded, ModelDescription, Pooling, Quantize, SpecialTokens,
+    Tokenizer,
 };
 use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
@@ -54,6 +55,7 @@ pub(super) struct Plan {
     pub(super) device: DeviceChoice,
     pub(super) inter_token_latency: Option<Duration>,
     pub(super) format: Option<Format>,
+    pub(super) pooling: Option<Pooling>,
     pub(super) overlay: Option<PathBuf>,
     pub(super) threads: Option<NonZeroUsize>,
     pub(super) memory_limit: Option<u64>,
@@ -135,7 +137,9 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         template,
         decoder,
         generation,
+        pooling,
     } = loaded;
+    let hidden = decoder.hidden();
     let threads = Threads::start(plan.threads)
         .map_err(|error| Failure::new("Internal", format!("could not start the threads that compute: {error}")))?;
     let mut model = Threaded::new(decoder, threads, board.clone());
@@ -199,6 +203,8 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         dialect: template.map(|template| Dialect::of(template, |text| tokenizer.control_token(text))),
         tokenizer,
         generation,
+        pooling: plan.pooling.or(pooling),
+        hidden,
         engine,
     };
     Ok((served, worker))

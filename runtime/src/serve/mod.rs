@@ -174,6 +174,7 @@ fn plan(args: &ServeArgs, place: &Place) -> Plan {
         device: args.device,
         inter_token_latency: args.inter_token_latency,
         format: args.format.wanted(),
+        pooling: args.pooling,
         overlay: args.overlay.clone(),
         threads: args.threads,
         memory_limit: args.memory_limit.or(container),

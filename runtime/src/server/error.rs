@@ -117,6 +117,11 @@ impl ApiError {
         }
     }
 
+    /// Whether it is our own fault.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.code.status().0.is_server_error()
+    }
+
     /// Names the field of the request.
     #[must_use]
     pub fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {

@@ -28,7 +28,7 @@ use crate::dialect::Dialect;
 use crate::engine::Engine;
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
-use crate::model::{GenerationDefaults, SpecialTokens, Tokenizer};
+use crate::model::{GenerationDefaults, Pooling, SpecialTokens, Tokenizer};
 use crate::traffic::Traffic;
 use error::{ApiError, Code};
 use escadre_verify::Digest;
@@ -77,6 +77,10 @@ pub struct Served {
     pub grammars: Grammars,
     /// What the model's authors suggest.
     pub generation: GenerationDefaults,
+    /// How the vectors of texts are made. Absent: nobody says.
+    pub pooling: Option<Pooling>,
+    /// How many numbers such a vector has.
+    pub hidden: usize,
     /// The way into the engine.
     pub engine: Engine,
 }

@@ -4,7 +4,8 @@ use super::App;
 use super::admission::{admit, count_request};
 use super::error::{ApiError, Code};
 use super::openai::{
-    create_chat_completion, create_completion, create_response, detokenize, list_models, retrieve_model, tokenize,
+    create_chat_completion, create_completion, create_embeddings, create_response, detokenize, list_models,
+    retrieve_model, tokenize,
 };
 use super::openapi;
 use super::record::keep;
@@ -50,12 +51,13 @@ fn generating() -> Router<Arc<App>> {
         .route("/v1/chat/completions", post(create_chat_completion))
         .route("/v1/completions", post(create_completion))
         .route("/v1/responses", post(create_response))
+        .route("/v1/embeddings", post(create_embeddings))
 }
 
 async fn not_found(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
     let message = format!(
-        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /openapi.json, /tokenize and /detokenize"
+        "there is nothing at {path}; this server has /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /openapi.json, /tokenize and /detokenize"
     );
     ApiError::new(Code::NotFound, message)
 }
@@ -69,6 +71,7 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         "/v1/chat/completions" => Route::ChatCompletions,
         "/v1/completions" => Route::Completions,
         "/v1/responses" => Route::Responses,
+        "/v1/embeddings" => Route::Embeddings,
         "/tokenize" => Route::Tokenize,
         "/detokenize" => Route::Detokenize,
         path if path.starts_with("/v1/models") => Route::Models,

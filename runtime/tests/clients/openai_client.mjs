@@ -65,6 +65,10 @@ const loop = client.chat.completions.runTools({
 await loop.done();
 assert.ok(["brig", "sloop"].includes(asked.kind), asked);
 
+const vectors = await client.embeddings.create({ model, input: ["A ship", "Another ship"] });
+assert.deepEqual(vectors.data.map((one) => one.embedding.length), [576, 576]);
+assert.ok(Math.abs(vectors.data[0].embedding.reduce((sum, value) => sum + value * value, 0) - 1) < 1e-3);
+
 // A client may go away in the middle.
 const abandoned = await client.chat.completions.create({ ...options, max_tokens: 500, stream: true });
 for await (const chunk of abandoned) {

@@ -113,6 +113,15 @@ assert item.type == "function_call" and Weather.model_validate_json(item.argumen
 talk = [{"role": "user", "content": "How warm is it?"}, item, {"type": "function_call_output", "call_id": item.call_id, "output": "21"}]
 assert client.responses.create(**{**asking, "input": talk}).output_text
 
+# The client itself asks for Base64, and gives numbers back.
+texts = ["A ship", "Another ship", "def f(x): return x"]
+vectors = client.embeddings.create(model=model, input=texts)
+assert [len(one.embedding) for one in vectors.data] == [576] * 3 and vectors.usage.total_tokens > 5, vectors
+plain = client.embeddings.create(model=model, input=texts[0], encoding_format="float").data[0].embedding
+assert max(abs(one - other) for one, other in zip(plain, vectors.data[0].embedding)) < 1e-3
+assert abs(sum(value * value for value in plain) - 1) < 1e-3
+assert len(client.embeddings.create(model=model, input=texts, dimensions=32).data[2].embedding) == 32
+
 
 def refuses(kind, **changes):
     try:

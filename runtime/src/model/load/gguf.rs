@@ -12,7 +12,7 @@ use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, RopeFactors};
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Format, LoadError, LoadOptions, Loaded};
+use crate::model::{Format, LoadError, LoadOptions, Loaded, Pooling};
 use escadre_verify::structure::gguf::{Gguf, TensorInfo, Value};
 use escadre_verify::{Reason, Refusal, VerifiedModel};
 
@@ -52,6 +52,7 @@ pub(super) fn load<B: Backend + 'static>(
     let tokenizer = tokenizer(first.file, &first.gguf, &spec)?;
     let template = template(model, first.file, &first.gguf, &tokenizer)?;
     let generation = defaults::from_gguf(&first.gguf, &tokenizer);
+    let pooling = Pooling::from_gguf(first.gguf.get(&format!("{}.pooling_type", spec.architecture)));
 
     let mut packed = Packed::new(options.quantize);
     let mut done = sizes[0] / 2;
@@ -92,6 +93,7 @@ pub(super) fn load<B: Backend + 'static>(
         template,
         decoder: Decoder::new(backend, &spec, weights),
         generation,
+        pooling,
     })
 }
 

@@ -12,7 +12,7 @@ use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, Presence};
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Format, LoadError, LoadOptions, Loaded};
+use crate::model::{Format, LoadError, LoadOptions, Loaded, Pooling};
 use escadre_verify::structure::gguf::TensorType;
 use escadre_verify::structure::safetensors::{DataType, TensorInfo};
 use escadre_verify::structure::{index, json, safetensors};
@@ -26,6 +26,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 const SINGLE: &str = "model.safetensors";
+/// How Sentence Transformers makes the vector of a text.
+const POOLING: &str = "1_Pooling/config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
 pub(super) fn load<B: Backend + 'static>(
@@ -87,6 +89,7 @@ pub(super) fn load<B: Backend + 'static>(
         tokenizer,
         template,
         decoder: Decoder::new(backend, &spec, weights),
+        pooling: Pooling::from_config(&side.pooling),
     })
 }
 
@@ -317,6 +320,7 @@ fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {
 struct SideFiles {
     tokenizer: Value,
     generation: Value,
+    pooling: Value,
     template: Option<(String, String)>,
 }
 
@@ -359,6 +363,7 @@ fn side_files(model: &VerifiedModel) -> Result<SideFiles, Refusal> {
     };
     Ok(SideFiles {
         generation: optional(GENERATION, Reason::ConfigInvalid)?,
+        pooling: optional(POOLING, Reason::ConfigInvalid)?,
         tokenizer,
         template,
     })
@@ -438,11 +443,12 @@ impl Names for HfNames {
     }
 
     fn slots(&self, name: &str) -> Vec<Slot> {
-        match name {
-            "model.embed_tokens.weight" => vec![Slot::Embedding],
-            "model.norm.weight" => vec![Slot::Norm],
+        // Models that only make vectors are often stored without the first part of the names.
+        match name.strip_prefix("model.").unwrap_or(name) {
+            "embed_tokens.weight" => vec![Slot::Embedding],
+            "norm.weight" => vec![Slot::Norm],
             "lm_head.weight" => vec![Slot::Head],
-            _ => name.strip_prefix("model.layers.").map_or_else(Vec::new, |rest| {
+            name => name.strip_prefix("layers.").map_or_else(Vec::new, |rest| {
                 layer_slots(rest, &|rest| match rest {
                     "self_attn.qkv_proj.weight" => FUSED_ATTENTION.to_vec(),
                     "mlp.gate_up_proj.weight" => FUSED_FEED_FORWARD.to_vec(),

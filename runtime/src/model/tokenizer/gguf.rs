@@ -40,11 +40,13 @@ impl Tokenizer {
         let begin = source.id("bos_token_id")?;
         let end = source.id("eos_token_id")?;
         let begins = source.flag("add_bos_token")?.unwrap_or(begins);
+        let ends = source.flag("add_eos_token")?.unwrap_or(false);
         Ok(Self {
             vocabulary: Arc::new(vocabulary),
             specials: source.specials()?,
             cutter,
             prefix: begin.filter(|_| begins).into_iter().collect(),
+            suffix: end.filter(|_| ends).into_iter().collect(),
             begin,
             end,
         })

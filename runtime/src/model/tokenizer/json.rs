@@ -46,7 +46,8 @@ fn build(bytes: &[u8], config: &Value) -> Result<Tokenizer, String> {
     let specials = added_tokens(&file)?;
     let writing = Writing::find(&file["decoder"])
         .ok_or("its decoder is not supported; supported are byte-level and byte-fallback ones")?;
-    let begins = begin_of_template(&file["post_processor"]);
+    let begins = token_of_template(&file["post_processor"], |single| single.first());
+    let ends = token_of_template(&file["post_processor"], |single| single.last());
     let map = file.as_object_mut().ok_or("it is no JSON object")?;
     for key in ["added_tokens", "post_processor", "truncation", "padding"] {
         map.remove(key);
@@ -72,10 +73,16 @@ fn build(bytes: &[u8], config: &Value) -> Result<Tokenizer, String> {
         .or_else(|| named("bos_token"));
     let begins = begins.is_some() || config["add_bos_token"].as_bool().unwrap_or(false);
     let end = named("eos_token");
+    let always_ends = config["add_eos_token"].as_bool().unwrap_or(false);
+    let suffix = ends
+        .as_deref()
+        .and_then(|text| specials.find(text))
+        .or_else(|| end.filter(|_| always_ends));
     Ok(Tokenizer {
         vocabulary: Arc::new(vocabulary),
         cutter: Cutter::Json(Box::new(Json(inner))),
         prefix: begin.filter(|_| begins).into_iter().collect(),
+        suffix: suffix.into_iter().collect(),
         begin,
         end,
         specials,
@@ -106,13 +113,17 @@ fn added_tokens(file: &Value) -> Result<Vec<Special>, String> {
     specials.collect()
 }
 
-/// The text of the token that the template for a single text begins with.
-fn begin_of_template(processor: &Value) -> Option<String> {
+/// The text of a token in the template for a single text: of the one that `which` gives.
+fn token_of_template(processor: &Value, which: fn(&[Value]) -> Option<&Value>) -> Option<String> {
     match processor["type"].as_str()? {
-        "TemplateProcessing" => processor["single"].get(0)?["SpecialToken"]["id"]
-            .as_str()
-            .map(str::to_owned),
-        "Sequence" => processor["processors"].as_array()?.iter().find_map(begin_of_template),
+        "TemplateProcessing" => {
+            let part = which(processor["single"].as_array()?)?;
+            part["SpecialToken"]["id"].as_str().map(str::to_owned)
+        }
+        "Sequence" => {
+            let mut processors = processor["processors"].as_array()?.iter();
+            processors.find_map(|processor| token_of_template(processor, which))
+        }
         _ => None,
     }
 }
@@ -208,9 +219,20 @@ mod tests {
         );
         assert_eq!(tokenizer.encode("<s>b", SpecialTokens::Parse).unwrap(), [0, 2]);
         assert!(!tokenizer.encode("<s>b", SpecialTokens::AsText).unwrap().contains(&0));
-        assert_eq!(tokenizer.prefix(), [0]);
+        assert_eq!((tokenizer.prefix(), tokenizer.suffix()), (&[0][..], &[][..]));
         assert_eq!(tokenizer.token_bytes(4), Some(&b" "[..]));
         assert_eq!((tokenizer.vocabulary(), tokenizer.end_text().as_str()), (6, "<s>"));
+    }
+
+    #[test]
+    fn what_stands_behind_a_text_is_what_the_template_or_the_configuration_says() {
+        let mut ending = file();
+        let end = json!({"SpecialToken": {"id": "<tool>", "type_id": 0}});
+        ending["post_processor"]["single"].as_array_mut().unwrap().push(end);
+        assert_eq!(tokenizer(&ending).unwrap().suffix(), [5]);
+        let config = json!({"eos_token": "<s>", "add_eos_token": true});
+        let tokenizer = Tokenizer::from_json("t", file().to_string().as_bytes(), &config);
+        assert_eq!(tokenizer.unwrap().suffix(), [0]);
     }
 
     #[test]

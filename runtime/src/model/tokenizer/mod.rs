@@ -40,6 +40,7 @@ pub struct Tokenizer {
     specials: Specials,
     cutter: Cutter,
     prefix: Vec<u32>,
+    suffix: Vec<u32>,
     begin: Option<u32>,
     end: Option<u32>,
 }
@@ -89,6 +90,11 @@ impl Tokenizer {
     /// What the model wants before every text: its begin token, or nothing.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
+    }
+
+    /// What the model wants behind a text of which a vector is made: its end token, or nothing.
+    pub fn suffix(&self) -> &[u32] {
+        &self.suffix
     }
 
     /// The bytes that a token stands for; absent for ids outside the vocabulary. Not always whole characters.

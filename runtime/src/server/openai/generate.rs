@@ -113,15 +113,13 @@ pub(super) async fn begin(app: &App, served: &Arc<Served>, caller: Caller, asked
         constraint,
         logprobs,
         answers,
+        pooling: None,
     };
     let generations = served.engine.submit(request).map_err(|error| {
-        if matches!(error, SubmitError::Full { .. }) {
-            app.metrics.requests_refused.inc();
-        }
         if let Some(client) = caller.record.client() {
             client.give_back(prompt_tokens);
         }
-        refusal(&error)
+        refusal(&error, &app.metrics)
     })?;
     let wording = logprobs.map(|_| Arc::clone(&served.tokenizer));
     let account = Account {
@@ -144,13 +142,14 @@ fn constraint(served: &Served, grammar: &Grammar) -> Result<Constraint, ApiError
     })
 }
 
-fn refusal(error: &SubmitError) -> ApiError {
+/// The error of a request that the engine does not take.
+pub(super) fn refusal(error: &SubmitError, metrics: &Metrics) -> ApiError {
     match error {
-        SubmitError::Full { retry_after } => ApiError::new(
-            Code::QueueFull,
-            "too many requests are waiting already; try again later",
-        )
-        .retry_after(*retry_after),
+        SubmitError::Full { retry_after } => {
+            metrics.requests_refused.inc();
+            let message = "too many requests are waiting already; try again later";
+            ApiError::new(Code::QueueFull, message).retry_after(*retry_after)
+        }
         SubmitError::Ended => shutting_down(),
     }
 }
@@ -164,7 +163,7 @@ fn shutting_down() -> ApiError {
 }
 
 /// The last word of the engine about a request that it did not finish.
-fn engine_failure(event: Option<Event>) -> ApiError {
+pub(super) fn engine_failure(event: Option<Event>) -> ApiError {
     use crate::engine::EngineError;
     match event {
         Some(Event::Failed(EngineError::Ending)) => shutting_down(),
@@ -175,9 +174,9 @@ fn engine_failure(event: Option<Event>) -> ApiError {
 }
 
 /// Where the tokens of a request are booked.
-struct Account {
-    record: Arc<Record>,
-    metrics: Arc<Metrics>,
+pub(super) struct Account {
+    pub(super) record: Arc<Record>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Account {
@@ -191,7 +190,8 @@ impl Account {
         counter.inc_by(tokens as u64);
     }
 
-    fn charge_prompt(&self, tokens: usize) {
+    /// Notes the tokens of a prompt.
+    pub(super) fn charge_prompt(&self, tokens: usize) {
         self.record.prompt(tokens);
         self.note(TokenKind::Prompt, tokens);
     }
@@ -447,6 +447,7 @@ mod tests {
             constraint: None,
             logprobs: None,
             answers: NonZeroUsize::MIN,
+            pooling: None,
         };
         let attempt = Attempt::new(Arc::clone(traffic));
         Followed::new(engine.submit(request).unwrap(), attempt, None, (None, None))

@@ -3,6 +3,7 @@
 mod answer;
 mod chat;
 mod completions;
+mod embeddings;
 mod fields;
 mod generate;
 mod logprobs;
@@ -17,6 +18,7 @@ mod tools;
 
 pub(crate) use chat::create as create_chat_completion;
 pub(crate) use completions::create as create_completion;
+pub(crate) use embeddings::create as create_embeddings;
 pub(crate) use fields::{Fields, invalid};
 pub(crate) use models::{list as list_models, retrieve as retrieve_model};
 pub(crate) use responses::create as create_response;

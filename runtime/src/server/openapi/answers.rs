@@ -86,6 +86,20 @@ pub(super) fn schemas() -> Value {
                 )),
             }),
         ),
+        "Embeddings": object(
+            &["object", "data", "model", "usage"],
+            json!({
+                "object": {"const": "list"}, "model": text,
+                "data": list(object(
+                    &["object", "index", "embedding"],
+                    json!({
+                        "object": {"const": "embedding"}, "index": count,
+                        "embedding": {"anyOf": [list(json!({"type": "number"})), text]}
+                    }),
+                )),
+                "usage": object(&["prompt_tokens", "total_tokens"], json!({"prompt_tokens": count, "total_tokens": count})),
+            }),
+        ),
         "Model": object(
             &["id", "object", "created", "owned_by"],
             json!({"id": text, "object": {"const": "model"}, "created": count, "owned_by": text, "root": text, "max_model_len": count, "digest": text}),

@@ -311,6 +311,29 @@ pub(super) const RESPONSE: &[Field] = &[
     ),
 ];
 
+/// `POST /v1/embeddings`.
+pub(super) const EMBEDDING: &[Field] = &[
+    field(
+        "input",
+        ANY,
+        Required,
+        "a text, a list of tokens, or up to 2048 of them in a list; longer than the context is 400 with the counts",
+    ),
+    field(
+        "encoding_format",
+        r#"{"enum": ["float", "base64"]}"#,
+        Supported,
+        "numbers, or their 32 bits in Base64, little-endian",
+    ),
+    field(
+        "dimensions",
+        COUNT,
+        Supported,
+        "so many of the first numbers, made to length 1 again: for models that were trained for it",
+    ),
+    field("user", TEXT, Harmless, ""),
+];
+
 /// `POST /tokenize`.
 pub(super) const TOKENIZE: &[Field] = &[
     field("model", TEXT, Supported, "may be left out"),

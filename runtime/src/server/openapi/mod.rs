@@ -5,7 +5,7 @@ mod answers;
 mod fields;
 
 use fields::{
-    CHAT, COMPLETION, CONVERSATION, DETOKENIZE, Field, GENERATION, MODEL, OLDER, RESPONSE, Support, TOKENIZE,
+    CHAT, COMPLETION, CONVERSATION, DETOKENIZE, EMBEDDING, Field, GENERATION, MODEL, OLDER, RESPONSE, Support, TOKENIZE,
 };
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ struct Route {
     chunk: Option<&'static str>,
 }
 
-const ROUTES: [Route; 5] = [
+const ROUTES: [Route; 6] = [
     Route {
         path: "/v1/chat/completions",
         summary: "Answers a conversation",
@@ -41,6 +41,13 @@ const ROUTES: [Route; 5] = [
         summary: "Answers a conversation; nothing is kept",
         fields: &[&[MODEL], RESPONSE, CONVERSATION, GENERATION],
         answer: "Response",
+        chunk: None,
+    },
+    Route {
+        path: "/v1/embeddings",
+        summary: "A vector of length 1 for each text, made as the model says",
+        fields: &[&[MODEL], EMBEDDING],
+        answer: "Embeddings",
         chunk: None,
     },
     Route {
