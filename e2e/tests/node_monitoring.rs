@@ -21,7 +21,7 @@ const PORT: u16 = 9099;
 const SCRAPED: Duration = Duration::from_mins(3);
 /// What stands for Grafana's `$__rate_interval`: many times the scrape interval.
 const RATE_INTERVAL: &str = "1m";
-/// The name of the deployment; of four requests in a minute, so that the fifth is refused.
+/// The name of the deployment.
 const NAME: &str = "watched";
 
 /// A query of a panel, with the variables filled in.
@@ -111,8 +111,16 @@ async fn edit_the_service(scenario: &Scenario) {
     };
     let before = port().await.unwrap();
     let edit = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 8088}]"#;
-    let arguments = ["patch", "service", NAME, "--type=json", "--patch", edit, "--namespace"];
-    let arguments = [&arguments[..], &[namespace.name()]].concat();
+    let arguments = [
+        "patch",
+        "service",
+        NAME,
+        "--namespace",
+        namespace.name(),
+        "--type=json",
+        "--patch",
+        edit,
+    ];
     let cluster = scenario.test_bed().unwrap();
     cluster.output("kubectl", &arguments).await.unwrap();
     namespace
@@ -123,7 +131,7 @@ async fn edit_the_service(scenario: &Scenario) {
         .unwrap();
 }
 
-/// Streams, a whole answer, a bad request, and one too many.
+/// Streams, a whole answer, a bad request, and more than a minute's allowance at once.
 async fn send_requests(api: &OpenAi) {
     let more = json!({"max_tokens": 8, "temperature": 0});
     for _ in 0..2 {
@@ -135,7 +143,7 @@ async fn send_requests(api: &OpenAi) {
     assert_eq!(answer.status(), 400);
     let request = json!({"model": NAME, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello!"}]});
     let mut codes = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         let answer = api.post("/v1/chat/completions", &request).await.unwrap();
         codes.push(answer.status().as_u16());
     }
