@@ -252,14 +252,14 @@ def main():
     fleet, one = read("escadre-fleet"), read("escadre-deployment")
     height = rows_of(fleet) + rows_of(one) + 2 * TITLE + 0.5
     plt.rcParams["font.family"] = "DejaVu Sans"
-    figure = plt.figure(figsize=(WIDTH, height * CELL), dpi=DPI, facecolor="#f4f5f5")
+    figure = plt.figure(figsize=(WIDTH, height * CELL), dpi=DPI, facecolor="#f4f4f4")
     draw(figure, fleet, "all namespaces, all deployments", 0, height, prometheus, {"namespace": ".*", "deployment": ".*"})
     variables = {"namespace": namespace, "deployment": name, "pod": ".*"}
     draw(figure, one, f"{namespace} / {name}, all pods", rows_of(fleet) + TITLE + 0.5, height, prometheus, variables)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
-    # Few colours make it small.
-    Image.open(output).convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE).save(output, optimize=True)
+    # A palette makes it small. Dithering would not.
+    Image.open(output).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(output, optimize=True)
     print(f"{output}: {Path(output).stat().st_size} bytes")
 
 
