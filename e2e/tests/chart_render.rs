@@ -94,12 +94,47 @@ async fn pod_monitor_is_made_when_asked_for() {
         "metrics.podMonitor.enabled=true,metrics.podMonitor.labels.team=sea",
     ];
     let text = render(&values).await.unwrap();
-    assert!(
-        text.contains("kind: PodMonitor") && text.contains("team: sea"),
-        "{text}"
-    );
+    for words in ["kind: PodMonitor", "team: sea", "honorLabels: true"] {
+        assert!(text.contains(words), "no `{words}` in:\n{text}");
+    }
     let error = render(&["--set", "metrics.podMonitor.interval=often"])
         .await
         .unwrap_err();
     assert!(error.contains("interval"), "{error}");
+}
+
+#[tokio::test]
+async fn dashboards_are_made_when_asked_for_and_as_grafana_wants_them() {
+    assert!(!render(&[]).await.unwrap().contains("grafana_dashboard"));
+    let values = [
+        "--set",
+        "dashboards.enabled=true,dashboards.namespace=lookout,dashboards.annotations.grafana_folder=Sea",
+        "--show-only",
+        "templates/dashboards.yaml",
+    ];
+    let text = render(&values).await.unwrap();
+    for words in [
+        "kind: ConfigMap",
+        "namespace: lookout",
+        "grafana_dashboard: \"1\"",
+        "grafana_folder: Sea",
+        "escadre-fleet.json: |",
+        "escadre-deployment.json: |",
+        // Helm has left these to Grafana.
+        "\"legendFormat\": \"{{namespace}}/{{deployment}}\"",
+        "${__data.fields.Deployment}",
+    ] {
+        assert!(text.contains(words), "no `{words}` in:\n{text}");
+    }
+    let other = [
+        "--set",
+        "dashboards.enabled=true,dashboards.label=board,dashboards.labelValue=sea",
+    ];
+    let text = render(&other).await.unwrap();
+    assert!(
+        text.contains("board: \"sea\"") && !text.contains("grafana_dashboard"),
+        "{text}"
+    );
+    let error = render(&["--set", "dashboards.labels=1"]).await.unwrap_err();
+    assert!(error.contains("labels"), "{error}");
 }

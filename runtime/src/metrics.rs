@@ -1,6 +1,7 @@
 //! Prometheus metrics: our own names, and those of vLLM's names that have a true value here, because dashboards,
 //! autoscaling recipes and inference gateways read those. One value serves both names.
 
+use crate::status::Status;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -38,6 +39,20 @@ pub struct CacheConfig {
 pub struct Finished {
     /// `stop` or `length`.
     pub finished_reason: &'static str,
+}
+
+/// What memory is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MemoryKind {
+    /// `weights`, `kv_cache`, `resident` or `limit`.
+    pub kind: &'static str,
+}
+
+/// Which model answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Served {
+    /// Its digest.
+    pub digest: String,
 }
 
 /// How a request to the API was answered.
@@ -112,6 +127,8 @@ pub struct Metrics {
     pub request_prompt_tokens: Histogram,
     pub request_generation_tokens: Histogram,
     pub connections: Gauge,
+    pub memory: Family<MemoryKind, Gauge>,
+    pub served: Family<Served, Gauge>,
 }
 
 impl Metrics {
@@ -144,10 +161,13 @@ impl Metrics {
             request_prompt_tokens: Histogram::new(TOKENS),
             request_generation_tokens: Histogram::new(TOKENS),
             connections: Gauge::default(),
+            memory: Family::default(),
+            served: Family::default(),
         };
         let mut registry = Registry::default();
         let labelled = registry.sub_registry_with_label(("model_name".into(), model_name.to_owned().into()));
         metrics.register_own(labelled);
+        metrics.register_state(labelled);
         metrics.register_mirror(labelled);
         metrics.registry = registry;
         metrics
@@ -275,6 +295,19 @@ impl Metrics {
         );
     }
 
+    fn register_state(&self, registry: &mut Registry) {
+        registry.register(
+            "escadre_memory_bytes",
+            "Memory by what it is for: weights, kv_cache of running requests, resident in all, and the limit",
+            self.memory.clone(),
+        );
+        registry.register(
+            "escadre_model_info",
+            "The digest of the model that answers; always 1",
+            self.served.clone(),
+        );
+    }
+
     fn register_mirror(&self, registry: &mut Registry) {
         const TEXT: &str = "Mirror of the metric of this name without the prefix";
         registry.register("vllm:num_requests_running", TEXT, self.requests_running.clone());
@@ -322,6 +355,28 @@ impl Metrics {
         self.cache_config.get_or_create(&room).set(1);
     }
 
+    /// Takes over what the status page knows; for each page of metrics anew.
+    pub fn take_over(&self, status: &Status) {
+        let memory = &status.memory;
+        for (kind, bytes) in [
+            ("weights", memory.weights_bytes),
+            ("kv_cache", memory.kv_cache_bytes),
+            ("resident", memory.resident_bytes),
+            ("limit", memory.limit_bytes),
+        ] {
+            if let Some(bytes) = bytes {
+                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                self.memory.get_or_create(&MemoryKind { kind }).set(bytes);
+            }
+        }
+        if let Some(digest) = &status.served_digest {
+            let served = Served {
+                digest: digest.to_string(),
+            };
+            self.served.get_or_create(&served).set(1);
+        }
+    }
+
     /// The metrics in the text format of Prometheus and its successors.
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -334,6 +389,8 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Identity;
+    use crate::status::{Board, Stage};
 
     #[test]
     fn own_and_mirrored_names_have_the_same_value() {
@@ -357,5 +414,30 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn memory_and_digest_are_those_of_the_status_page() {
+        let metrics = Metrics::new("smol");
+        let identity = Identity {
+            pod_uid: None,
+            pod_name: None,
+            revision: None,
+        };
+        let board = Board::new(identity, Stage::Ready);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        board.update(|status| {
+            status.memory.weights_bytes = Some(7);
+            status.served_digest = Some(digest.parse().unwrap());
+        });
+        metrics.take_over(&board.snapshot());
+        let text = metrics.text();
+        for line in [
+            "escadre_memory_bytes{model_name=\"smol\",kind=\"weights\"} 7".to_owned(),
+            format!("escadre_model_info{{model_name=\"smol\",digest=\"{digest}\"}} 1"),
+        ] {
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("kind=\"kv_cache\""), "what is not known is not said");
     }
 }

@@ -33,6 +33,7 @@ static COREDNS: Module = module!("coredns", "go.mod", "go.sum", "main.go");
 static PAUSE: Module = module!("pause", "go.mod", "main.go");
 static HELM: Module = module!("helm", "go.mod", "go.sum");
 static KWOK: Module = module!("kwok", "go.mod", "go.sum");
+static PROMETHEUS: Module = module!("prometheus", "go.mod", "go.sum");
 
 /// A program that the test bed can build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
@@ -57,6 +58,7 @@ pub enum Component {
     Pause,
     Helm,
     Kwok,
+    Prometheus,
 }
 
 /// How a component is built.
@@ -78,7 +80,7 @@ pub struct Recipe {
 
 impl Component {
     /// Everything, in the order in which building is cheapest.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -97,6 +99,7 @@ impl Component {
         Self::Pause,
         Self::Helm,
         Self::Kwok,
+        Self::Prometheus,
     ];
 
     /// What a control plane needs.
@@ -144,6 +147,7 @@ impl Component {
             Self::Pause => "pause",
             Self::Helm => "helm",
             Self::Kwok => "kwok",
+            Self::Prometheus => "prometheus",
         }
     }
 
@@ -181,6 +185,11 @@ impl Component {
                 ..plain(&HELM, "helm.sh/helm/v4/cmd/helm", 133)
             },
             Self::Kwok => plain(&KWOK, "sigs.k8s.io/kwok/cmd/kwok", 87),
+            // Of all that it can discover, what the guide uses.
+            Self::Prometheus => Recipe {
+                tags: "remove_all_sd enable_kubernetes_sd",
+                ..plain(&PROMETHEUS, "github.com/prometheus/prometheus/cmd/prometheus", 175)
+            },
         }
     }
 }

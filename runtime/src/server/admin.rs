@@ -119,6 +119,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let Some(metrics) = &admin.metrics else {
         return StatusCode::NOT_FOUND.into_response();
     };
+    metrics.take_over(&admin.board.snapshot());
     ([(CONTENT_TYPE_HEADER, CONTENT_TYPE)], metrics.text()).into_response()
 }
 
