@@ -1,6 +1,8 @@
 //! Keys, limits and certificates of a deployment: Secrets that come later and are edited, limits that are edited, a probe
 //! prompt that needs no key, TLS.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

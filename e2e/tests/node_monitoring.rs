@@ -41,7 +41,7 @@ async fn every_panel_of_the_dashboards_has_an_answer() {
     };
     let model = scenario
         .model(NAME)
-        .set("/spec/runtime/args", json!(["--requests-per-minute=4"]));
+        .set("/spec/access/limits/requestsPerMinute", json!(4));
     scenario.create(model).await.unwrap();
     start_prometheus(cluster).await.unwrap();
     scenario.await_ready(NAME).await.unwrap();

@@ -4,11 +4,17 @@
 
 mod serving;
 
+use axum::body::Body;
 use escadre_verify::Digest;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest::Response;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use serving::{Process, client, question};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -196,14 +202,88 @@ async fn certificates_are_replaced_while_it_runs() {
     assert_eq!(ask(&second, json!({"max_tokens": 1})).await.unwrap().status(), 200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_is_agreed_upon_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    certify(folder.path());
+    let process = Process::ready(&["--max-context=512", &format!("--tls={}", folder.path().display())]);
+    let certificate = std::fs::read(folder.path().join("tls.crt")).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(&certificate).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = config.unwrap().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = tokio::net::TcpStream::connect(("127.0.0.1", process.port))
+        .await
+        .unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let tls = connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    tokio::spawn(connection);
+    let chat = hyper::Request::post(format!("https://localhost:{}{CHAT}", process.port))
+        .header("content-type", "application/json")
+        .body(Body::from(
+            question("Hi", &json!({"max_tokens": 3, "stream": true})).to_string(),
+        ))
+        .unwrap();
+    let answer = sender.send_request(chat).await.unwrap();
+    assert_eq!(
+        (answer.version(), answer.status().as_u16()),
+        (hyper::Version::HTTP_2, 200)
+    );
+    let text = axum::body::to_bytes(Body::new(answer.into_body()), 1 << 20)
+        .await
+        .unwrap();
+    assert!(text.ends_with(b"data: [DONE]\n\n"));
+}
+
+/// The operator has no key: it asks through the other port, and not much.
+#[tokio::test(flavor = "multi_thread")]
+async fn probe_prompts_need_no_key_and_are_short() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "alice", ALICE);
+    let keys = format!("--api-keys={}", folder.path().display());
+    let process = Process::ready(&["--max-context=512", &keys]);
+    let probe = async |body: Value| {
+        let answer = client().post(process.admin("/probe")).json(&body).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json::<Value>().await.unwrap())
+    };
+    let (status, answer) = probe(json!({"prompt": "What is the capital of France?", "max_tokens": 16})).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer["answer"].as_str().unwrap().contains("Paris"), "{answer}");
+    for (bad, param) in [
+        (json!({}), "prompt"),
+        (json!({"prompt": 5}), "prompt"),
+        (json!({"prompt": "Hi", "max_tokens": 257}), "max_tokens"),
+        (json!({"prompt": "Hi", "stream": true}), "stream"),
+    ] {
+        let (status, error) = probe(bad).await;
+        assert_eq!((status, &error["error"]["param"]), (400, &json!(param)), "{error}");
+    }
+    let long = json!({"prompt": "Tell me of the sea.", "max_tokens": 256});
+    let (one, other) = futures::join!(probe(long.clone()), probe(long));
+    let mut statuses = [one.0, other.0];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 429]);
+    assert_eq!(ask(&process, None, &short()).await.status(), 401);
+}
+
 #[test]
 fn keys_that_are_none_are_refused_at_the_start() {
+    let empty = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "alice", "short");
     let here = folder.path().display();
     for (args, words) in [
         (format!("--api-keys={here}"), "the key of `alice`"),
         ("--api-keys=/nonexistent".to_owned(), "No such file"),
+        (format!("--api-keys={}", empty.path().display()), "there is no key"),
+        ("--limits=/nonexistent".to_owned(), "No such file"),
         (format!("--tls={here}"), "tls.crt: No such file"),
     ] {
         let model = format!("--model={}", serving::model().display());

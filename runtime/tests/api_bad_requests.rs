@@ -5,7 +5,10 @@
 mod bad_requests;
 mod serving;
 
+use axum::body::Body;
 use bad_requests::{chats, completions, detokenize, shared, tokenize};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use serving::{NAME, Process, client, patched_model, question};
@@ -208,6 +211,46 @@ async fn connections_that_break(process: &Process) {
         .unwrap();
     let answer = post(process, CHAT, "application/json", good).await;
     assert_eq!(answer.status(), StatusCode::OK);
+    streams_that_are_reset(process).await;
+}
+
+/// A connection of HTTP/2 without TLS.
+async fn connect_http2(process: &Process) -> SendRequest<Body> {
+    let connection = TcpStream::connect(("127.0.0.1", process.port)).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(connection))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// HTTP/2: streams that are given up leave their neighbours alone, and many at once end their connection only.
+async fn streams_that_are_reset(process: &Process) {
+    let chat = |more: Value| {
+        hyper::Request::post(process.api(CHAT))
+            .header("content-type", "application/json")
+            .body(Body::from(question("Tell me of the sea.", &more).to_string()))
+            .unwrap()
+    };
+    let long = || chat(json!({"max_tokens": 400, "stream": true}));
+    let mut sender = connect_http2(process).await;
+    for _ in 0..3 {
+        let given_up = sender.send_request(long()).await.unwrap();
+        assert_eq!(given_up.status(), 200);
+        let neighbour = sender.send_request(chat(json!({"max_tokens": 1})));
+        drop(given_up);
+        assert_eq!(neighbour.await.unwrap().status(), 200);
+    }
+    for _ in 0..500 {
+        // The request is on its way, and its stream is reset at once.
+        let sent = tokio::time::timeout(Duration::ZERO, sender.send_request(long())).await;
+        if sent.is_ok_and(|answer| answer.is_err()) || sender.ready().await.is_err() {
+            break;
+        }
+    }
+    let mut next = connect_http2(process).await;
+    let answer = next.send_request(chat(json!({"max_tokens": 1}))).await.unwrap();
+    assert_eq!(answer.status(), 200);
 }
 
 /// Sends a text, closes that direction or not, and reads to the end.

@@ -419,6 +419,11 @@ impl Backend for Tensors {
         Ok(x.index_select(&self.indices(rows.iter().copied())?, 0)?)
     }
 
+    fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), ModelError> {
+        out.extend(x.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+
     fn lm_head(&self, x: &Tensor, head: &Matrix, out: &mut Vec<f32>) -> Result<(), ModelError> {
         out.extend(head.multiply(x)?.flatten_all()?.to_vec1::<f32>()?);
         Ok(())

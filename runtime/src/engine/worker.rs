@@ -276,8 +276,8 @@ impl<M: StepModel> Worker<M> {
             let most = prompt_tokens.saturating_add(max_tokens);
             let room = (most, 1 + first.forks.len());
             // A block that is found has no states any more.
-            let root = pooling.is_none().then_some(self.settings.root);
-            let added = self.scheduler.add(id, root, prompt, room);
+            let names = pooling.is_none().then_some(self.settings.root);
+            let added = self.scheduler.add(id, names, prompt, room);
             added.err().map(|shortage| {
                 self.metrics.requests_failed.inc();
                 EngineError::TooLong {

@@ -156,18 +156,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     description.context_length = description.context_length.min(blocks * BLOCK_TOKENS);
     describe(board, &description, performance);
     metrics.has_blocks(BLOCK_TOKENS, blocks);
-    info!(
-        device,
-        architecture = description.architecture,
-        quantization = description.quantization,
-        context_length = description.context_length,
-        kv_cache_tokens = blocks * BLOCK_TOKENS,
-        kv_cache_type = %plan.kv_type,
-        prefill_tokens_per_second = performance.prefill_tokens_per_second,
-        decode_tokens_per_second = performance.decode_tokens_per_second,
-        seconds = began.elapsed().as_secs_f64(),
-        "model is loaded"
-    );
+    tell(plan, &description, (&device, performance), (blocks, began));
     let admission = Arc::new(Admission::new(QueueLimits {
         requests: plan.concurrency.saturating_mul(WAITING_PER_RUNNING),
         tokens: description.context_length.saturating_mul(WAITING_CONTEXTS),
@@ -268,6 +257,27 @@ fn load(
         status.verification.duration_seconds = Some(began.elapsed().as_secs_f64());
     });
     Ok((verified, loaded))
+}
+
+/// Tells the log that the model is loaded.
+fn tell(
+    plan: &Plan,
+    description: &ModelDescription,
+    (device, performance): (&str, Performance),
+    (blocks, began): (usize, Instant),
+) {
+    info!(
+        device,
+        architecture = description.architecture,
+        quantization = description.quantization,
+        context_length = description.context_length,
+        kv_cache_tokens = blocks * BLOCK_TOKENS,
+        kv_cache_type = %plan.kv_type,
+        prefill_tokens_per_second = performance.prefill_tokens_per_second,
+        decode_tokens_per_second = performance.decode_tokens_per_second,
+        seconds = began.elapsed().as_secs_f64(),
+        "model is loaded"
+    );
 }
 
 /// What answers depend on beside the request: the model's bytes, this program, and what it made of the weights.

@@ -46,8 +46,8 @@ fn build(bytes: &[u8], config: &Value) -> Result<Tokenizer, String> {
     let specials = added_tokens(&file)?;
     let writing = Writing::find(&file["decoder"])
         .ok_or("its decoder is not supported; supported are byte-level and byte-fallback ones")?;
-    let begins = token_of_template(&file["post_processor"], |single| single.first());
-    let ends = token_of_template(&file["post_processor"], |single| single.last());
+    let begins = token_of_template(&file["post_processor"], <[Value]>::first);
+    let ends = token_of_template(&file["post_processor"], <[Value]>::last);
     let map = file.as_object_mut().ok_or("it is no JSON object")?;
     for key in ["added_tokens", "post_processor", "truncation", "padding"] {
         map.remove(key);

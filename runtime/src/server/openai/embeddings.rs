@@ -52,10 +52,11 @@ enum Vector {
 }
 
 #[derive(Debug, Serialize)]
-struct Embedding {
+struct Item {
     object: &'static str,
     index: usize,
-    embedding: Vector,
+    #[serde(rename = "embedding")]
+    vector: Vector,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,7 +69,7 @@ struct Usage {
 #[derive(Debug, Serialize)]
 pub(crate) struct Embeddings {
     object: &'static str,
-    data: Vec<Embedding>,
+    data: Vec<Item>,
     model: String,
     usage: Usage,
 }
@@ -83,7 +84,7 @@ pub(crate) async fn create(
     let served = app.served()?;
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
     served.check_name(fields.required("model")?)?;
-    let wanted = take(&mut fields, served.hidden)?;
+    let wanted = take(fields, served.hidden)?;
     let pooling = served.pooling.ok_or_else(|| {
         let message = "the files of this model do not say how the vector of a text is made; whoever runs it can say so with --pooling=mean or --pooling=last, and another model may be meant for it";
         ApiError::new(Code::UnsupportedParameter, message).param("model")
@@ -105,10 +106,10 @@ pub(crate) async fn create(
         }
     })?;
     attempt.answered();
-    let data = vectors.into_iter().enumerate().map(|(index, vector)| Embedding {
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| Item {
         object: "embedding",
         index,
-        embedding: write(shorten(vector, wanted.dimensions), wanted.encoding),
+        vector: write(shorten(vector, wanted.dimensions), wanted.encoding),
     });
     Ok(Json(Embeddings {
         object: "list",
@@ -166,7 +167,7 @@ async fn vector(app: &App, served: &Served, request: EngineRequest) -> Result<Ve
 }
 
 /// Takes what is asked for; `hidden` is how many numbers a vector has.
-fn take(fields: &mut Fields, hidden: usize) -> Result<Wanted, ApiError> {
+fn take(mut fields: Fields, hidden: usize) -> Result<Wanted, ApiError> {
     let inputs = parse_inputs(fields.required("input")?)?;
     let encoding = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => Encoding::Float,
@@ -251,7 +252,9 @@ fn shorten(mut vector: Vec<f32>, dimensions: Option<usize>) -> Vec<f32> {
     vector.truncate(dimensions);
     let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
     if length > 0.0 {
-        vector.iter_mut().for_each(|value| *value /= length);
+        for value in &mut vector {
+            *value /= length;
+        }
     }
     vector
 }
@@ -273,7 +276,7 @@ mod tests {
 
     fn wanted(value: Value) -> Result<Wanted, ApiError> {
         let Value::Object(object) = value else { panic!() };
-        take(&mut Fields::new(object), 64)
+        take(Fields::new(object), 64)
     }
 
     #[test]

@@ -20,6 +20,23 @@ fn maybe(schema: Value) -> Value {
     json!({"anyOf": [schema, {"type": "null"}]})
 }
 
+fn embeddings(text: &Value, count: &Value) -> Value {
+    object(
+        &["object", "data", "model", "usage"],
+        json!({
+            "object": {"const": "list"}, "model": text,
+            "data": list(object(
+                &["object", "index", "embedding"],
+                json!({
+                    "object": {"const": "embedding"}, "index": count,
+                    "embedding": {"anyOf": [list(json!({"type": "number"})), text]}
+                }),
+            )),
+            "usage": object(&["prompt_tokens", "total_tokens"], json!({"prompt_tokens": count, "total_tokens": count})),
+        }),
+    )
+}
+
 /// All schemas, by name.
 pub(super) fn schemas() -> Value {
     let text = json!({"type": "string"});
@@ -86,20 +103,7 @@ pub(super) fn schemas() -> Value {
                 )),
             }),
         ),
-        "Embeddings": object(
-            &["object", "data", "model", "usage"],
-            json!({
-                "object": {"const": "list"}, "model": text,
-                "data": list(object(
-                    &["object", "index", "embedding"],
-                    json!({
-                        "object": {"const": "embedding"}, "index": count,
-                        "embedding": {"anyOf": [list(json!({"type": "number"})), text]}
-                    }),
-                )),
-                "usage": object(&["prompt_tokens", "total_tokens"], json!({"prompt_tokens": count, "total_tokens": count})),
-            }),
-        ),
+        "Embeddings": embeddings(&text, &count),
         "Model": object(
             &["id", "object", "created", "owned_by"],
             json!({"id": text, "object": {"const": "model"}, "created": count, "owned_by": text, "root": text, "max_model_len": count, "digest": text}),
