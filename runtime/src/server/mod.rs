@@ -158,6 +158,18 @@ impl Served {
         }
     }
 
+    /// Checks that tokens of a client are in the vocabulary; `param` is the field that has them.
+    pub(crate) fn check_tokens(&self, ids: &[u32], param: &'static str) -> Result<(), ApiError> {
+        let vocabulary = self.tokenizer.vocabulary();
+        match ids.iter().find(|id| **id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(id) => {
+                let message = format!("`{param}` has the token {id}, but the vocabulary ends at {vocabulary}");
+                Err(ApiError::new(Code::InvalidValue, message).param(param))
+            }
+        }
+    }
+
     /// The tokens of a text.
     pub(crate) fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, ApiError> {
         self.tokenizer.encode(text, special).map_err(|error| {

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`.
 
 use super::answer::Kind;
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, invalid, token_ids};
 use super::generate::{Asked, Caller, answer};
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
 use crate::model::SpecialTokens;
@@ -87,12 +87,7 @@ fn parse_prompt(prompt: Value) -> Result<Prompt, ApiError> {
         Value::Array(items) if items.len() == 1 && !items[0].is_number() => {
             items.into_iter().next().map_or_else(|| Err(wrong()), parse_prompt)
         }
-        Value::Array(items) if !items.is_empty() => {
-            let ids = items
-                .iter()
-                .map(|item| item.as_u64().and_then(|id| u32::try_from(id).ok()));
-            ids.collect::<Option<Vec<u32>>>().map(Prompt::Tokens).ok_or_else(wrong)
-        }
+        Value::Array(items) if !items.is_empty() => token_ids(&items).map(Prompt::Tokens).ok_or_else(wrong),
         _ => Err(wrong()),
     }
 }
@@ -100,16 +95,7 @@ fn parse_prompt(prompt: Value) -> Result<Prompt, ApiError> {
 fn tokens(served: &Served, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
     match prompt {
         Prompt::Text(text) => served.tokens(&text, SpecialTokens::Parse),
-        Prompt::Tokens(ids) => {
-            let vocabulary = served.tokenizer.vocabulary();
-            match ids.iter().find(|id| **id as usize >= vocabulary) {
-                Some(id) => Err(invalid(
-                    "prompt",
-                    &format!("has the token {id}, but the vocabulary ends at {vocabulary}"),
-                )),
-                None => Ok(ids),
-            }
-        }
+        Prompt::Tokens(ids) => served.check_tokens(&ids, "prompt").map(|()| ids),
     }
 }
 

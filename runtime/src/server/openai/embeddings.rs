@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`: a vector of length 1 for each text.
 
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, invalid, token_ids};
 use super::generate::{Account, engine_failure, refusal};
 use crate::engine::{Event, Request as EngineRequest};
 use crate::model::{Pooling, SpecialTokens};
@@ -210,17 +210,14 @@ fn parse_inputs(input: Value) -> Result<Vec<Input>, ApiError> {
 fn parse_input(input: &Value) -> Option<Input> {
     match input {
         Value::String(text) if !text.is_empty() => Some(Input::Text(text.clone())),
-        Value::Array(ids) if !ids.is_empty() => {
-            let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
-            ids.collect::<Option<_>>().map(Input::Tokens)
-        }
+        Value::Array(ids) if !ids.is_empty() => token_ids(ids).map(Input::Tokens),
         _ => None,
     }
 }
 
 /// The tokens of each input, with what the model wants around a text.
 fn tokens(served: &Served, inputs: Vec<Input>) -> Result<Vec<Vec<u32>>, ApiError> {
-    let (vocabulary, context) = (served.tokenizer.vocabulary(), served.context_length);
+    let context = served.context_length;
     let prompts = inputs.into_iter().enumerate().map(|(index, input)| {
         let ids = match input {
             Input::Text(text) => {
@@ -230,10 +227,7 @@ fn tokens(served: &Served, inputs: Vec<Input>) -> Result<Vec<Vec<u32>>, ApiError
             }
             Input::Tokens(ids) => ids,
         };
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            let message = format!("has the token {id}, but the vocabulary ends at {vocabulary}");
-            return Err(invalid("input", &message));
-        }
+        served.check_tokens(&ids, "input")?;
         if ids.len() > context {
             let message = format!(
                 "text {index} of `input` has {} tokens, and this model's context is {context}; shorten or split it",

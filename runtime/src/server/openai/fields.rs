@@ -115,6 +115,12 @@ pub(crate) fn invalid(name: impl Into<String>, problem: &str) -> ApiError {
     ApiError::new(Code::InvalidValue, format!("`{name}` {problem}")).param(name)
 }
 
+/// Ids of tokens. Absent when something else is among them.
+pub(super) fn token_ids(items: &[Value]) -> Option<Vec<u32>> {
+    let ids = items.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+    ids.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

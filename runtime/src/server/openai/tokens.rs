@@ -1,7 +1,7 @@
 //! `POST /tokenize` and `POST /detokenize`, as vLLM has them: what a text costs before it is sent.
 
 use super::chat;
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, invalid, token_ids};
 use super::messages;
 use super::tools::take_tools;
 use crate::dialect::Conversation;
@@ -58,7 +58,8 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) ->
     check_name(&mut fields, &served)?;
     let tokens = fields.required("tokens")?;
     fields.finish(&[])?;
-    let tokens = take_tokens(&tokens, served.tokenizer.vocabulary())?;
+    let tokens = take_tokens(&tokens)?;
+    served.check_tokens(&tokens, "tokens")?;
     Ok(Json(json!({"prompt": text_of(&served, &tokens)})))
 }
 
@@ -97,13 +98,9 @@ fn tokens_of(served: &Served, source: Source) -> Result<Vec<u32>, ApiError> {
     }
 }
 
-fn take_tokens(tokens: &Value, vocabulary: usize) -> Result<Vec<u32>, ApiError> {
-    let token = |token: &Value| {
-        let token = token.as_u64().and_then(|token| u32::try_from(token).ok());
-        token.filter(|token| (*token as usize) < vocabulary)
-    };
-    let tokens = tokens.as_array().and_then(|tokens| tokens.iter().map(token).collect());
-    tokens.ok_or_else(|| invalid("tokens", &format!("must be a list of token ids below {vocabulary}")))
+fn take_tokens(tokens: &Value) -> Result<Vec<u32>, ApiError> {
+    let tokens = tokens.as_array().and_then(|tokens| token_ids(tokens));
+    tokens.ok_or_else(|| invalid("tokens", "must be a list of token ids"))
 }
 
 fn text_of(served: &Served, tokens: &[u32]) -> String {
@@ -138,18 +135,17 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_those_of_the_vocabulary() {
-        assert_eq!(take_tokens(&json!([0, 9]), 10).unwrap(), [0, 9]);
-        assert!(take_tokens(&json!([]), 10).unwrap().is_empty());
+    fn tokens_are_a_list_of_ids() {
+        assert_eq!(take_tokens(&json!([0, 9])).unwrap(), [0, 9]);
+        assert!(take_tokens(&json!([])).unwrap().is_empty());
         for bad in [
-            json!([10]),
             json!([-1]),
             json!(["1"]),
             json!(1),
             json!([1.5]),
             json!([4_294_967_296_u64]),
         ] {
-            assert!(take_tokens(&bad, 10).is_err(), "{bad}");
+            assert!(take_tokens(&bad).is_err(), "{bad}");
         }
     }
 }
