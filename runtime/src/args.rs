@@ -306,6 +306,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub access: AccessArgs,
 
+    /// Where spans go.
+    #[command(flatten)]
+    pub tracing: TracingArgs,
+
     /// Worker threads for the arithmetic; without it what the container may use.
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
@@ -351,6 +355,40 @@ pub struct AccessArgs {
     pub tokens_per_minute: Option<NonZeroU32>,
 }
 
+/// Where spans of requests go.
+#[derive(Debug, ClapArgs)]
+pub struct TracingArgs {
+    /// The base URL of an OpenTelemetry collector, to which spans of requests are sent by OTLP over HTTP: `/v1/traces` is
+    /// appended. They never hold prompts or answers. Without it there are none.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        hide_env_values = true
+    )]
+    pub otlp_endpoint: Option<String>,
+
+    /// The whole URL to which spans are sent.
+    #[arg(
+        long,
+        hide = true,
+        env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        hide_env_values = true
+    )]
+    pub otlp_traces_endpoint: Option<String>,
+
+    /// The share of requests that have a span, from 0 to 1. A request that names its trace in `traceparent` has one when
+    /// that trace is sampled.
+    #[arg(long, value_parser = parse_rate, default_value = "1", value_name = "RATE")]
+    pub trace_sampling: f64,
+}
+
+/// A number from 0 to 1.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.0..=1.0).contains(rate));
+    rate.ok_or_else(|| "write a number from 0 to 1, such as 0.1".to_owned())
+}
+
 /// A length of time with its unit, such as `500ms`, `30s` or `2m`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let hint = "write a number and a unit, such as 500ms, 30s or 2m";
@@ -387,7 +425,7 @@ mod tests {
             (["*.gguf".to_owned()].as_slice(), "v2")
         );
         let serve = format!(
-            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s --format=safetensors --overlay=/overlay --api-keys=/access/keys --require-key=false --limits=/access/limits --tls=/access/tls --threads=3 --log=debug"
+            "serve --store=/models --digest={DIGEST} --served-name=m --max-context=512 --max-concurrency=2 --endpoint-delay=5s --drain-timeout=90s --format=safetensors --overlay=/overlay --api-keys=/access/keys --require-key=false --limits=/access/limits --tls=/access/tls --otlp-endpoint=http://collector:4318 --trace-sampling=0.25 --threads=3 --log=debug"
         );
         let Command::Serve(args) = parse(&serve).unwrap().command else {
             panic!("not a serve")
@@ -395,6 +433,8 @@ mod tests {
         assert_eq!(args.format.wanted(), Some(Format::Safetensors));
         assert_eq!(args.endpoint_delay, Some(Duration::from_secs(5)));
         assert_eq!(args.drain_timeout, Duration::from_secs(90));
+        assert_eq!(args.tracing.otlp_endpoint.as_deref(), Some("http://collector:4318"));
+        assert!((args.tracing.trace_sampling - 0.25).abs() < f64::EPSILON);
     }
 
     #[test]
@@ -410,6 +450,9 @@ mod tests {
             "serve --model=m.gguf --require-key",
             "serve --model=m.gguf --api-keys=/keys --require-key=perhaps",
             "serve --model=m.gguf --requests-per-minute=0",
+            "serve --model=m.gguf --trace-sampling=1.5",
+            "serve --model=m.gguf --trace-sampling=-1",
+            "serve --model=m.gguf --trace-sampling=NaN",
             "serve --model=m.gguf --limits=/limits --tokens-per-minute=5",
             "fetch --source=hf://a/b --store=/models",
         ] {

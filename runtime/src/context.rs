@@ -2,10 +2,17 @@
 
 use rand::Rng as _;
 use std::fmt::Write as _;
+use std::time::{Instant, SystemTime};
 
 /// Seconds since 1970, for `created` in answers.
 pub fn unix_seconds() -> i64 {
     jiff::Timestamp::now().as_second()
+}
+
+/// What the wall clock showed at this moment.
+pub fn wall_clock(moment: Instant) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(moment.elapsed()).unwrap_or(now)
 }
 
 /// A seed for a request that names none.

@@ -24,5 +24,6 @@ pub mod server;
 pub mod status;
 pub mod telemetry;
 pub mod threads;
+pub mod trace;
 pub mod traffic;
 mod watched;

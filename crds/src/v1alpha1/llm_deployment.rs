@@ -102,7 +102,7 @@ pub struct LlmDeploymentSpec {
     /// Service, as much as they like, unencrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
-    /// observability says what the cluster's monitoring is told. Works live.
+    /// observability says what the cluster's monitoring is told.
     #[serde(default)]
     pub observability: Observability,
     /// serviceAccountName is the pods' account, for example for workload identity. Its token is not mounted. Absent:

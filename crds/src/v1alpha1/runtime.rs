@@ -43,6 +43,8 @@ pub struct RuntimeSpec {
             .message("spec.runtime.args must not set --store, --model, --digest, --overlay or --format: they decide which bytes are served; use spec.model and spec.files"),
         validation = Rule::new("!self.exists(one, one.matches('^--(api-keys|require-key|limits|requests-per-minute|tokens-per-minute|tls)(=|$)'))")
             .message("spec.runtime.args must not say who may ask (--api-keys, --require-key, --limits, --requests-per-minute, --tokens-per-minute, --tls); use spec.access"),
+        validation = Rule::new("!self.exists(one, one.matches('^--(otlp-endpoint|otlp-traces-endpoint|trace-sampling)(=|$)'))")
+            .message("spec.runtime.args must not say where spans go (--otlp-endpoint, --otlp-traces-endpoint, --trace-sampling); use spec.observability.tracing"),
         validation = Rule::new("!self.exists(one, one.matches('^--(served-name|max-context|max-concurrency|endpoint-delay|drain-timeout)(=|$)'))")
             .message("spec.runtime.args must not set what has a field of its own: use spec.model.servedName, spec.runtime.maxContext, spec.runtime.maxConcurrency and spec.drain.timeoutSeconds"),
         validation = Rule::new("!self.exists(one, one.matches('^--(host|port|admin-port|pod-uid|pod-name|pod-revision|termination-log)(=|$)'))")

@@ -81,6 +81,29 @@ pub struct Observability {
     /// alone. Defaults to `Auto`. Works live.
     #[serde(default)]
     pub pod_monitor: PodMonitorMode,
+    /// tracing sends a span of each request to a collector of OpenTelemetry, without prompts and answers. Absent: nothing
+    /// is sent. Waits for the next revision, or for a revision that has never served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
+}
+
+/// Where spans go.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tracing {
+    /// endpoint is the base address of a collector that takes OTLP over HTTP, `http://` or `https://`, usually with port
+    /// 4318; `/v1/traces` is appended. Required.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$')")
+        .message("spec.observability.tracing.endpoint must be an address like http://collector.observability.svc:4318, without user name, query or fragment; gRPC (port 4317) is not spoken"))]
+    pub endpoint: String,
+    /// sampling is the share of requests that have a span, from 0 to 1. A request that says itself which trace it belongs
+    /// to (`traceparent`) has one when that trace is sampled. Defaults to 1.
+    #[serde(default = "all")]
+    #[schemars(range(min = 0, max = 1))]
+    #[x_kube(validation = Rule::new("self >= 0.0 && self <= 1.0")
+        .message("spec.observability.tracing.sampling must be a share of the requests from 0 to 1, for example 0.1"))]
+    pub sampling: f64,
 }
 
 /// Whether a `PodMonitor` is made.
@@ -132,4 +155,8 @@ fn drain_timeout() -> i32 {
 
 fn yes() -> bool {
     true
+}
+
+fn all() -> f64 {
+    1.0
 }

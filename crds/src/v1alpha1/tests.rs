@@ -245,6 +245,7 @@ fn arguments_cannot_step_round_verification() {
         ),
         (json!(["--max-context=9"]), "spec.runtime.maxContext"),
         (json!(["--port=1"]), "addresses, ports"),
+        (json!(["--trace-sampling", "1"]), "use spec.observability.tracing"),
         (json!(["--help"]), "remove --help"),
     ] {
         refused("spec.runtime", json!({"args": args}), words);
@@ -372,6 +373,37 @@ fn proxies_that_work() {
         json!({"httpsProxy": "http://p", "noProxy": "a, b"}),
         "without spaces",
     );
+}
+
+#[test]
+fn spans_go_to_an_address_and_the_rest_is_a_share() {
+    for tracing in [
+        json!({"endpoint": "http://collector.observability.svc:4318"}),
+        json!({"endpoint": "https://otlp.example.com/tenant-1", "sampling": 0}),
+        json!({"endpoint": "http://10.0.0.7:4318/", "sampling": 0.05}),
+    ] {
+        judge("spec.observability", json!({"tracing": tracing})).unwrap();
+    }
+    for endpoint in [
+        "collector:4318",
+        "grpc://collector:4317",
+        "http://user:pass@collector",
+        "http://c?x=y",
+    ] {
+        refused(
+            "spec.observability",
+            json!({"tracing": {"endpoint": endpoint}}),
+            "spec.observability.tracing.endpoint must be an address like",
+        );
+    }
+    for sampling in [json!(1.5), json!(-0.1)] {
+        refused(
+            "spec.observability",
+            json!({"tracing": {"endpoint": "http://collector:4318", "sampling": sampling}}),
+            "spec.observability.tracing.sampling must be a share",
+        );
+    }
+    refused("spec.observability", json!({"tracing": {}}), "endpoint");
 }
 
 #[test]

@@ -108,6 +108,11 @@ fn about_arguments() -> Vec<Case> {
             &["spec.runtime.args", "use spec.access"],
         ),
         (
+            "collector by argument",
+            args(json!(["--otlp-endpoint=http://collector:4318"])),
+            &["spec.runtime.args", "use spec.observability.tracing"],
+        ),
+        (
             "help by argument",
             args(json!(["--help"])),
             &["spec.runtime.args", "remove --help"],
@@ -456,6 +461,32 @@ fn about_the_rest() -> Vec<Case> {
             "monitor with another word",
             spec("observability", json!({"podMonitor": "Always"})),
             &["spec.observability.podMonitor", "Auto", "Enabled", "Disabled"],
+        ),
+        (
+            "tracing without a collector",
+            spec("observability", json!({"tracing": {"sampling": 0.5}})),
+            &["spec.observability.tracing.endpoint", "Required"],
+        ),
+        (
+            "collector without a scheme",
+            spec("observability", json!({"tracing": {"endpoint": "collector:4318"}})),
+            &["spec.observability.tracing.endpoint", "http://collector"],
+        ),
+        (
+            "collector of gRPC",
+            spec(
+                "observability",
+                json!({"tracing": {"endpoint": "grpc://collector:4317"}}),
+            ),
+            &["spec.observability.tracing.endpoint", "gRPC"],
+        ),
+        (
+            "more than every request",
+            spec(
+                "observability",
+                json!({"tracing": {"endpoint": "http://collector:4318", "sampling": 5}}),
+            ),
+            &["spec.observability.tracing.sampling"],
         ),
         (
             "field of a later version",

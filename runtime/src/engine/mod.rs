@@ -29,9 +29,9 @@ use crate::model::{Decoder, Logits, ModelError, Pooling, StepBatch, StreamDecode
 use futures::Stream;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -180,6 +180,7 @@ pub(crate) struct Job {
 pub(crate) struct Listener {
     id: RequestId,
     events: mpsc::Sender<Event>,
+    started: Arc<OnceLock<Instant>>,
 }
 
 /// The way into the engine.
@@ -217,12 +218,14 @@ impl Engine {
             let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
             // Never full: each token has at most one piece, and there is one end.
             let (events, received) = mpsc::channel(request.max_tokens.saturating_add(2).min(MAX_EVENTS));
+            let started = Arc::default();
             let generation = Generation {
                 id,
                 events: received,
+                started: Arc::clone(&started),
                 commands: self.commands.clone(),
             };
-            (Listener { id, events }, generation)
+            (Listener { id, events, started }, generation)
         };
         let (first, generation) = answer();
         let (others, more): (Vec<_>, Vec<_>) = (1..request.answers.get()).map(|_| answer()).unzip();
@@ -260,7 +263,15 @@ const MAX_EVENTS: usize = 1 << 24;
 pub struct Generation {
     id: RequestId,
     events: mpsc::Receiver<Event>,
+    started: Arc<OnceLock<Instant>>,
     commands: SyncSender<Command>,
+}
+
+impl Generation {
+    /// When the first answer to the request left the queue, as soon as it has.
+    pub(crate) fn started(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.started)
+    }
 }
 
 /// Its events; ends early when the engine ended without a last word.

@@ -15,8 +15,8 @@ use crate::model::{Logits, LogitsWanted, ModelError, Pool, Span, StatesWanted, S
 use crate::status::{Board, Requests};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
@@ -94,6 +94,8 @@ struct Answer {
     arrived: Instant,
     /// Absent while it waits in the queue.
     started: Option<Instant>,
+    /// The same, for whoever listens.
+    told_start: Arc<OnceLock<Instant>>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     /// Other answers to the same prompt, which begin when it is computed.
@@ -261,6 +263,7 @@ impl<M: StepModel> Worker<M> {
                 generated: 0,
                 arrived,
                 started: None,
+                told_start: listener.started,
                 first_token: None,
                 last_token: None,
                 forks: vec![],
@@ -389,7 +392,9 @@ impl<M: StepModel> Worker<M> {
                 pool.restart();
             }
             if answer.started.is_none() {
-                answer.started = Some(Instant::now());
+                let now = Instant::now();
+                answer.started = Some(now);
+                let _ = answer.told_start.set(now);
                 answer.cached_tokens = *known;
                 self.admission.leave(answer.prompt_tokens);
                 self.metrics.queue_time.observe(answer.arrived.elapsed().as_secs_f64());

@@ -10,14 +10,16 @@ mod overlay;
 
 use crate::args::ServeArgs;
 use crate::cgroup;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::fetch::{model_path, resolved_revision};
 use crate::metrics::Metrics;
 use crate::server::admin::{self, Admin};
 use crate::server::listen::{self, ConnectionLimits, Phase, Server};
+use crate::server::signals::Shutdown;
 use crate::server::{App, InFlight, Probe, router, signals};
 use crate::status::{Board, Stage};
 use crate::threads;
+use crate::trace::Tracer;
 use crate::traffic::Traffic;
 use drain::Drain;
 use escadre_verify::Digest;
@@ -36,9 +38,25 @@ const CLUSTER_ENDPOINT_DELAY: Duration = Duration::from_secs(5);
 
 /// Runs the subcommand until the process is asked to end, or fails.
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
-    let mut shutdown = signals::install()?;
-    let place = Place::of(&args)?;
-    let servers = Servers::start(&args, &place).await?;
+    let shutdown = signals::install()?;
+    let tracer = Tracer::start(&args.tracing, &args.identity)
+        .map_err(|error| Failure::new("TracingUnusable", format!("--otlp-endpoint: {}", chain(&error))))?;
+    let result = serve(&args, shutdown, tracer.clone()).await;
+    // Where it has not been done before.
+    end_traces(tracer.as_ref()).await;
+    result
+}
+
+/// Sends the last spans.
+async fn end_traces(tracer: Option<&Tracer>) {
+    if let Some(tracer) = tracer {
+        tracer.end().await;
+    }
+}
+
+async fn serve(args: &ServeArgs, mut shutdown: Shutdown, tracer: Option<Tracer>) -> Result<(), Failure> {
+    let place = Place::of(args)?;
+    let servers = Servers::start(args, &place, tracer.clone()).await?;
     let board = servers.board.clone();
     let mut engine = load::start(servers.plan.clone(), board.clone(), Arc::clone(&servers.app.metrics))?;
     let served = tokio::select! {
@@ -76,7 +94,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     way_in.drain();
     let _ = tokio::time::timeout(drain::LAST_WORDS, engine.ended()).await;
     servers.pages_phase.send_replace(Phase::Cut);
-    let _ = tokio::time::timeout(drain::LAST_WORDS, servers.pages).await;
+    let pages = tokio::time::timeout(drain::LAST_WORDS, servers.pages);
+    let _ = tokio::join!(pages, end_traces(tracer.as_ref()));
     info!("ended");
     Ok(())
 }
@@ -94,7 +113,7 @@ struct Servers {
 }
 
 impl Servers {
-    async fn start(args: &ServeArgs, place: &Place) -> Result<Self, Failure> {
+    async fn start(args: &ServeArgs, place: &Place, tracer: Option<Tracer>) -> Result<Self, Failure> {
         let access = guard::admit(&args.access)?;
         let tls = args.access.tls.as_deref().map(guard::encrypt).transpose()?;
         let api_listener = listen::bind(place.host, args.port, "--port").await?;
@@ -117,13 +136,14 @@ impl Servers {
         let metrics = Arc::new(Metrics::new(&plan.served_name));
         let preparers = threads::count(args.threads).get().div_ceil(2);
         let traffic = Arc::new(Traffic::default());
-        let app = Arc::new(App::new(
+        let app = App::new(
             Arc::clone(&metrics),
             Arc::clone(&traffic),
             access,
             args.max_body_bytes,
             preparers,
-        ));
+        );
+        let app = Arc::new(app.traced(tracer));
         let (phase, in_flight) = (watch::Sender::new(Phase::Serving), InFlight::default());
         let shown = Admin {
             board: board.clone(),

@@ -122,6 +122,11 @@ impl ApiError {
         self.code.status().0.is_server_error()
     }
 
+    /// What is wrong.
+    pub(crate) fn code(&self) -> Code {
+        self.code
+    }
+
     /// Names the field of the request.
     #[must_use]
     pub fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
@@ -162,6 +167,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.code.status().0, Json(self.body())).into_response();
+        // For whoever follows the request.
+        response.extensions_mut().insert(self.code);
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));

@@ -29,6 +29,7 @@ use crate::engine::Engine;
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::model::{GenerationDefaults, Pooling, SpecialTokens, Tokenizer};
+use crate::trace::Tracer;
 use crate::traffic::Traffic;
 use error::{ApiError, Code};
 use escadre_verify::Digest;
@@ -49,6 +50,8 @@ pub struct App {
     pub traffic: Arc<Traffic>,
     /// Who may ask.
     pub access: Arc<Access>,
+    /// What makes spans of requests, if somebody collects them.
+    pub tracer: Option<Tracer>,
     /// The largest body, in bytes.
     pub max_body_bytes: usize,
     /// Bounds how many prompts are rendered and tokenized at the same time: they compete with the engine for cores.
@@ -99,9 +102,16 @@ impl App {
             metrics,
             traffic,
             access,
+            tracer: None,
             max_body_bytes,
             preparing: Semaphore::new(preparers.max(1)),
         }
+    }
+
+    /// The same, with spans of its requests.
+    #[must_use]
+    pub fn traced(self, tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Begins to answer. Has no effect the second time.
@@ -142,10 +152,10 @@ impl Served {
         std::iter::once(&self.name).chain(&self.aliases).map(String::as_str)
     }
 
-    /// Checks the model that a request names.
-    pub(crate) fn check_name(&self, name: Value) -> Result<(), ApiError> {
+    /// Checks the model that a request names. Gives back the name.
+    pub(crate) fn check_name(&self, name: Value) -> Result<String, ApiError> {
         match name {
-            Value::String(name) if self.names().any(|own| own == name) => Ok(()),
+            Value::String(name) if self.names().any(|own| own == name) => Ok(name),
             Value::String(name) => {
                 let shown: String = name.chars().take(200).collect();
                 let message = format!(

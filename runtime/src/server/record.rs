@@ -1,11 +1,13 @@
 //! What is known of a request while it is answered, and the line that is logged when its answer has ended. Never what was
 //! asked or answered.
 
+use super::error::Code;
 use super::guarded::{Guard, Guarded};
 use crate::access::Client;
 use crate::context::random_id;
+use crate::trace::{Ended, RequestSpan, Tracer};
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -29,6 +31,7 @@ pub(crate) struct Record {
     client: OnceLock<Arc<Client>>,
     prompt_tokens: AtomicUsize,
     completion_tokens: AtomicUsize,
+    span: RequestSpan,
 }
 
 impl Record {
@@ -42,6 +45,11 @@ impl Record {
         self.client.get()
     }
 
+    /// Its span.
+    pub(crate) fn span(&self) -> &RequestSpan {
+        &self.span
+    }
+
     /// Notes the tokens of the prompt.
     pub(crate) fn prompt(&self, tokens: usize) {
         self.prompt_tokens.fetch_add(tokens, Ordering::Relaxed);
@@ -53,21 +61,31 @@ impl Record {
     }
 }
 
-/// Gives each request a record and an identifier, and logs it when its answer has ended.
-pub(super) async fn keep(mut request: Request, next: Next) -> Response {
+/// Gives each request a record and an identifier, and logs it when its answer has ended. One that generates has a span,
+/// too, if there is a tracer.
+pub(super) async fn keep(State(tracer): State<Option<Tracer>>, mut request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let trace = trace_id(request.headers()).map(str::to_owned);
+    let span = tracer.map(|tracer| tracer.begin(&request, &id, trace.is_some()));
+    let record = Record {
+        span: span.unwrap_or_default(),
+        ..Record::default()
+    };
     let mut line = Line {
-        id: request_id(request.headers()),
-        trace: trace_id(request.headers()).map(str::to_owned),
+        id,
+        trace: trace.or_else(|| record.span.trace_id()),
         method: request.method().clone(),
         path: request.uri().path().chars().take(MAX_PATH).collect(),
         started: Instant::now(),
         status: 0,
+        error: None,
         is_complete: false,
-        record: Arc::default(),
+        record: Arc::new(record),
     };
     request.extensions_mut().insert(Arc::clone(&line.record));
     let mut response = next.run(request).await;
     line.status = response.status().as_u16();
+    line.error = response.extensions().get::<Code>().map(Into::into);
     if let Ok(id) = HeaderValue::from_str(&line.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
@@ -101,6 +119,7 @@ struct Line {
     path: String,
     started: Instant,
     status: u16,
+    error: Option<&'static str>,
     is_complete: bool,
     record: Arc<Record>,
 }
@@ -114,6 +133,15 @@ impl Guard for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let count = |tokens: &AtomicUsize| Some(tokens.load(Ordering::Relaxed)).filter(|tokens| *tokens > 0);
+        let prompt_tokens = count(&self.record.prompt_tokens);
+        let completion_tokens = count(&self.record.completion_tokens);
+        self.record.span.end(Ended {
+            status: self.status,
+            error: self.error,
+            is_complete: self.is_complete,
+            input_tokens: prompt_tokens,
+            output_tokens: completion_tokens,
+        });
         info!(
             target: "escadre_runtime::access",
             request_id = self.id,
@@ -122,8 +150,8 @@ impl Drop for Line {
             path = self.path,
             status = self.status,
             client = self.record.client().map(|client| client.name()).filter(|name| !name.is_empty()),
-            prompt_tokens = count(&self.record.prompt_tokens),
-            completion_tokens = count(&self.record.completion_tokens),
+            prompt_tokens,
+            completion_tokens,
             seconds = self.started.elapsed().as_secs_f64(),
             "{}", if self.is_complete { "request" } else { "request given up" }
         );

@@ -10,6 +10,7 @@ use super::openai::{
 use super::openapi;
 use super::record::keep;
 use crate::metrics::{Answered, Route};
+use crate::trace::Tracer;
 use crate::traffic::Attempt;
 use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
@@ -34,15 +35,15 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&app), admit))
         .layer(from_fn_with_state(Arc::clone(&app), count))
-        .layer(from_fn(keep))
+        .layer(from_fn_with_state(app.tracer.clone(), keep))
         .with_state(app)
 }
 
-/// What generates, for whoever is not asked who he is.
+/// What generates, for whoever is not asked who he is. Nobody's request, so it has no span.
 pub(super) fn unguarded(app: Arc<App>) -> Router {
     generating()
         .layer(from_fn_with_state(Arc::clone(&app), follow))
-        .layer(from_fn(keep))
+        .layer(from_fn_with_state(None::<Tracer>, keep))
         .with_state(app)
 }
 

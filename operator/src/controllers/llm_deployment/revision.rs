@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use escadre_crds::names;
-use escadre_crds::v1alpha1::{LlmDeploymentStatus, ModelFormat, Network, Placement, Resources, RuntimeSpec};
+use escadre_crds::v1alpha1::{LlmDeploymentStatus, ModelFormat, Network, Placement, Resources, RuntimeSpec, Tracing};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::ResourceExt as _;
@@ -95,7 +95,7 @@ pub struct AccessIntent {
 
 /// Settings that wait for the next revision: an edit reaches running pods never, and a revision that has never
 /// served at once (a wrong mirror must be repairable).
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// Mirror.
@@ -106,6 +106,9 @@ pub struct Settings {
     pub secret: Option<String>,
     /// Seconds that open answers may go on.
     pub drain_seconds: u32,
+    /// Where spans go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
 }
 
 /// The name of a revision: 8 characters of a-z and 0-9.
@@ -351,6 +354,7 @@ mod tests {
             endpoint: None,
             secret: None,
             drain_seconds: 120,
+            tracing: None,
         };
         assert_eq!(record.settings, settings);
         assert!(record.files.is_empty());

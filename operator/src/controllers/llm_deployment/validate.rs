@@ -133,6 +133,7 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
             secret: spec.model.secret_ref.as_ref().map(|secret| secret.name.clone()),
             drain_seconds: u32::try_from(spec.drain.timeout_seconds)
                 .map_err(|_| invalid("spec.drain.timeoutSeconds must be 0 or more".to_owned()))?,
+            tracing: spec.observability.tracing.clone(),
         },
         image: runtime
             .and_then(|runtime| runtime.image.clone())

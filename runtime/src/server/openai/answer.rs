@@ -103,7 +103,7 @@ impl Answer {
 }
 
 /// What ended an answer, as clients know it.
-fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
+pub(super) fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
     match reason {
         FinishReason::Stop if has_calls => "tool_calls",
         reason => reason.into(),

@@ -7,6 +7,7 @@ use super::messages;
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
 use super::telling::Reading;
 use super::tools::{ToolUse, take_tools};
+use super::traced::follow;
 use crate::dialect::{Conversation, Dialect, DialectError, Wanted};
 use crate::model::{SpecialTokens, TemplateError};
 use crate::server::body::json_object;
@@ -28,7 +29,8 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let served = app.served()?;
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
-    served.check_name(fields.required("model")?)?;
+    let model = served.check_name(fields.required("model")?)?;
+    follow(&record, &model, &fields);
     let messages = messages::check(fields.required("messages")?)?;
     let tools = take_tools(&mut fields)?;
     let parameters = Parameters {

@@ -4,6 +4,7 @@ use super::answer::Kind;
 use super::fields::{Fields, invalid, token_ids};
 use super::generate::{Asked, Caller, answer};
 use super::parameters::{HARMLESS, Parameters, answer_room, is_empty};
+use super::traced::follow;
 use crate::model::SpecialTokens;
 use crate::server::body::json_object;
 use crate::server::error::ApiError;
@@ -34,7 +35,8 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let served = app.served()?;
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
-    served.check_name(fields.required("model")?)?;
+    let model = served.check_name(fields.required("model")?)?;
+    follow(&record, &model, &fields);
     let prompt = parse_prompt(fields.required("prompt")?)?;
     let parameters = Parameters {
         logprobs: take_logprobs(&mut fields)?,

@@ -2,6 +2,7 @@
 
 use super::fields::{Fields, invalid, token_ids};
 use super::generate::{Account, engine_failure, refusal};
+use super::traced::follow;
 use crate::engine::{Event, Request as EngineRequest};
 use crate::model::{Pooling, SpecialTokens};
 use crate::server::admission::limit_error;
@@ -83,7 +84,8 @@ pub(crate) async fn create(
 ) -> Result<Json<Embeddings>, ApiError> {
     let served = app.served()?;
     let mut fields = Fields::new(json_object(request, app.max_body_bytes).await?);
-    served.check_name(fields.required("model")?)?;
+    let model = served.check_name(fields.required("model")?)?;
+    follow(&record, &model, &fields);
     let wanted = take(fields, served.hidden)?;
     let pooling = served.pooling.ok_or_else(|| {
         let message = "the files of this model do not say how the vector of a text is made; whoever runs it can say so with --pooling=mean or --pooling=last, and another model may be meant for it";
@@ -106,6 +108,7 @@ pub(crate) async fn create(
         }
     })?;
     attempt.answered();
+    account.record.span().answers(&served.name, None);
     let data = vectors.into_iter().enumerate().map(|(index, vector)| Item {
         object: "embedding",
         index,

@@ -15,6 +15,11 @@ impl Fields {
         Self(object)
     }
 
+    /// A field that was not taken yet.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
     /// Takes a field as it is.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name)

@@ -1,6 +1,6 @@
 //! From a checked request to an answer: submits to the engine, then streams or collects.
 
-use super::answer::{Answer, Cost, Envelope, Kind, Part};
+use super::answer::{Answer, Cost, Envelope, Kind, Part, finish_reason};
 use super::logprobs::AnswerToken;
 use super::parameters::Parameters;
 use super::telling::{Reading, Teller};
@@ -20,8 +20,8 @@ use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt, stream};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// A comment is sent when nothing else was for this long, so that nobody in between gives up during a long prompt.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -52,10 +52,13 @@ pub(super) async fn answer(
     (kind, asked): (Kind, Asked),
 ) -> Result<Response, ApiError> {
     let (stream, include_usage) = (asked.parameters.stream, asked.parameters.include_usage);
+    let record = Arc::clone(&caller.record);
     let followed = begin(app, served, caller, asked).await?;
+    let id = random_id(kind.id_prefix());
+    record.span().answers(&served.name, Some(&id));
     let envelope = Envelope {
         kind,
-        id: random_id(kind.id_prefix()),
+        id,
         created: unix_seconds(),
         model: served.name.clone(),
         fingerprint: served.fingerprint.clone(),
@@ -196,6 +199,11 @@ impl Account {
         self.note(TokenKind::Prompt, tokens);
     }
 
+    /// Tells the trace what ended the answers.
+    fn answered(&self, reasons: &[&'static str], cached_tokens: usize) {
+        self.record.span().answered(reasons.iter().copied(), cached_tokens);
+    }
+
     fn charge_answer(&self, tokens: usize) {
         if let Some(client) = self.record.client() {
             client.charge(tokens);
@@ -212,6 +220,10 @@ pub(super) struct Followed {
     unpaid: Vec<usize>,
     generations: SelectAll<BoxStream<'static, (usize, Event)>>,
     attempt: Attempt,
+    /// When the request left the queue; taken when its first token is known.
+    started: Option<Arc<OnceLock<Instant>>>,
+    /// What ended each answer, once it has ended.
+    reasons: Vec<&'static str>,
     answers: usize,
     finished: usize,
     /// Of those that are finished.
@@ -232,6 +244,7 @@ impl Followed {
     ) -> Self {
         attempt.accepted();
         let answers = generations.len();
+        let started = generations.first().map(Generation::started);
         let numbered = (0..).zip(generations);
         let numbered = numbered.map(|(index, generation)| generation.map(move |event| (index, event)).boxed());
         Self {
@@ -239,6 +252,8 @@ impl Followed {
             unpaid: vec![0; answers],
             generations: stream::select_all(numbered),
             attempt,
+            started,
+            reasons: vec![""; answers],
             answers,
             finished: 0,
             usage: Usage::default(),
@@ -271,7 +286,7 @@ impl Followed {
     async fn listen(&mut self) -> Result<(), ApiError> {
         match self.generations.next().await {
             Some((index, Event::Piece(Piece { text, drawn, tokens }))) => {
-                self.attempt.token();
+                self.note_token();
                 self.unpaid[index] += drawn;
                 let words = self.wording.as_ref().map(|tokenizer| {
                     let tokens = tokens.iter();
@@ -294,7 +309,7 @@ impl Followed {
                     completion_tokens: self.usage.completion_tokens + usage.completion_tokens,
                 };
                 // An end token alone has no text.
-                self.attempt.token();
+                self.note_token();
                 if self.finished == self.answers {
                     self.attempt.answered();
                 }
@@ -303,12 +318,30 @@ impl Followed {
                 let has_calls = teller.has_calls();
                 self.ready.extend(parts.map(|part| (index, part)));
                 self.ready.push_back((index, Next::End { reason, has_calls }));
+                self.reasons[index] = finish_reason(reason, has_calls);
+                if let Some(account) = &self.account
+                    && self.finished == self.answers
+                {
+                    account.answered(&self.reasons, self.usage.cached_tokens);
+                }
                 Ok(())
             }
             last => {
                 self.attempt.failed();
-                Err(engine_failure(last.map(|(_, event)| event)))
+                let error = engine_failure(last.map(|(_, event)| event));
+                if let Some(account) = &self.account {
+                    account.record.span().failed(error.code().into());
+                }
+                Err(error)
             }
+        }
+    }
+
+    /// Notes that there is a token.
+    fn note_token(&mut self) {
+        self.attempt.token();
+        if let (Some(account), Some(started)) = (&self.account, self.started.take()) {
+            account.record.span().first_token(started.get().copied());
         }
     }
 }
@@ -380,7 +413,6 @@ mod tests {
     use crate::status::{Board, Stage};
     use crate::traffic::{Summary, Traffic};
     use std::num::NonZeroUsize;
-    use std::time::Instant;
 
     /// Fails, or has a bug, in its second step.
     struct Broken {

@@ -15,6 +15,7 @@ mod structured;
 mod telling;
 mod tokens;
 mod tools;
+mod traced;
 
 pub(crate) use chat::create as create_chat_completion;
 pub(crate) use completions::create as create_completion;

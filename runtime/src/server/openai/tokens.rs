@@ -65,7 +65,10 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) ->
 
 /// Here the model may be left out: there is one.
 fn check_name(fields: &mut Fields, served: &Served) -> Result<(), ApiError> {
-    fields.take("model").map_or(Ok(()), |name| served.check_name(name))
+    if let Some(name) = fields.take("model") {
+        served.check_name(name)?;
+    }
+    Ok(())
 }
 
 fn take_source(fields: &mut Fields) -> Result<Source, ApiError> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use escadre_crds::names;
-use escadre_crds::v1alpha1::{CaBundleRef, ModelFormat, Placement};
+use escadre_crds::v1alpha1::{CaBundleRef, ModelFormat, Placement, Tracing};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, EnvVar,
     EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector, Pod, PodResourceClaim,
@@ -223,6 +223,10 @@ fn build_runtime(valid: &Valid) -> Container {
     }
     args.push(format!("--endpoint-delay={ENDPOINT_DELAY}s"));
     args.push(format!("--drain-timeout={}s", valid.settings.drain_seconds));
+    if let Some(Tracing { endpoint, sampling }) = &valid.settings.tracing {
+        args.push(format!("--otlp-endpoint={endpoint}"));
+        args.push(format!("--trace-sampling={sampling}"));
+    }
     args.extend(format_argument(valid));
     // Never on the processor instead: that would be slow, and called ready.
     if intent

@@ -27,6 +27,7 @@ fn rich() -> LlmDeployment {
             "tolerations": [{"key": "k", "operator": "Exists"}],
             "topologySpread": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]},
         "drain": {"timeoutSeconds": 33},
+        "observability": {"tracing": {"endpoint": "http://collector:4318", "sampling": 0.25}},
         "service": {"type": "NodePort", "port": 8000, "annotations": {"example.com/a": "b"}},
     }))
 }
@@ -63,6 +64,8 @@ fn pod_has_the_command_lines_of_the_runtime() {
             "--max-concurrency=7",
             "--endpoint-delay=5s",
             "--drain-timeout=33s",
+            "--otlp-endpoint=http://collector:4318",
+            "--trace-sampling=0.25",
             "--device=cuda",
         ]
     );
@@ -271,9 +274,10 @@ fn pods_of_a_recorded_revision_come_from_the_record() {
     record.metadata.uid = Some("record-uid".to_owned());
     assert_eq!(record.revision, 1);
 
-    // The operator is upgraded and the mirror edited, after the revision served.
+    // The operator is upgraded, the mirror and the tracing edited, after the revision served.
     let mut edited = object.clone();
     edited.spec.model.endpoint = Some("https://other.example.com".to_owned());
+    edited.spec.observability.tracing = None;
     let mut observed = world(vec![]);
     observed.defaults.runtime_image = "registry.example.com/runtime:8".to_owned();
     observed.revisions = vec![watched(&record)];
@@ -301,6 +305,16 @@ fn wrong_mirror_of_a_revision_that_never_served_can_be_repaired() {
     let again = build(&valid, &plan::next(&valid, &observed, None, at(9)));
     assert_eq!(again.delete_records.len(), 1);
     assert!(again.pods.is_empty());
+}
+
+#[test]
+fn edited_tracing_makes_no_other_revision_but_other_settings() {
+    let (before, _) = first_pass(&rich());
+    let mut edited = rich();
+    edited.spec.observability.tracing = None;
+    let (after, _) = first_pass(&edited);
+    assert_eq!(after.revision, before.revision);
+    assert_ne!(after.settings.fingerprint(), before.settings.fingerprint());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::messages;
 use super::parameters::{HARMLESS, Parameters, is_empty};
 use super::structured::text_format;
 use super::tools::{ToolUse, take_tools};
+use super::traced::follow;
 use crate::context::{random_id, unix_seconds};
 use crate::server::body::json_object;
 use crate::server::error::{ApiError, Code};
@@ -42,12 +43,17 @@ pub(crate) async fn create(
         parameters,
         variables,
         frame,
-    } = take(fields, &served)?;
+    } = take(fields, &served, &record)?;
     let is_streamed = parameters.stream;
     let asked: Asked = ask(&app, &served, messages, tools, (parameters, variables))
         .await
         .map_err(|error| error.renamed("messages", "input"))?;
-    let followed = begin(&app, &served, Caller { attempt, record }, asked).await?;
+    let caller = Caller {
+        attempt,
+        record: Arc::clone(&record),
+    };
+    let followed = begin(&app, &served, caller, asked).await?;
+    record.span().answers(&served.name, Some(&frame.id));
     if is_streamed {
         return Ok(event_stream(events::events(frame, followed)));
     }
@@ -67,8 +73,9 @@ struct Wanted {
     frame: Frame,
 }
 
-fn take(mut fields: Fields, served: &Served) -> Result<Wanted, ApiError> {
-    served.check_name(fields.required("model")?)?;
+fn take(mut fields: Fields, served: &Served, record: &Record) -> Result<Wanted, ApiError> {
+    let model = served.check_name(fields.required("model")?)?;
+    follow(record, &model, &fields);
     let input = fields.required("input")?;
     let instructions = fields.string("instructions")?;
     let messages = items::messages(input, instructions.as_deref())?;
