@@ -115,7 +115,11 @@ fn has(span: &Span, expected: &[(&str, Value)]) {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Asks with an identifier, and perhaps as a part of a trace.

@@ -92,9 +92,9 @@ impl Tracer {
     pub async fn end(&self) {
         let provider = self.provider.clone();
         let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH));
-        match ended.await {
-            Ok(Ok(()) | Err(OTelSdkError::AlreadyShutdown)) => {}
-            Ok(Err(_)) | Err(_) => warn!("the last spans were not sent in time"),
+        let is_sent = matches!(ended.await, Ok(Ok(()) | Err(OTelSdkError::AlreadyShutdown)));
+        if !is_sent {
+            warn!("the last spans were not sent in time");
         }
     }
 }
