@@ -103,18 +103,21 @@ impl Tracer {
 fn address(args: &TracingArgs) -> Result<Option<Url>, TraceError> {
     // An empty variable is as good as none.
     let given = |text: &Option<String>| {
-        text.as_deref()
-            .map(str::trim)
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
+        let text = text.as_deref().map(str::trim).filter(|text| !text.is_empty());
+        text.map(parse).transpose()
     };
-    let base = given(&args.otlp_endpoint).map(|base| format!("{}{PATH}", base.trim_end_matches('/')));
-    let Some(address) = given(&args.otlp_traces_endpoint).or(base) else {
-        return Ok(None);
-    };
-    let address = Url::parse(&address).ok();
+    let mut base = given(&args.otlp_endpoint)?;
+    if let Some(base) = &mut base {
+        let path = format!("{}{PATH}", base.path().trim_end_matches('/'));
+        base.set_path(&path);
+    }
+    Ok(given(&args.otlp_traces_endpoint)?.or(base))
+}
+
+fn parse(text: &str) -> Result<Url, TraceError> {
+    let address = Url::parse(text).ok();
     let address = address.filter(|address| matches!(address.scheme(), "http" | "https") && address.has_host());
-    address.map(Some).ok_or(TraceError::Endpoint)
+    address.ok_or(TraceError::Endpoint)
 }
 
 /// Who sends the spans. What the environment says of it goes before.
