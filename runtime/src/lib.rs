@@ -14,6 +14,8 @@ pub mod dialect;
 pub mod engine;
 pub mod failure;
 pub mod fetch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod grammar;
 pub mod inspect;
 pub mod kv;
