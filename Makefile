@@ -27,6 +27,7 @@ check: prerequisites ## The quick part of `make test`: format, lints, generated 
 
 fmt: ## Format the code
 	@cargo fmt --all
+	@cargo fmt --manifest-path fuzz/Cargo.toml
 
 generate: ## Write the CRD, its reference and the examples again from the Rust types
 	@dev/build.sh -q --bin crdgen && target/debug/crdgen

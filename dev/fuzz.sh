@@ -35,8 +35,8 @@ for target in "${targets[@]}"; do
   corpus=$cache/fuzz/$target
   crashes=$cache/fuzz/crashes/$target
   mkdir -p "$corpus" "$crashes"
-  # An input may take 20 seconds, 2 GiB in all and 512 MiB at once.
-  options=(-max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1
+  # An input may take a minute, since others may use the machine, 2 GiB in all and 512 MiB at once.
+  options=(-max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1
     -artifact_prefix="$crashes/" -dict="fuzz/dictionaries/$target.dict")
   echo "fuzzing $target for $seconds s"
   status=0

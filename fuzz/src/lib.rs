@@ -108,7 +108,10 @@ pub fn gpt2(splitting: &str) -> Tokenizer {
         ("pre", Metadata::String(splitting.to_owned())),
         ("tokens", texts(tokens.into_iter().chain(special))),
         ("token_type", Metadata::Array(Array::Signed(kinds))),
-        ("merges", texts(merges.into_iter().map(|(left, right)| format!("{left} {right}")))),
+        (
+            "merges",
+            texts(merges.into_iter().map(|(left, right)| format!("{left} {right}"))),
+        ),
         ("bos_token_id", number(begin)),
         ("eos_token_id", number(begin + 1)),
     ])

@@ -43,7 +43,10 @@ struct Servers {
 }
 
 static SERVERS: LazyLock<Mutex<Servers>> = LazyLock::new(|| {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("there are threads");
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("there are threads");
     let routers = [
         serve(gpt2("llama-bpe"), Some(TAUGHT)),
         serve(llama(), Some(PLAIN)),

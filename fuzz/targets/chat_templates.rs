@@ -78,8 +78,10 @@ fn take_apart(dialect: &Dialect, answer: &str) {
         let splitter = || dialect.splitter(vec!["weather".to_owned(), "weather_report".to_owned()], is_reasoning);
         let (mut whole, mut pieces) = (splitter(), splitter());
         let at_once = [whole.push(answer), whole.finish()].concat();
-        let mut one_by_one: Vec<Spoken> =
-            answer.chars().flat_map(|character| pieces.push(character.encode_utf8(&mut [0; 4]))).collect();
+        let mut one_by_one: Vec<Spoken> = answer
+            .chars()
+            .flat_map(|character| pieces.push(character.encode_utf8(&mut [0; 4])))
+            .collect();
         one_by_one.extend(pieces.finish());
         assert_eq!(join(at_once), join(one_by_one));
     }

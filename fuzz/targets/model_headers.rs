@@ -35,7 +35,10 @@ fn read_gguf(data: &[u8]) {
         let block = tensor.kind.block_elements();
         assert!((1..=4).contains(&tensor.dims.len()) && tensor.dims.iter().all(|size| *size > 0));
         assert!(tensor.dims[0].is_multiple_of(block));
-        assert_eq!(tensor.range.len(), tensor.elements() / block * tensor.kind.block_bytes());
+        assert_eq!(
+            tensor.range.len(),
+            tensor.elements() / block * tensor.kind.block_bytes()
+        );
         ranges.push(tensor.range.clone());
     }
     check_ranges(ranges, data.len());
@@ -47,7 +50,10 @@ fn read_safetensors(data: &[u8]) {
         return;
     };
     for tensor in &tensors {
-        assert_eq!(tensor.range.len() as u64, tensor.elements() as u64 * tensor.kind.bytes());
+        assert_eq!(
+            tensor.range.len() as u64,
+            tensor.elements() as u64 * tensor.kind.bytes()
+        );
     }
     let ranges: Vec<_> = tensors.into_iter().map(|tensor| tensor.range).collect();
     let covered: usize = ranges.iter().map(Range::len).sum();
@@ -59,6 +65,10 @@ fn read_safetensors(data: &[u8]) {
 /// They are inside the file and do not overlap.
 fn check_ranges(mut ranges: Vec<Range<usize>>, length: usize) {
     ranges.sort_by_key(|range| range.start);
-    assert!(ranges.iter().all(|range| range.start <= range.end && range.end <= length));
+    assert!(
+        ranges
+            .iter()
+            .all(|range| range.start <= range.end && range.end <= length)
+    );
     assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
 }

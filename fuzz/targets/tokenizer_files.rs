@@ -42,7 +42,10 @@ fn use_it(tokenizer: &Tokenizer) {
                 continue;
             };
             for id in ids {
-                assert!(tokenizer.token_bytes(id).is_some(), "token {id} of {vocabulary} in {text:?}");
+                assert!(
+                    tokenizer.token_bytes(id).is_some(),
+                    "token {id} of {vocabulary} in {text:?}"
+                );
                 decoder.push(id);
             }
         }

@@ -10,6 +10,7 @@ pub mod backend;
 pub mod bench;
 pub mod cgroup;
 pub mod context;
+mod deep_stack;
 pub mod dialect;
 pub mod engine;
 pub mod failure;
