@@ -9,7 +9,7 @@ TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models templates clients reference bench-first-token \
 	check-cuda soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet bench-serving \
-	cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
+	fuzz-short cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -27,6 +27,7 @@ check: prerequisites ## The quick part of `make test`: format, lints, generated 
 
 fmt: ## Format the code
 	@cargo fmt --all
+	@cargo fmt --manifest-path fuzz/Cargo.toml
 
 generate: ## Write the CRD, its reference and the examples again from the Rust types
 	@dev/build.sh -q --bin crdgen && target/debug/crdgen
@@ -56,6 +57,9 @@ bench-first-token: ## Measure the time from `kubectl apply` to the first token o
 
 check-cuda: prerequisites ## Compile the runtime with CUDA (about 15 minutes at first); no graphics processor is needed
 	@dev/check-cuda.sh
+
+fuzz-short: prerequisites ## Fuzz what reads requests, vocabularies, templates and headers, a minute each (FUZZ_SECONDS)
+	@dev/fuzz.sh
 
 soak-operator: prerequisites ## 10,000 random operations while the API misbehaves; ends with ten idle minutes
 	@dev/soak-operator.sh

@@ -10,10 +10,13 @@ pub mod backend;
 pub mod bench;
 pub mod cgroup;
 pub mod context;
+mod deep_stack;
 pub mod dialect;
 pub mod engine;
 pub mod failure;
 pub mod fetch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod grammar;
 pub mod inspect;
 pub mod kv;

@@ -244,7 +244,10 @@ impl Engine {
                     retry_after: self.admission.retry_after(),
                 })
             }
-            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Ended),
+            Err(TrySendError::Disconnected(_)) => {
+                self.admission.leave(tokens);
+                Err(SubmitError::Ended)
+            }
         }
     }
 

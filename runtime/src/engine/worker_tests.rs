@@ -402,3 +402,13 @@ async fn draining_finishes_what_was_begun_and_takes_nothing_new() {
     harness.thread.join().unwrap();
     assert!(harness.engine.submit(request(&[1], 3)).is_err());
 }
+
+#[tokio::test]
+async fn engine_that_has_ended_says_so_however_often_it_is_asked() {
+    let harness = start(1, false, None);
+    harness.engine.drain();
+    harness.thread.join().unwrap();
+    for _ in 0..10 {
+        assert_eq!(harness.engine.submit(request(&[1], 1)).unwrap_err(), SubmitError::Ended);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod tokens;
 
+use crate::deep_stack;
 use crate::model::Tokenizer;
 use llguidance::api::TopLevelGrammar;
 use llguidance::earley::SlicedBiasComputer;
@@ -183,7 +184,10 @@ impl Grammars {
             let message = format!("schemas may have at most {MAX_SCHEMA_BYTES} bytes together");
             return Err(GrammarError::Refused(message));
         }
-        let matcher = in_deep_stack(|| Matcher::new(factory.create_parser(grammar.compile())))?;
+        let matcher = deep_stack::run(COMPILER_STACK, || {
+            Matcher::new(factory.create_parser(grammar.compile()))
+        })
+        .map_err(|error| GrammarError::Refused(format!("it could not be compiled: {error}")))?;
         if let Some(problem) = matcher.get_error() {
             return Err(GrammarError::Refused(problem));
         }
@@ -216,17 +220,6 @@ impl Grammars {
         limits.verbose_errors = false;
         Ok(factory)
     }
-}
-
-fn in_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, GrammarError> {
-    let failed = |what: &str| GrammarError::Refused(format!("it could not be compiled: {what}"));
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(COMPILER_STACK);
-        let thread = thread
-            .spawn_scoped(scope, work)
-            .map_err(|_| failed("there is no thread for it"))?;
-        thread.join().map_err(|_| failed("the compiler gave up"))
-    })
 }
 
 /// Holds one answer to a grammar.

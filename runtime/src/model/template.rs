@@ -6,11 +6,13 @@
 //! methods on values, `raise_exception`, `strftime_now`, `tojson`, blocks that swallow their line.
 
 mod json;
+mod methods;
 
+use crate::deep_stack;
 use escadre_verify::{Digest, Reason, Refusal};
 use jiff::ZonedDateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use std::error::Error as _;
 use std::{fmt, io};
@@ -20,7 +22,10 @@ const FUEL: u64 = 2 << 20;
 /// Bytes of rendered text.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Bytes of a template. The longest published ones have about 20 KiB.
-const MAX_TEMPLATE: usize = 1 << 20;
+const MAX_TEMPLATE: usize = 128 << 10;
+/// The engine calls itself for expressions and values inside each other, of which a template can make as many as its text
+/// and its work allow.
+const STACK: usize = 512 << 20;
 const NAME: &str = "chat";
 
 /// What a chat template is rendered with.
@@ -89,7 +94,9 @@ impl ChatTemplate {
             return Err(refuse("the chat template is too long".into())
                 .values(format!("at most {MAX_TEMPLATE} bytes"), text.len()));
         }
-        let environment = environment(text, now).map_err(|error| refuse(format!("the chat template: {error}")))?;
+        let environment = deep_stack::run(STACK, || environment(text, now).map_err(|error| error.to_string()))
+            .unwrap_or_else(|error| Err(error.to_string()))
+            .map_err(|error| refuse(format!("the chat template: {error}")))?;
         let template = Self {
             environment,
             begin,
@@ -113,6 +120,11 @@ impl ChatTemplate {
 
     /// Renders a conversation.
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
+        deep_stack::run(STACK, || self.render_here(input))
+            .unwrap_or_else(|error| Err(TemplateError::Other(error.to_string())))
+    }
+
+    fn render_here(&self, input: &ChatInput) -> Result<String, TemplateError> {
         let variables = Value::from(Serde(&input.variables));
         let context = context! {
             messages => Value::from(Serde(&input.messages)),
@@ -167,7 +179,7 @@ fn environment(text: &str, now: fn() -> ZonedDateTime) -> Result<Environment<'st
     environment.set_syntax(syntax);
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(methods::call);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| strftime(format, &now()));
     environment.add_filter("tojson", json::tojson);
@@ -180,7 +192,12 @@ fn environment(text: &str, now: fn() -> ZonedDateTime) -> Result<Environment<'st
 #[error("{0}")]
 struct RaisedByTemplate(String);
 
-fn raise_exception(message: String) -> Result<Value, Error> {
+fn raise_exception(message: &Value) -> Result<Value, Error> {
+    // The text of a list that holds itself twice, again and again, is endless.
+    let message = match message.kind() {
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain => message.kind().to_string(),
+        _ => message.to_string(),
+    };
     let error = Error::new(ErrorKind::InvalidOperation, "raise_exception was called");
     Err(error.with_source(RaisedByTemplate(message)))
 }

@@ -102,6 +102,53 @@ fn limits_hold_while_serving() {
 }
 
 #[test]
+fn small_values_with_endless_texts_are_not_written() {
+    let doubled = |rest: &str| {
+        let doubling = "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+        format!("{{% set ns = namespace(x=['x']) %}}{doubling}{{{{ {rest} }}}}")
+    };
+    for text in [
+        doubled("','.join([ns.x])"),
+        doubled("'{}'.format(ns.x)"),
+        doubled("raise_exception(ns.x)"),
+        "{% set s = 'a' * 50000000 %}{{ ''.join([s] * 100) | length }}".to_owned(),
+        "{{ '{:>9999999999}'.format('x') | length }}".to_owned(),
+        "{{ '{:}>9999999999}'.format('x') | length }}".to_owned(),
+        "{{ ('{:>999}' * 1000000).format('x') | length }}".to_owned(),
+    ] {
+        let started = Instant::now();
+        let refused = ChatTemplate::new("t", &text, String::new(), String::new()).is_err();
+        assert!(refused && started.elapsed() < Duration::from_secs(5), "{text}");
+    }
+    let text = "{{ '-'.join(['a', 'b', 3]) }} {{ '{} {:>3} 2026'.format('c', 4) }}";
+    assert_eq!(template(text).render(&hello()).unwrap(), "a-b-3 c   4 2026");
+}
+
+/// Each of these would come to the end of an ordinary stack, and end the process.
+#[test]
+fn templates_that_are_nested_deeply_are_only_strange() {
+    let nested = |rest: &str| {
+        let loops = "{% for i in range(50000) %}{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}{% endfor %}";
+        format!("{{% set ns = namespace(a=[1], b=[1]) %}}{loops}{rest}")
+    };
+    for text in [
+        format!("{{{{ {}1 }}}}", "-".repeat(100_000)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(30_000)),
+        format!("{{{{ 1{} }}}}", "+1".repeat(60_000)),
+        format!("{{{{ 1{} }}}}", "**1".repeat(40_000)),
+        format!("{{{{ x{} }}}}", ".a".repeat(60_000)),
+        format!("{{{{ x{} }}}}", "()".repeat(60_000)),
+        format!("{{{{ 1{} }}}}", "|int".repeat(30_000)),
+        format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(10_000)),
+        nested("{{ ns.a == ns.b }}"),
+        nested("{{ ns.a }}"),
+        nested("{{ ns.a | tojson }}"),
+    ] {
+        let _ = ChatTemplate::new("t", &text, String::new(), String::new());
+    }
+}
+
+#[test]
 fn broken_templates_are_refused_when_loading() {
     let table = [
         "{% for %}",
