@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 const CONVERSATIONS: &str = include_str!("templates/conversations.json");
+/// What templates write that ask for the day, and what stands there in the renderings (see `make.py`).
+const TODAY: &str = "strftime_now(\"%Y-%m-%d\")";
+const ONE_DAY: &str = "\"2026-11-28\"";
 const RENDERINGS: &str = include_str!("templates/renderings.json");
 /// Templates that write calls in a way that is read here.
 const TAUGHT: [&str; 12] = [
@@ -36,6 +39,7 @@ fn template(name: &str) -> ChatTemplate {
     let path = Path::new(&folder).join(format!("{name}.jinja"));
     let text = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}; run `make templates`", path.display()));
+    let text = text.replace(TODAY, ONE_DAY);
     ChatTemplate::new(name, &text, "<s>".to_owned(), "</s>".to_owned()).unwrap()
 }
 
