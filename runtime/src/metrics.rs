@@ -419,12 +419,7 @@ mod tests {
     #[test]
     fn memory_and_digest_are_those_of_the_status_page() {
         let metrics = Metrics::new("smol");
-        let identity = Identity {
-            pod_uid: None,
-            pod_name: None,
-            revision: None,
-        };
-        let board = Board::new(identity, Stage::Ready);
+        let board = Board::new(Identity::default(), Stage::Ready);
         let digest = format!("sha256:{}", "a".repeat(64));
         board.update(|status| {
             status.memory.weights_bytes = Some(7);

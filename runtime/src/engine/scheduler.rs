@@ -90,8 +90,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes a sequence whose blocks are named by `root`, or by nothing, and that may come to have `most` tokens, and that is going to be `width` sequences: the others
-    /// [fork](Self::fork) from it when its prompt is computed.
+    /// Takes a sequence that may come to have `most` tokens, and that is going to be `width` sequences: the others
+    /// [fork](Self::fork) from it when its prompt is computed. Without a `root` its blocks have no names: nobody else finds them.
     ///
     /// # Errors
     /// When the whole cache is too small for it.

@@ -92,10 +92,8 @@ struct Answer {
     mask: Option<Result<Mask, GrammarError>>,
     generated: usize,
     arrived: Instant,
-    /// Absent while it waits in the queue.
-    started: Option<Instant>,
-    /// The same, for whoever listens.
-    told_start: Arc<OnceLock<Instant>>,
+    /// Empty while it waits in the queue. Whoever listens sees it, too.
+    started: Arc<OnceLock<Instant>>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     /// Other answers to the same prompt, which begin when it is computed.
@@ -262,8 +260,7 @@ impl<M: StepModel> Worker<M> {
                 mask: None,
                 generated: 0,
                 arrived,
-                started: None,
-                told_start: listener.started,
+                started: listener.started,
                 first_token: None,
                 last_token: None,
                 forks: vec![],
@@ -312,7 +309,7 @@ impl<M: StepModel> Worker<M> {
     fn forget(&mut self, id: RequestId) -> Option<Answer> {
         let answer = self.answers.remove(&id)?;
         self.scheduler.remove(id);
-        if answer.started.is_none() {
+        if answer.started.get().is_none() {
             self.admission.leave(answer.prompt_tokens);
         }
         Some(answer)
@@ -391,10 +388,7 @@ impl<M: StepModel> Worker<M> {
             if let Some(pool) = &mut answer.pool {
                 pool.restart();
             }
-            if answer.started.is_none() {
-                let now = Instant::now();
-                answer.started = Some(now);
-                let _ = answer.told_start.set(now);
+            if answer.started.set(Instant::now()).is_ok() {
                 answer.cached_tokens = *known;
                 self.admission.leave(answer.prompt_tokens);
                 self.metrics.queue_time.observe(answer.arrived.elapsed().as_secs_f64());
@@ -446,11 +440,11 @@ impl<M: StepModel> Worker<M> {
         let Some(answer) = self.answers.get_mut(&id) else {
             return;
         };
-        let started = answer.started;
+        let started = Arc::clone(&answer.started);
         let mask = answer.mask.clone();
         // The last one first: each takes its place directly behind the one that it comes from.
         for (fork, mut answer) in std::mem::take(&mut answer.forks).into_iter().rev() {
-            answer.started = started;
+            answer.started = Arc::clone(&started);
             answer.mask.clone_from(&mask);
             let drawn = answer.draw(logits);
             let token = drawn.as_ref().ok().map(|drawn| drawn.token);
@@ -491,7 +485,7 @@ impl<M: StepModel> Worker<M> {
         let Some(answer) = self.forget(id) else { return };
         match &event {
             Event::Finished { reason, .. } => {
-                if let Some(started) = answer.started {
+                if let Some(started) = answer.started.get() {
                     self.admission.learn(started.elapsed());
                 }
                 observe_answer(&answer, &self.metrics);
@@ -575,10 +569,10 @@ fn observe_answer(answer: &Answer, metrics: &Metrics) {
     let count = |tokens: usize| tokens as f64;
     metrics.request_prompt_tokens.observe(count(answer.prompt_tokens));
     metrics.request_generation_tokens.observe(count(answer.generated));
-    if let (Some(started), Some(first)) = (answer.started, answer.first_token) {
+    if let (Some(started), Some(first)) = (answer.started.get(), answer.first_token) {
         metrics
             .prefill_time
-            .observe(first.duration_since(started).as_secs_f64());
+            .observe(first.duration_since(*started).as_secs_f64());
         metrics.decode_time.observe(first.elapsed().as_secs_f64());
     }
 }

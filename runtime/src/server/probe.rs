@@ -53,7 +53,7 @@ impl Probe {
     }
 
     async fn answer(&self, request: Request) -> Result<Response, ApiError> {
-        let chats = self.app.served()?.dialect.is_some();
+        let served = self.app.served()?;
         let _turn = self.turn.try_acquire().map_err(|_| {
             ApiError::new(Code::RateLimitExceeded, "another probe is being answered").retry_after(RETRY_AFTER)
         })?;
@@ -66,8 +66,8 @@ impl Probe {
             return Err(invalid("max_tokens", &format!("must be at most {MAX_TOKENS}")));
         }
         fields.finish(&[])?;
-        let model = &self.app.served()?.name;
-        let (path, pointer, question) = if chats {
+        let model = &served.name;
+        let (path, pointer, question) = if served.dialect.is_some() {
             let messages = json!([{"role": "user", "content": prompt}]);
             let question = json!({"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0});
             ("/v1/chat/completions", "/choices/0/message/content", question)
