@@ -1,0 +1,109 @@
+//! Blocks as files hold them.
+
+use super::Kind;
+
+/// A block of one output. What a kind lacks is zero.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Group {
+    /// The integers, counted from the least that the kind has.
+    pub(super) weights: [u8; 256],
+    /// The scale, as the bytes of an f16.
+    pub(super) scale: [u8; 2],
+    /// The least value, or the scale of least values, as the bytes of an f16.
+    pub(super) least: [u8; 2],
+    /// Scales of parts of the block, in multiples of its scale.
+    pub(super) scales: [u8; 16],
+    /// Least values of parts of the block, in multiples of their scale; they are subtracted.
+    pub(super) leasts: [u8; 8],
+}
+
+impl Group {
+    pub(super) const NOTHING: Self = Self {
+        weights: [0; 256],
+        scale: [0; 2],
+        least: [0; 2],
+        scales: [0; 16],
+        leasts: [0; 8],
+    };
+
+    /// Reads a block of exactly the kind's bytes.
+    pub(super) fn read(kind: Kind, bytes: &[u8]) -> Self {
+        let mut group = Self::NOTHING;
+        let half = |at: usize| [bytes[at], bytes[at + 1]];
+        group.scale = half(if kind == Kind::Q6_K { 208 } else { 0 });
+        if matches!(kind, Kind::Q4_1 | Kind::Q5_1 | Kind::Q4_K | Kind::Q5_K) {
+            group.least = half(2);
+        }
+        match kind {
+            Kind::Q4_0 => group.nibbles(&bytes[2..]),
+            Kind::Q4_1 => group.nibbles(&bytes[4..]),
+            Kind::Q5_0 => group.fives(&bytes[2..]),
+            Kind::Q5_1 => group.fives(&bytes[4..]),
+            Kind::Q8_0 => {
+                for (weight, byte) in group.weights.iter_mut().zip(&bytes[2..]) {
+                    *weight = byte ^ 0x80;
+                }
+            }
+            Kind::Q4_K => {
+                group.sixes(&bytes[4..16]);
+                group.long_nibbles(&bytes[16..]);
+            }
+            Kind::Q5_K => {
+                group.sixes(&bytes[4..16]);
+                group.long_nibbles(&bytes[48..]);
+                for (at, weight) in group.weights.iter_mut().enumerate() {
+                    *weight |= (bytes[16 + at % 32] >> (at / 32) & 1) << 4;
+                }
+            }
+            Kind::Q6_K => group.q6_k(bytes),
+        }
+        group
+    }
+
+    /// 16 bytes with inputs 0 to 15 in their lower halves, 16 to 31 in their upper ones.
+    fn nibbles(&mut self, bytes: &[u8]) {
+        for (at, byte) in bytes[..16].iter().enumerate() {
+            self.weights[at] = byte & 0x0f;
+            self.weights[at + 16] = byte >> 4;
+        }
+    }
+
+    /// 32 fifth bits, then the nibbles.
+    fn fives(&mut self, bytes: &[u8]) {
+        self.nibbles(&bytes[4..]);
+        for (at, weight) in self.weights[..32].iter_mut().enumerate() {
+            *weight |= (bytes[at / 8] >> (at % 8) & 1) << 4;
+        }
+    }
+
+    /// For each 64 inputs 32 bytes, with the first 32 in their lower halves.
+    fn long_nibbles(&mut self, bytes: &[u8]) {
+        for (weights, bytes) in self.weights.chunks_exact_mut(64).zip(bytes.chunks_exact(32)) {
+            for (at, byte) in bytes.iter().enumerate() {
+                weights[at] = byte & 0x0f;
+                weights[at + 32] = byte >> 4;
+            }
+        }
+    }
+
+    /// Eight scales and eight least values of 6 bits in 12 bytes.
+    fn sixes(&mut self, bytes: &[u8]) {
+        for at in 0..4 {
+            self.scales[at] = bytes[at] & 0x3f;
+            self.leasts[at] = bytes[at + 4] & 0x3f;
+            self.scales[at + 4] = bytes[at + 8] & 0x0f | (bytes[at] >> 6) << 4;
+            self.leasts[at + 4] = bytes[at + 8] >> 4 | (bytes[at + 4] >> 6) << 4;
+        }
+    }
+
+    /// 128 bytes of low bits, 64 of high ones, 16 scales; each half of the block has half of each.
+    fn q6_k(&mut self, bytes: &[u8]) {
+        self.scales.copy_from_slice(&bytes[192..208]);
+        for (at, weight) in self.weights.iter_mut().enumerate() {
+            let (half, at) = (at / 128, at % 128);
+            let low = bytes[half * 64 + at % 64] >> (at / 64 * 4) & 0x0f;
+            let high = bytes[128 + half * 32 + at % 32] >> (at / 32 * 2) & 3;
+            *weight = low | high << 4;
+        }
+    }
+}
