@@ -29,8 +29,15 @@ impl Activations {
     /// # Panics
     /// When `x` is not whole rows, or rows are not whole blocks.
     pub fn quantise(level: Level, x: &[f32], inputs: usize) -> Self {
-        assert!(inputs > 0 && inputs.is_multiple_of(BLOCK), "rows are whole blocks of {BLOCK}, not {inputs}");
-        assert!(x.len().is_multiple_of(inputs), "{} values are whole rows of {inputs}", x.len());
+        assert!(
+            inputs > 0 && inputs.is_multiple_of(BLOCK),
+            "rows are whole blocks of {BLOCK}, not {inputs}"
+        );
+        assert!(
+            x.len().is_multiple_of(inputs),
+            "{} values are whole rows of {inputs}",
+            x.len()
+        );
         let mut words = vec![0; x.len() / BLOCK * WORDS];
         let panels = x.chunks(level.rows() * inputs);
         for (panel, words) in panels.zip(words.chunks_mut(level.rows() * inputs / BLOCK * WORDS)) {
@@ -117,15 +124,29 @@ mod tests {
 
     #[test]
     fn block_has_its_values_sums_and_scale() {
-        let values: [f32; BLOCK] = std::array::from_fn(|at| if at == 3 { -254.0 } else { f32::from(at as u8) });
+        let values: [f32; BLOCK] = std::array::from_fn(|at| {
+            if at == 3 {
+                -254.0
+            } else {
+                f32::from(u8::try_from(at).unwrap())
+            }
+        });
         let words = block(&values);
-        let quants: Vec<i8> = words[..GROUPS].iter().flat_map(|word| word.to_le_bytes()).map(u8::cast_signed).collect();
+        let quants: Vec<i8> = words[..GROUPS]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .map(u8::cast_signed)
+            .collect();
         assert_eq!(quants[..6], [0, 0, 1, -127, 2, 2], "halves go to even numbers");
         let sum: i32 = quants.iter().map(|quant| i32::from(*quant)).sum();
         assert_eq!(words[SUMS].cast_signed(), -sum);
-        assert_eq!(words[SUMS].cast_signed(), words[SUMS + 1].cast_signed() + words[SUMS + 2].cast_signed());
-        assert_eq!(f32::from_bits(words[SCALE]), 2.0);
-        assert_eq!(f32::from_bits(words[SCALED]), 2.0 * sum as f32);
+        assert_eq!(
+            words[SUMS].cast_signed(),
+            words[SUMS + 1].cast_signed() + words[SUMS + 2].cast_signed()
+        );
+        assert_eq!(words[SCALE], 2.0_f32.to_bits());
+        let sum = f32::from(i16::try_from(sum).unwrap());
+        assert_eq!(words[SCALED], (2.0 * sum).to_bits());
     }
 
     #[test]

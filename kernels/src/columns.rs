@@ -11,7 +11,7 @@ pub struct Columns<'a> {
     buffer: *mut f32,
     rows: usize,
     width: usize,
-    columns: Range<usize>,
+    range: Range<usize>,
     lives: PhantomData<&'a mut [f32]>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Columns<'a> {
             buffer,
             rows,
             width,
-            columns: first(part)..first(part + 1),
+            range: first(part)..first(part + 1),
             lives: PhantomData,
         };
         (0..parts).map(of).collect()
@@ -51,14 +51,17 @@ impl<'a> Columns<'a> {
 
     /// The tiles of these columns.
     pub(crate) fn tiles(&self) -> Range<usize> {
-        self.columns.start / TILE..self.columns.end.div_ceil(TILE)
+        self.range.start / TILE..self.range.end.div_ceil(TILE)
     }
 
     /// One row's columns of a tile: [`TILE`] of them, or fewer at the end of the row.
     pub(crate) fn of_tile(&mut self, row: usize, tile: usize) -> &mut [f32] {
         let start = tile * TILE;
-        let end = (start + TILE).min(self.columns.end);
-        assert!(row < self.rows && self.columns.start <= start && start < end, "a tile of these columns");
+        let end = (start + TILE).min(self.range.end);
+        assert!(
+            row < self.rows && self.range.start <= start && start < end,
+            "a tile of these columns"
+        );
         // SAFETY: row and columns are within the buffer, no other value has these columns, and `self` is lent.
         unsafe { std::slice::from_raw_parts_mut(self.buffer.add(row * self.width + start), end - start) }
     }
@@ -79,7 +82,10 @@ mod tests {
                     }
                 }
             }
-            assert!(buffer.iter().all(|value| *value == 1.0), "{rows} {width} {parts}");
+            assert!(
+                buffer.iter().all(|value| value.to_bits() == 1.0_f32.to_bits()),
+                "{rows} {width} {parts}"
+            );
         }
     }
 

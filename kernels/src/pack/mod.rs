@@ -198,7 +198,9 @@ impl Packed {
     fn push(&mut self, groups: &[Group; TILE]) {
         for first in (0..self.kind.block_weights()).step_by(BLOCK) {
             let planes: [Line; GROUPS] = std::array::from_fn(|group| {
-                Line(std::array::from_fn(|at| groups[at / 4].weights[first + group * 4 + at % 4]))
+                Line(std::array::from_fn(|at| {
+                    groups[at / 4].weights[first + group * 4 + at % 4]
+                }))
             });
             match self.kind.bits() {
                 Bits::Eight => self.lines.extend(planes),
@@ -263,7 +265,9 @@ impl Packed {
 
 /// The low four bits of group `line`, and in the upper half of the bytes those of the fourth group after it.
 fn low(planes: &[Line; GROUPS], line: usize) -> Line {
-    Line(std::array::from_fn(|at| planes[line].0[at] & 0x0f | planes[line + 4].0[at] << 4))
+    Line(std::array::from_fn(|at| {
+        planes[line].0[at] & 0x0f | planes[line + 4].0[at] << 4
+    }))
 }
 
 /// The bits above the low four of each group, `count` of them: those of the first group lowest.
@@ -297,7 +301,10 @@ mod tests {
             let packed = Packed::new(kind, 32, 512, &bytes).unwrap();
             let resident = packed.lines.len() * size_of::<Line>() + packed.scales.len();
             assert_eq!(resident, kind.resident_bytes(32, 512));
-            assert!(resident >= bytes.len() && resident * 100 <= bytes.len() * 103, "{kind:?}");
+            assert!(
+                resident >= bytes.len() && resident * 100 <= bytes.len() * 103,
+                "{kind:?}"
+            );
         }
     }
 }

@@ -36,7 +36,6 @@ pub(super) trait Format {
     fn scales<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V>;
 }
 
-#[expect(clippy::inline_always, reason = "it must be built for the instructions of its caller")]
 #[inline(always)]
 fn nibbles<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     let mut weights = [vectors.load(&lines[0]); GROUPS];
@@ -48,7 +47,6 @@ fn nibbles<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     weights
 }
 
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn fives<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     let mut weights = nibbles(vectors, lines);
@@ -64,7 +62,6 @@ fn fives<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     weights
 }
 
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn sixes<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     let mut weights = nibbles(vectors, lines);
@@ -82,7 +79,6 @@ fn sixes<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     weights
 }
 
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn whole<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
     let mut weights = [vectors.load(&lines[0]); GROUPS];
@@ -93,7 +89,6 @@ fn whole<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
 }
 
 /// A scale.
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn one<V: Vectors>(vectors: V, bytes: &[u8], _: usize) -> Scales<V> {
     let scale = vectors.halves(&part(bytes, 0));
@@ -104,7 +99,6 @@ fn one<V: Vectors>(vectors: V, bytes: &[u8], _: usize) -> Scales<V> {
 }
 
 /// A scale and a least value.
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn with_least<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
     Scales {
@@ -114,7 +108,6 @@ fn with_least<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
 }
 
 /// Scales of scales and of least values, then both for each block; least values are subtracted.
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn of_blocks<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
     let at = 4 * TILE + block * 2 * TILE;
@@ -127,7 +120,6 @@ fn of_blocks<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
 }
 
 /// A scale of scales, then two for each block.
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn of_halves<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
     let scale = vectors.halves(&part(bytes, 0));
@@ -142,7 +134,6 @@ fn of_halves<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
 }
 
 /// `N` bytes from `at` on.
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut part = [0; N];

@@ -46,7 +46,6 @@ fn run(_: Level, matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
 }
 
 /// The product for the kind of the matrix.
-#[expect(clippy::inline_always, reason = "it must be built for the instructions of its caller")]
 #[inline(always)]
 fn by_kind<V: Vectors>(vectors: V, matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
     match matrix.kind() {
@@ -61,7 +60,6 @@ fn by_kind<V: Vectors>(vectors: V, matrix: &Packed, x: &Activations, out: &mut C
     }
 }
 
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn of_format<V: Vectors, F: Format>(vectors: V, matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
     let mut scratch = Scratch::<F>::new(x);

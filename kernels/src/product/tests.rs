@@ -59,12 +59,16 @@ fn widen(kind: Kind, row: &[u8]) -> Vec<f64> {
         match kind {
             Kind::Q4_0 => (0..32).map(|at| (nibble(2, at) - 8.0) * scale).collect(),
             Kind::Q4_1 => (0..32).map(|at| nibble(4, at) * scale + half(block, 2)).collect(),
-            Kind::Q5_0 => (0..32).map(|at| (nibble(6, at) + fifth(2, at) - 16.0) * scale).collect(),
+            Kind::Q5_0 => (0..32)
+                .map(|at| (nibble(6, at) + fifth(2, at) - 16.0) * scale)
+                .collect(),
             Kind::Q5_1 => {
                 let weight = |at| (nibble(8, at) + fifth(4, at)) * scale + half(block, 2);
                 (0..32).map(weight).collect()
             }
-            Kind::Q8_0 => (0..32).map(|at| f64::from(block[2 + at].cast_signed()) * scale).collect(),
+            Kind::Q8_0 => (0..32)
+                .map(|at| f64::from(block[2 + at].cast_signed()) * scale)
+                .collect(),
             Kind::Q4_K | Kind::Q5_K => (0..256)
                 .map(|at| {
                     let (sub, quants) = (at / 32, if kind == Kind::Q4_K { 16 } else { 48 });
@@ -107,7 +111,11 @@ fn every_level_has_the_bits_of_the_loops_for_every_kind_and_number_of_rows() {
                 let expected = product(Level::PORTABLE, &matrix, &x, 1);
                 for level in Level::available() {
                     let got = product(level, &matrix, &x, 2);
-                    assert_eq!(bits(&got), bits(&expected), "{kind:?} {outputs}x{width} {rows} {level:?}");
+                    assert_eq!(
+                        bits(&got),
+                        bits(&expected),
+                        "{kind:?} {outputs}x{width} {rows} {level:?}"
+                    );
                 }
             }
         }
@@ -141,12 +149,21 @@ fn products_are_those_of_the_formats_definitions() {
             // Integers to 127 in every block: quantised without an error.
             let mut next = random(11);
             let x: Vec<f32> = (0..3 * width)
-                .map(|at| if at % 32 == 5 { 127.0 } else { f32::from(next().cast_signed().max(-127)) })
+                .map(|at| {
+                    if at % 32 == 5 {
+                        127.0
+                    } else {
+                        f32::from(next().cast_signed().max(-127))
+                    }
+                })
                 .collect();
             let got = product(Level::detect(), &packed, &x, 1);
             for (row, x) in x.chunks_exact(width).enumerate() {
                 for (output, weights) in bytes.chunks_exact(bytes.len() / outputs).enumerate() {
-                    let terms = widen(kind, weights).into_iter().zip(x).map(|(weight, x)| weight * f64::from(*x));
+                    let terms = widen(kind, weights)
+                        .into_iter()
+                        .zip(x)
+                        .map(|(weight, x)| weight * f64::from(*x));
                     let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + f64::abs(term)));
                     let got = f64::from(got[row * outputs + output]);
                     assert!((got - sum).abs() <= size * 2e-6, "{kind:?} {scale}: {got} {sum}");
@@ -170,7 +187,11 @@ fn largest_integers_do_not_overflow() {
         for sign in [1.0, -1.0] {
             let expected = product(Level::PORTABLE, &matrix, &[sign; 256], 1);
             for level in Level::available() {
-                assert_eq!(bits(&product(level, &matrix, &[sign; 256], 1)), bits(&expected), "{kind:?} {level:?}");
+                assert_eq!(
+                    bits(&product(level, &matrix, &[sign; 256], 1)),
+                    bits(&expected),
+                    "{kind:?} {level:?}"
+                );
             }
         }
     }

@@ -17,19 +17,18 @@ const UNPACKED: usize = 48;
 /// Sums of a tile, and what they are computed in; used for one tile after the other.
 pub(super) struct Scratch<F> {
     sums: Vec<[f32; TILE]>,
-    unpacked: Option<Box<Unpacked<F>>>,
+    unpacked: Option<Unpacked<F>>,
 }
 
 impl<F: Format> Scratch<F> {
     pub(super) fn new(x: &Activations) -> Self {
         Self {
             sums: vec![[0.0; TILE]; x.rows()],
-            unpacked: (x.rows() >= MANY).then(|| Box::new(Unpacked::NOTHING)),
+            unpacked: (x.rows() >= MANY).then(Unpacked::new),
         }
     }
 
     /// Every row's sums for a tile.
-    #[expect(clippy::inline_always, reason = "it must be built for the instructions of its caller")]
     #[inline(always)]
     pub(super) fn multiply<V: Vectors>(&mut self, vectors: V, tile: Tile<'_>, x: &Activations) -> &[[f32; TILE]] {
         let blocks = x.inputs() / BLOCK;
@@ -47,7 +46,7 @@ impl<F: Format> Scratch<F> {
                     unpacked.fill(vectors, packed, part.clone());
                     for (first, rows, words) in x.panels() {
                         let words = &words[part.start * WORDS * rows..part.end * WORDS * rows];
-                        by_rows(vectors, &**unpacked, (rows, words), &mut self.sums[first..]);
+                        by_rows(vectors, &*unpacked, (rows, words), &mut self.sums[first..]);
                     }
                 }
             }
@@ -83,33 +82,37 @@ impl<F: Format> Blocks for PackedBlocks<'_, F> {
         let lines = &self.0.lines[index * F::LINES..(index + 1) * F::LINES];
         let shared = index / F::BLOCKS;
         let scales = &self.0.scales[shared * F::SCALE_BYTES..(shared + 1) * F::SCALE_BYTES];
-        (F::weights(vectors, lines), F::scales(vectors, scales, index % F::BLOCKS))
+        (
+            F::weights(vectors, lines),
+            F::scales(vectors, scales, index % F::BLOCKS),
+        )
     }
 }
 
 /// Some blocks of a tile with a byte for each integer.
 struct Unpacked<F> {
-    lines: [[Line; GROUPS]; UNPACKED],
-    halves: [[[f32; TILE]; 2]; UNPACKED],
-    least: [[f32; TILE]; UNPACKED],
+    lines: Vec<[Line; GROUPS]>,
+    halves: Vec<[[f32; TILE]; 2]>,
+    least: Vec<[f32; TILE]>,
     format: PhantomData<F>,
 }
 
 impl<F: Format> Unpacked<F> {
-    const NOTHING: Self = Self {
-        lines: [[Line::ZERO; GROUPS]; UNPACKED],
-        halves: [[[0.0; TILE]; 2]; UNPACKED],
-        least: [[0.0; TILE]; UNPACKED],
-        format: PhantomData,
-    };
+    fn new() -> Self {
+        Self {
+            lines: vec![[Line::ZERO; GROUPS]; UNPACKED],
+            halves: vec![[[0.0; TILE]; 2]; UNPACKED],
+            least: vec![[0.0; TILE]; UNPACKED],
+            format: PhantomData,
+        }
+    }
 
-    #[expect(clippy::inline_always, reason = "see above")]
     #[inline(always)]
     fn fill<V: Vectors>(&mut self, vectors: V, packed: PackedBlocks<'_, F>, part: Range<usize>) {
         for (at, index) in part.enumerate() {
             let (weights, scales) = packed.block(vectors, index);
-            for group in 0..GROUPS {
-                vectors.store(weights[group], &mut self.lines[at][group]);
+            for (weights, line) in weights.iter().zip(&mut self.lines[at]) {
+                vectors.store(*weights, line);
             }
             vectors.write(scales.halves[0], &mut self.halves[at][0]);
             vectors.write(scales.halves[1], &mut self.halves[at][1]);
@@ -125,11 +128,14 @@ impl<F: Format> Blocks for &Unpacked<F> {
     fn block<V: Vectors>(self, vectors: V, index: usize) -> ([V::Bytes; GROUPS], Scales<V>) {
         let lines = &self.lines[index];
         let mut weights = [vectors.load(&lines[0]); GROUPS];
-        for group in 1..GROUPS {
-            weights[group] = vectors.load(&lines[group]);
+        for (weights, line) in weights.iter_mut().zip(lines) {
+            *weights = vectors.load(line);
         }
         let scales = Scales {
-            halves: [vectors.read(&self.halves[index][0]), vectors.read(&self.halves[index][1])],
+            halves: [
+                vectors.read(&self.halves[index][0]),
+                vectors.read(&self.halves[index][1]),
+            ],
             least: vectors.read(&self.least[index]),
         };
         (weights, scales)
@@ -137,7 +143,6 @@ impl<F: Format> Blocks for &Unpacked<F> {
 }
 
 /// Adds the products with a panel to the sums of its rows; the first block of `blocks` is that of the first words.
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn by_rows<V: Vectors, B: Blocks>(vectors: V, blocks: B, panel: (usize, &[u32]), sums: &mut [[f32; TILE]]) {
     let (rows, words) = panel;
@@ -154,50 +159,48 @@ fn by_rows<V: Vectors, B: Blocks>(vectors: V, blocks: B, panel: (usize, &[u32]),
     }
 }
 
-#[expect(clippy::inline_always, reason = "see above")]
 #[inline(always)]
 fn add<V: Vectors, B: Blocks, const R: usize>(vectors: V, blocks: B, words: &[u32], sums: &mut [[f32; TILE]]) {
     let sums: &mut [[f32; TILE]; R] = sums[..R].as_mut_array().expect("a slice of that length");
     let mut totals = [vectors.splat(0.0); R];
-    for row in 0..R {
-        totals[row] = vectors.read(&sums[row]);
+    for (total, sums) in totals.iter_mut().zip(&*sums) {
+        *total = vectors.read(sums);
     }
     for (index, words) in words.as_chunks::<R>().0.as_chunks::<WORDS>().0.iter().enumerate() {
         let (weights, scales) = blocks.block(vectors, index);
         if B::Format::HALVES {
             for half in 0..2 {
                 let groups = half * 4..half * 4 + 4;
-                let part = Part {
+                let products = Products {
                     weights: &weights[groups.clone()],
                     inputs: &words[groups],
                     sums: &words[SUMS + 1 + half],
                     scale: scales.halves[half],
                 };
-                part.add::<B::Format>(vectors, &words[SCALE], &mut totals);
+                products.add::<B::Format>(vectors, &words[SCALE], &mut totals);
             }
         } else {
-            let part = Part {
+            let products = Products {
                 weights: &weights,
                 inputs: &words[..GROUPS],
                 sums: &words[SUMS],
                 scale: scales.halves[0],
             };
-            part.add::<B::Format>(vectors, &words[SCALE], &mut totals);
+            products.add::<B::Format>(vectors, &words[SCALE], &mut totals);
         }
         if B::Format::LEAST {
-            for row in 0..R {
-                let scaled = vectors.splat(f32::from_bits(words[SCALED][row]));
-                totals[row] = vectors.multiply_add(scales.least, scaled, totals[row]);
+            for (total, scaled) in totals.iter_mut().zip(words[SCALED]) {
+                *total = vectors.multiply_add(scales.least, vectors.splat(f32::from_bits(scaled)), *total);
             }
         }
     }
-    for row in 0..R {
-        vectors.write(totals[row], &mut sums[row]);
+    for (total, sums) in totals.iter().zip(sums) {
+        vectors.write(*total, sums);
     }
 }
 
-/// Groups that share a scale.
-struct Part<'a, V: Vectors, const R: usize> {
+/// Groups that share a scale, and the inputs of all rows.
+struct Products<'a, V: Vectors, const R: usize> {
     weights: &'a [V::Bytes],
     inputs: &'a [[u32; R]],
     /// Negative sums of the inputs.
@@ -205,28 +208,27 @@ struct Part<'a, V: Vectors, const R: usize> {
     scale: V::Floats,
 }
 
-impl<V: Vectors, const R: usize> Part<'_, V, R> {
-    #[expect(clippy::inline_always, reason = "see above")]
+impl<V: Vectors, const R: usize> Products<'_, V, R> {
     #[inline(always)]
     fn add<F: Format>(&self, vectors: V, scales: &[u32; R], totals: &mut [V::Floats; R]) {
         let mut products = [vectors.start(0, 0); R];
         if let Some(zero) = F::ZERO {
-            for row in 0..R {
-                products[row] = vectors.start(self.sums[row], zero);
+            for (product, sum) in products.iter_mut().zip(self.sums) {
+                *product = vectors.start(*sum, zero);
             }
         }
         for (weights, inputs) in self.weights.iter().zip(self.inputs) {
-            for row in 0..R {
-                products[row] = if F::WHOLE {
-                    vectors.dot_whole(products[row], *weights, inputs[row])
+            for (product, inputs) in products.iter_mut().zip(inputs) {
+                *product = if F::WHOLE {
+                    vectors.dot_whole(*product, *weights, *inputs)
                 } else {
-                    vectors.dot(products[row], *weights, inputs[row])
+                    vectors.dot(*product, *weights, *inputs)
                 };
             }
         }
-        for row in 0..R {
-            let scale = vectors.multiply(self.scale, vectors.splat(f32::from_bits(scales[row])));
-            totals[row] = vectors.multiply_add(vectors.to_floats(products[row]), scale, totals[row]);
+        for ((total, product), scale) in totals.iter_mut().zip(products).zip(scales) {
+            let scale = vectors.multiply(self.scale, vectors.splat(f32::from_bits(*scale)));
+            *total = vectors.multiply_add(vectors.to_floats(product), scale, *total);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a level must be able to do.
 
-use crate::line::Line;
 use crate::TILE;
+use crate::line::Line;
 
 /// Sixteen numbers at a time, one for each output of a tile. Every implementation gives the same bits.
 pub(super) trait Vectors: Copy {

@@ -4,6 +4,13 @@ use super::by_kind;
 use super::vectors::Vectors;
 use crate::line::Line;
 use crate::{Activations, Columns, Packed, TILE};
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "some fifty instructions, whose names tell where they are from"
+    )
+)]
 use std::arch::x86_64::*;
 
 /// # Safety
@@ -91,7 +98,11 @@ impl Vectors for Avx512 {
 
     #[inline(always)]
     fn dot(self, sums: __m512i, weights: __m512i, inputs: u32) -> __m512i {
-        proven!(_mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(inputs.cast_signed())))
+        proven!(_mm512_dpbusd_epi32(
+            sums,
+            weights,
+            _mm512_set1_epi32(inputs.cast_signed())
+        ))
     }
 
     #[inline(always)]
