@@ -38,9 +38,10 @@ impl Activations {
             "{} values are whole rows of {inputs}",
             x.len()
         );
+        let together = level.instructions().rows();
         let mut words = vec![0; x.len() / BLOCK * WORDS];
-        let panels = x.chunks(level.rows() * inputs);
-        for (panel, words) in panels.zip(words.chunks_mut(level.rows() * inputs / BLOCK * WORDS)) {
+        let panels = x.chunks(together * inputs);
+        for (panel, words) in panels.zip(words.chunks_mut(together * inputs / BLOCK * WORDS)) {
             let rows = panel.len() / inputs;
             for (row, values) in panel.chunks_exact(inputs).enumerate() {
                 let blocks = values.as_chunks::<BLOCK>().0;
@@ -78,8 +79,9 @@ impl Activations {
     /// Panels with their first rows and their numbers of rows.
     pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, usize, &[u32])> {
         let of_row = self.inputs / BLOCK * WORDS;
-        let panels = self.words.chunks(self.level.rows() * of_row).enumerate();
-        panels.map(move |(index, words)| (index * self.level.rows(), words.len() / of_row, words))
+        let together = self.level.instructions().rows();
+        let panels = self.words.chunks(together * of_row).enumerate();
+        panels.map(move |(index, words)| (index * together, words.len() / of_row, words))
     }
 }
 

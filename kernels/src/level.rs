@@ -64,13 +64,15 @@ impl Level {
     pub(crate) fn instructions(self) -> Instructions {
         self.0
     }
+}
 
+impl Instructions {
     /// Rows of activations that are computed together: as many as the registers have room for.
-    pub(crate) fn rows(self) -> usize {
-        match self.0 {
-            Instructions::Avx512 => 8,
-            Instructions::AvxVnni | Instructions::Avx2 => 2,
-            Instructions::Portable => 4,
+    pub(crate) const fn rows(self) -> usize {
+        match self {
+            Self::Avx512 => 8,
+            Self::AvxVnni | Self::Avx2 => 2,
+            Self::Portable => 4,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::vectors::Vectors;
 use crate::TILE;
+use crate::level::Instructions;
 use crate::line::Line;
 
 /// Of every processor.
@@ -21,7 +22,7 @@ impl Vectors for Loops {
     type Bytes = [u8; 64];
     type Ints = [i32; TILE];
     type Floats = [f32; TILE];
-    const ROWS: usize = 4;
+    const ROWS: usize = Instructions::Portable.rows();
 
     fn load(self, line: &Line) -> [u8; 64] {
         line.0

@@ -11,7 +11,7 @@ pub(super) trait Vectors: Copy {
     type Ints: Copy;
     /// A number of 32 bits for each output.
     type Floats: Copy;
-    /// Rows that the registers have room for; that of the level.
+    /// Rows that the registers have room for: what the level's instructions say.
     const ROWS: usize;
 
     fn load(self, line: &Line) -> Self::Bytes;

@@ -2,6 +2,7 @@
 
 use super::by_kind;
 use super::vectors::Vectors;
+use crate::level::Instructions;
 use crate::line::Line;
 use crate::{Activations, Columns, Packed, TILE};
 #[cfg_attr(
@@ -14,21 +15,21 @@ use crate::{Activations, Columns, Packed, TILE};
 use std::arch::x86_64::*;
 
 /// # Safety
-/// The processor must have what [`Instructions::Avx512`](crate::level::Instructions::Avx512) says.
+/// The processor must have what [`Instructions::Avx512`] says.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn with_avx512(matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
     by_kind(Avx512(()), matrix, x, out);
 }
 
 /// # Safety
-/// The processor must have what [`Instructions::AvxVnni`](crate::level::Instructions::AvxVnni) says.
+/// The processor must have what [`Instructions::AvxVnni`] says.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 pub(super) unsafe fn with_avx_vnni(matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
     by_kind(Avx2::<true>(()), matrix, x, out);
 }
 
 /// # Safety
-/// The processor must have what [`Instructions::Avx2`](crate::level::Instructions::Avx2) says.
+/// The processor must have what [`Instructions::Avx2`] says.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn with_avx2(matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
     by_kind(Avx2::<false>(()), matrix, x, out);
@@ -56,7 +57,7 @@ impl Vectors for Avx512 {
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
-    const ROWS: usize = 8;
+    const ROWS: usize = Instructions::Avx512.rows();
 
     #[inline(always)]
     fn load(self, line: &Line) -> __m512i {
@@ -178,7 +179,12 @@ impl<const VNNI: bool> Vectors for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
     type Floats = [__m256; 2];
-    const ROWS: usize = 2;
+    const ROWS: usize = if VNNI {
+        Instructions::AvxVnni
+    } else {
+        Instructions::Avx2
+    }
+    .rows();
 
     #[inline(always)]
     fn load(self, line: &Line) -> [__m256i; 2] {
