@@ -1,6 +1,7 @@
 //! Activations as integers of 8 bits.
 
-use crate::{BLOCK, GROUPS, Level};
+use crate::instructions::{Vectors, Work};
+use crate::{BLOCK, Cores, GROUPS, Level};
 
 /// Words of a row in a block: its groups, its sums (of the block, of its halves), its scale and its scaled sum.
 pub(crate) const WORDS: usize = GROUPS + 5;
@@ -11,10 +12,10 @@ pub(crate) const SCALE: usize = GROUPS + 3;
 /// Where the sum of the values times the scale is, as the bits of an f32.
 pub(crate) const SCALED: usize = GROUPS + 4;
 
-/// Quantised rows. Each [`BLOCK`] values have a scale of their own, a 127th of the largest of them, and are rounded to
-/// -127 to 127, halves to even.
+/// Quantised rows, in memory that is used again. Each [`BLOCK`] values have a scale of their own, a 127th of the largest of
+/// them, and are rounded to -127 to 127, halves to even.
 ///
-/// Rows lie in panels, as many together as one level computes together: `[blocks, WORDS, rows of the panel]`.
+/// Rows lie in panels, of as many as one level computes together, or 4, 3, 2 and 1: `[blocks, WORDS, rows of the panel]`.
 #[derive(Debug)]
 pub struct Activations {
     level: Level,
@@ -24,11 +25,21 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Quantises `[rows, inputs]`. Values that are not numbers count as zeros of their block.
+    /// None yet.
+    pub fn new(level: Level) -> Self {
+        Self {
+            level,
+            rows: 0,
+            inputs: 0,
+            words: Vec::new(),
+        }
+    }
+
+    /// Quantises `[rows, inputs]` in place of what was there. Values that are not numbers count as zeros of their block.
     ///
     /// # Panics
     /// When `x` is not whole rows, or rows are not whole blocks.
-    pub fn quantise(level: Level, x: &[f32], inputs: usize) -> Self {
+    pub(crate) fn quantise(&mut self, cores: &Cores, x: &[f32], inputs: usize) {
         assert!(
             inputs > 0 && inputs.is_multiple_of(BLOCK),
             "rows are whole blocks of {BLOCK}, not {inputs}"
@@ -38,79 +49,127 @@ impl Activations {
             "{} values are whole rows of {inputs}",
             x.len()
         );
-        let together = level.instructions().rows();
-        let mut words = vec![0; x.len() / BLOCK * WORDS];
-        let panels = x.chunks(together * inputs);
-        for (panel, words) in panels.zip(words.chunks_mut(together * inputs / BLOCK * WORDS)) {
-            let rows = panel.len() / inputs;
-            for (row, values) in panel.chunks_exact(inputs).enumerate() {
-                let blocks = values.as_chunks::<BLOCK>().0;
-                for (values, words) in blocks.iter().zip(words.chunks_exact_mut(WORDS * rows)) {
-                    let block = block(values);
-                    for (word, value) in words.chunks_exact_mut(rows).zip(block) {
-                        word[row] = value;
-                    }
-                }
+        (self.rows, self.inputs) = (x.len() / inputs, inputs);
+        self.words.resize(x.len() / BLOCK * WORDS, 0);
+        let of_row = inputs / BLOCK * WORDS;
+        let together = self.together();
+        // The last rows make several panels, which lie behind each other in one chunk.
+        cores.chunks(&mut self.words, together * of_row, |chunk, words| {
+            let (mut x, mut words) = (&x[chunk * together * inputs..], words);
+            while !words.is_empty() {
+                let rows = panel(together, words.len() / of_row);
+                let (now, later) = words.split_at_mut(rows * of_row);
+                self.level.run(Quantise {
+                    x: &x[..rows * inputs],
+                    inputs,
+                    words: now,
+                });
+                (x, words) = (&x[rows * inputs..], later);
             }
-        }
-        Self {
-            level,
-            rows: x.len() / inputs,
-            inputs,
-            words,
-        }
+        });
+    }
+
+    /// Rows of a panel at most.
+    fn together(&self) -> usize {
+        self.level.instructions().rows()
     }
 
     /// How many rows.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Values of a row.
-    pub fn inputs(&self) -> usize {
+    pub(crate) fn inputs(&self) -> usize {
         self.inputs
-    }
-
-    /// The level that they are laid out for.
-    pub(crate) fn level(&self) -> Level {
-        self.level
     }
 
     /// Panels with their first rows and their numbers of rows.
     pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, usize, &[u32])> {
         let of_row = self.inputs / BLOCK * WORDS;
-        let together = self.level.instructions().rows();
-        let panels = self.words.chunks(together * of_row).enumerate();
-        panels.map(move |(index, words)| (index * together, words.len() / of_row, words))
+        let mut first = 0;
+        std::iter::from_fn(move || {
+            let rows = panel(self.together(), self.rows - first);
+            let words = &self.words[first * of_row..(first + rows) * of_row];
+            first += rows;
+            (rows > 0).then_some((first - rows, rows, words))
+        })
+    }
+}
+
+/// How many of the rows that are left make a panel: as many as fit, of the numbers that products are built for.
+#[inline(always)]
+pub(crate) fn panel(together: usize, left: usize) -> usize {
+    let most = if left < together { left } else { together };
+    match most {
+        5..8 => 4,
+        most => most,
+    }
+}
+
+/// Quantises the rows of a panel.
+struct Quantise<'a> {
+    x: &'a [f32],
+    inputs: usize,
+    words: &'a mut [u32],
+}
+
+impl Work for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vectors>(self, _: V) {
+        let rows = self.x.len() / self.inputs;
+        for (row, values) in self.x.chunks_exact(self.inputs).enumerate() {
+            let blocks = values.as_chunks::<BLOCK>().0;
+            for (values, words) in blocks.iter().zip(self.words.chunks_exact_mut(WORDS * rows)) {
+                let block = block(values);
+                for (word, value) in words.chunks_exact_mut(rows).zip(block) {
+                    word[row] = value;
+                }
+            }
+        }
     }
 }
 
 /// The words of one block of one row.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    reason = "rounded values are -127 to 127, and sums of them are small"
-)]
+#[expect(clippy::cast_precision_loss, reason = "sums of a block are small")]
+#[inline(always)]
 fn block(values: &[f32; BLOCK]) -> [u32; WORDS] {
-    let mut largest = [0.0_f32; 16];
-    for half in values.as_chunks::<16>().0 {
-        for (largest, value) in largest.iter_mut().zip(half) {
-            *largest = largest.max(value.abs());
-        }
+    /// Added to a small number, it leaves the nearest integer in the lowest bits, halves to even: 1.5 * 2^23.
+    const ROUND: f32 = 12_582_912.0;
+    let (low, high) = values.split_at(BLOCK / 2);
+    let mut lanes = [0.0_f32; BLOCK / 2];
+    for ((lane, low), high) in lanes.iter_mut().zip(low).zip(high) {
+        // Comparisons in this order leave out what is not a number.
+        let low = if low.abs() > 0.0 { low.abs() } else { 0.0 };
+        *lane = if high.abs() > low { high.abs() } else { low };
     }
-    let largest = largest.iter().fold(0.0_f32, |one, other| one.max(*other));
+    let mut width = BLOCK / 4;
+    while width > 0 {
+        for at in 0..width {
+            let (one, other) = (lanes[at], lanes[at + width]);
+            lanes[at] = if other > one { other } else { one };
+        }
+        width /= 2;
+    }
+    let largest = lanes[0];
     let (scale, factor) = if largest >= f32::MIN_POSITIVE && largest.is_finite() {
         (largest / 127.0, 127.0 / largest)
     } else {
         (0.0, 0.0)
     };
-    let quants: [i8; BLOCK] = std::array::from_fn(|at| (values[at] * factor).round_ties_even() as i8);
-    let sum = |half: &[i8]| half.iter().map(|quant| i32::from(*quant)).sum::<i32>();
-    let halves = [sum(&quants[..16]), sum(&quants[16..])];
+    let mut quants = [0_i32; BLOCK];
+    for (quant, value) in quants.iter_mut().zip(values) {
+        let rounded = (value * factor + ROUND).to_bits().cast_signed();
+        *quant = (rounded << 24) >> 24;
+    }
+    let halves = [total(&quants[..BLOCK / 2]), total(&quants[BLOCK / 2..])];
     let whole = halves[0] + halves[1];
     let mut words = [0; WORDS];
     for (word, group) in words.iter_mut().zip(quants.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(group.map(i8::cast_unsigned));
+        let byte = |at: usize| (group[at] & 0xff).cast_unsigned() << (8 * at);
+        *word = byte(0) | byte(1) | byte(2) | byte(3);
     }
     words[SUMS] = (-whole).cast_unsigned();
     words[SUMS + 1] = (-halves[0]).cast_unsigned();
@@ -118,6 +177,15 @@ fn block(values: &[f32; BLOCK]) -> [u32; WORDS] {
     words[SCALE] = scale.to_bits();
     words[SCALED] = (scale * whole as f32).to_bits();
     words
+}
+
+#[inline(always)]
+fn total(quants: &[i32]) -> i32 {
+    let mut total = 0;
+    for quant in quants {
+        total += quant;
+    }
+    total
 }
 
 #[cfg(test)]

@@ -51,6 +51,11 @@ impl Level {
         levels
     }
 
+    /// The level of this name, if this processor has it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::available().into_iter().find(|level| level.name() == name)
+    }
+
     /// Its name in reports: `avx512`, `avxvnni`, `avx2` or `portable`.
     pub fn name(self) -> &'static str {
         match self.0 {

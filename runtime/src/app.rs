@@ -3,7 +3,7 @@
 use crate::args::{Command, DescribeArgs};
 use crate::failure::{Failure, chain};
 use crate::server::openapi;
-use crate::{bench, fetch, inspect, serve, threads};
+use crate::{bench, fetch, inspect, serve};
 use std::future::Future;
 use std::io::{self, Write as _};
 
@@ -14,15 +14,9 @@ const HTTP_THREADS: usize = 2;
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Fetch(args) => block_on(fetch::run(args)),
-        Command::Serve(args) => {
-            threads::settle()?;
-            block_on(serve::run(args))
-        }
+        Command::Serve(args) => block_on(serve::run(args)),
         Command::Describe(args) => describe(&args).map_err(|error| Failure::new("Internal", error.to_string())),
-        Command::Bench(args) => {
-            threads::settle()?;
-            bench::run(&args).map_err(|error| Failure::new("BenchFailed", chain(&error)))
-        }
+        Command::Bench(args) => bench::run(&args).map_err(|error| Failure::new("BenchFailed", chain(&error))),
         Command::Inspect(args) => inspect::run(&args).map_err(|error| Failure::new("InspectFailed", chain(&error))),
     }
 }

@@ -11,6 +11,7 @@ use crate::kv::blocks_for;
 use crate::model::{self, Decoder, LoadError, LoadOptions, Loaded, Logits, LogitsWanted, ModelError, Quantize};
 use crate::status::resident_bytes;
 use crate::threads::Threads;
+use escadre_kernels::Level;
 use escadre_verify::{Refusal, VerifiedModel};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -42,6 +43,9 @@ pub struct BenchArgs {
     /// Worker threads for the arithmetic; without it what the container may use
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
+    /// Instructions that the processor must have, to compare them; without it the fastest that it has
+    #[arg(long, value_name = "LEVEL", value_parser = ["avx512", "avxvnni", "avx2", "portable"])]
+    pub instructions: Option<String>,
     /// How keys and values are held
     #[arg(long, value_enum, default_value_t)]
     pub kv_cache_dtype: KvType,
@@ -70,7 +74,10 @@ pub enum BenchError {
     Load(#[from] LoadError),
     /// The system gave no threads.
     #[error("could not start the threads that compute")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(#[source] io::Error),
+    /// The processor lacks the instructions that were asked for.
+    #[error("this processor does not have {0:?}; it has {1:?}")]
+    Instructions(String, Vec<Level>),
     /// A step failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -100,6 +107,7 @@ struct Report {
     quantization: String,
     parameters: u64,
     kv_cache_type: String,
+    instructions: &'static str,
     threads: usize,
     rounds: usize,
     load_seconds: f64,
@@ -153,11 +161,18 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     let began = Instant::now();
     let accelerator = Accelerator::find(args.device)?;
     let verified = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
-    let threads = Threads::start(args.threads)?;
+    let level = match &args.instructions {
+        None => Level::detect(),
+        Some(name) => {
+            Level::named(name).ok_or_else(|| BenchError::Instructions(name.clone(), Level::available()))?
+        }
+    };
+    let threads = Threads::start(args.threads, level).map_err(BenchError::Threads)?;
     let options = LoadOptions {
         memory_limit: cgroup::read().memory,
         kv_type: args.kv_cache_dtype,
         quantize: args.quantize,
+        cores: threads.cores(),
         ..LoadOptions::default()
     };
     let loaded = model::load_on(accelerator.as_ref(), &verified, &options, &mut |_, _| {})?;
@@ -183,7 +198,6 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     let vocabulary = decoder.vocabulary();
     let mut bench = Bench {
         sequences: Sequences::new(&mut decoder),
-        threads: &threads,
         vocabulary,
     };
     // What is prepared lazily is prepared now.
@@ -207,6 +221,7 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
         quantization: description.quantization,
         parameters: description.parameters,
         kv_cache_type: args.kv_cache_dtype.to_string(),
+        instructions: level.name(),
         threads: threads.count(),
         rounds: args.rounds.get(),
         load_seconds,
@@ -233,7 +248,6 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
 /// A model that is measured.
 struct Bench<'a> {
     sequences: Sequences<'a, Decoder>,
-    threads: &'a Threads,
     vocabulary: usize,
 }
 
@@ -248,7 +262,7 @@ impl Bench<'_> {
     }
 
     fn step(&mut self, parts: &[(SequenceId, &[u32], LogitsWanted)]) -> Result<Logits, ModelError> {
-        self.threads.run(|| self.sequences.forward(parts))
+        self.sequences.forward(parts)
     }
 
     /// Tokens per second of a prompt up to its first logits.
@@ -320,7 +334,7 @@ impl Report {
         writeln!(out, "model    {architecture}, {quantization}, {parameters} parameters")?;
         writeln!(out, "cache    {kv_cache_type}")?;
         writeln!(out, "device   {}", self.device)?;
-        writeln!(out, "threads  {}", self.threads)?;
+        writeln!(out, "threads  {}, {}", self.threads, self.instructions)?;
         writeln!(out, "loaded   in {:.2} s", self.load_seconds)?;
         if let Some(bytes) = self.resident_bytes {
             writeln!(out, "memory   {} MiB", bytes >> 20)?;

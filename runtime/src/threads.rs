@@ -2,54 +2,19 @@
 
 use crate::cgroup;
 use crate::engine::StepModel;
-use crate::failure::Failure;
 use crate::kv::BlockId;
 use crate::model::{Logits, ModelError, StepBatch};
 use crate::status::Board;
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use escadre_kernels::{Cores, Level};
 use rustix::thread::sched_getaffinity;
+use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// Says that the environment was set by the program itself, so that it is never started in a circle.
-const SETTLED: &str = "ESCADRE_THREADS_SETTLED";
 /// How often the limits are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// What the tensor library reads its own numbers of threads from, once, and takes the machine's without. All its
-/// products are cut into parts here, and each is computed by one thread of ours.
-const ENVIRONMENT: [(&str, &str); 2] = [("RAYON_NUM_THREADS", "1"), ("CANDLE_NUM_THREADS", "1")];
-
-/// Returns when the environment is right; else replaces this process by one whose is, with the same arguments and the
-/// same process id: a process cannot change its own environment safely. Must be called before anything is opened or
-/// started.
-///
-/// # Errors
-/// When the process cannot be replaced.
-pub fn settle() -> Result<(), Failure> {
-    let is_right = ENVIRONMENT
-        .iter()
-        .all(|(name, value)| std::env::var(name).is_ok_and(|known| known == *value));
-    if is_right || std::env::var_os(SETTLED).is_some() {
-        return Ok(());
-    }
-    let failure = |error: std::io::Error| {
-        Failure::new(
-            "Internal",
-            format!("could not start again with the right threads: {error}"),
-        )
-    };
-    let program = std::env::current_exe().map_err(failure)?;
-    let error = Command::new(program)
-        .args(std::env::args_os().skip(1))
-        .envs(ENVIRONMENT)
-        .env(SETTLED, "1")
-        .exec();
-    Err(failure(error))
-}
 
 /// Threads that may compute: what was asked for, or else what the container has now.
 pub fn count(wanted: Option<NonZeroUsize>) -> NonZeroUsize {
@@ -68,7 +33,7 @@ fn processors() -> NonZeroUsize {
 #[derive(Debug)]
 pub struct Threads {
     wanted: Option<NonZeroUsize>,
-    pool: ThreadPool,
+    cores: Arc<Cores>,
     looked: Instant,
 }
 
@@ -77,22 +42,22 @@ impl Threads {
     ///
     /// # Errors
     /// When the system gives no threads.
-    pub fn start(wanted: Option<NonZeroUsize>) -> Result<Self, ThreadPoolBuildError> {
+    pub fn start(wanted: Option<NonZeroUsize>, level: Level) -> io::Result<Self> {
         Ok(Self {
             wanted,
-            pool: pool(count(wanted))?,
+            cores: Arc::new(Cores::start(count(wanted), level)?),
             looked: Instant::now(),
         })
     }
 
     /// How many they are.
     pub fn count(&self) -> usize {
-        self.pool.current_num_threads()
+        self.cores.threads()
     }
 
-    /// Does something with them.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+    /// What computes with them.
+    pub fn cores(&self) -> Arc<Cores> {
+        Arc::clone(&self.cores)
     }
 
     /// Looks at the container's limits now and then, and changes the number of threads with them. Returns whether it
@@ -106,26 +71,16 @@ impl Threads {
         if count.get() == self.count() {
             return false;
         }
-        match pool(count) {
-            Ok(pool) => {
-                info!(from = self.count(), to = count, "the container's processors changed");
-                self.pool = pool;
-                true
-            }
-            Err(error) => {
-                warn!(%error, to = count, "could not change the number of threads");
-                false
-            }
+        let from = self.count();
+        match self.cores.resize(count) {
+            Ok(()) => info!(from, to = count, "the container's processors changed"),
+            Err(error) => warn!(%error, to = count, "could not change the number of threads: one computes"),
         }
+        self.count() != from
     }
 }
 
-fn pool(count: NonZeroUsize) -> Result<ThreadPool, ThreadPoolBuildError> {
-    let named = ThreadPoolBuilder::new().thread_name(|index| format!("compute-{index}"));
-    named.num_threads(count.get()).build()
-}
-
-/// A model whose steps are computed by [`Threads`].
+/// A model that computes with [`Threads`].
 #[derive(Debug)]
 pub struct Threaded<M> {
     /// The model.
@@ -153,7 +108,7 @@ impl<M: StepModel> StepModel for Threaded<M> {
         if self.threads.follow() {
             self.say();
         }
-        self.threads.run(|| self.model.forward(batch))
+        self.model.forward(batch)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError> {
@@ -170,20 +125,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_runs_on_as_many_threads_as_were_asked_for() {
-        let threads = Threads::start(NonZeroUsize::new(3)).unwrap();
-        assert_eq!(threads.run(rayon::current_num_threads), 3);
-    }
-
-    #[test]
     fn number_that_was_asked_for_is_kept_and_another_follows_the_container() {
-        let mut threads = Threads::start(NonZeroUsize::new(3)).unwrap();
+        let mut threads = Threads::start(NonZeroUsize::new(3), Level::detect()).unwrap();
+        assert_eq!(threads.count(), 3);
         threads.looked -= LOOK;
         assert!(!threads.follow());
         let available = count(None);
         threads.wanted = None;
         assert!(!threads.follow() || available.get() != 3);
-        threads.pool = pool(available.saturating_add(1)).unwrap();
+        threads.cores.resize(available.saturating_add(1)).unwrap();
         threads.looked -= LOOK;
         assert!(threads.follow());
         assert_eq!(threads.count(), available.get());

@@ -14,7 +14,7 @@ pub(super) struct Group {
     /// Scales of parts of the block, in multiples of its scale.
     pub(super) scales: [u8; 16],
     /// Least values of parts of the block, in multiples of their scale; they are subtracted.
-    pub(super) leasts: [u8; 8],
+    pub(super) leasts: [u8; 16],
 }
 
 impl Group {
@@ -23,16 +23,17 @@ impl Group {
         scale: [0; 2],
         least: [0; 2],
         scales: [0; 16],
-        leasts: [0; 8],
+        leasts: [0; 16],
     };
 
     /// Reads a block of exactly the kind's bytes.
     pub(super) fn read(kind: Kind, bytes: &[u8]) -> Self {
         let mut group = Self::NOTHING;
         let half = |at: usize| [bytes[at], bytes[at + 1]];
-        group.scale = half(if kind == Kind::Q6_K { 208 } else { 0 });
-        if matches!(kind, Kind::Q4_1 | Kind::Q5_1 | Kind::Q4_K | Kind::Q5_K) {
-            group.least = half(2);
+        let (scale, least) = kind.scales_at();
+        group.scale = half(scale);
+        if let Some(least) = least {
+            group.least = half(least);
         }
         match kind {
             Kind::Q4_0 => group.nibbles(&bytes[2..]),
@@ -44,6 +45,14 @@ impl Group {
                     *weight = byte ^ 0x80;
                 }
             }
+            Kind::Q2_K => {
+                for (at, byte) in bytes[..16].iter().enumerate() {
+                    group.scales[at] = byte & 0x0f;
+                    group.leasts[at] = byte >> 4;
+                }
+                group.twos(&bytes[16..80]);
+            }
+            Kind::Q3_K => group.q3_k(bytes),
             Kind::Q4_K => {
                 group.sixes(&bytes[4..16]);
                 group.long_nibbles(&bytes[16..]);
@@ -56,6 +65,7 @@ impl Group {
                 }
             }
             Kind::Q6_K => group.q6_k(bytes),
+            Kind::F32 | Kind::F16 | Kind::BF16 => {}
         }
         group
     }
@@ -93,6 +103,28 @@ impl Group {
             self.leasts[at] = bytes[at + 4] & 0x3f;
             self.scales[at + 4] = bytes[at + 8] & 0x0f | (bytes[at] >> 6) << 4;
             self.leasts[at + 4] = bytes[at + 8] >> 4 | (bytes[at + 4] >> 6) << 4;
+        }
+    }
+
+    /// For each 128 inputs 32 bytes, with the first 32 in their lowest two bits.
+    fn twos(&mut self, bytes: &[u8]) {
+        for (at, weight) in self.weights.iter_mut().enumerate() {
+            let (half, at) = (at / 128, at % 128);
+            *weight = bytes[half * 32 + at % 32] >> (at / 32 * 2) & 3;
+        }
+    }
+
+    /// 32 bytes of third bits, 64 of the lower two, 16 scales of 6 bits in 12 bytes, counted from -32.
+    fn q3_k(&mut self, bytes: &[u8]) {
+        self.twos(&bytes[32..96]);
+        for (at, weight) in self.weights.iter_mut().enumerate() {
+            *weight |= (bytes[at % 32] >> (at / 32) & 1) << 2;
+        }
+        let packed = &bytes[96..108];
+        for (at, scale) in self.scales.iter_mut().enumerate() {
+            let low = packed[at % 8] >> (at / 8 * 4) & 0x0f;
+            let high = packed[8 + at % 4] >> (at / 4 * 2) & 3;
+            *scale = (low | high << 4).wrapping_sub(32);
         }
     }
 

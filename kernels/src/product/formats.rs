@@ -1,6 +1,6 @@
 //! How tiles of each kind become integers and scales.
 
-use super::vectors::Vectors;
+use crate::instructions::Vectors;
 use crate::line::Line;
 use crate::{GROUPS, TILE};
 
@@ -9,8 +9,8 @@ use crate::{GROUPS, TILE};
 pub(super) struct Scales<V: Vectors> {
     /// Of its halves; the second is that of the whole block where halves share one.
     pub(super) halves: [V::Floats; 2],
-    /// Added for each 1 of the inputs' sum; nothing where a format has no least values.
-    pub(super) least: V::Floats,
+    /// Added for each 1 of the inputs' sum, of its halves or of the block; nothing where a format has no least values.
+    pub(super) leasts: [V::Floats; 2],
 }
 
 /// A way to pack matrices. Associated constants decide what the compiler leaves out.
@@ -43,6 +43,33 @@ fn nibbles<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
         let both = vectors.load(&lines[line]);
         weights[line] = vectors.mask(both, 0x0f);
         weights[line + 4] = vectors.mask(vectors.right(both, 4), 0x0f);
+    }
+    weights
+}
+
+#[inline(always)]
+fn twos<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
+    let mut weights = [vectors.load(&lines[0]); GROUPS];
+    for (weights, line) in weights.chunks_exact_mut(4).zip(&lines[..2]) {
+        let bits = vectors.load(line);
+        for (group, weight) in (0..).zip(weights) {
+            *weight = vectors.mask(vectors.right(bits, 2 * group), 0x03);
+        }
+    }
+    weights
+}
+
+#[inline(always)]
+fn threes<V: Vectors>(vectors: V, lines: &[Line]) -> [V::Bytes; GROUPS] {
+    let mut weights = twos(vectors, lines);
+    let bits = vectors.load(&lines[2]);
+    for (group, weight) in (0..).zip(&mut weights) {
+        let moved = if group < 2 {
+            vectors.left(bits, 2 - group)
+        } else {
+            vectors.right(bits, group - 2)
+        };
+        *weight = vectors.or(*weight, vectors.mask(moved, 0x04));
     }
     weights
 }
@@ -94,7 +121,7 @@ fn one<V: Vectors>(vectors: V, bytes: &[u8], _: usize) -> Scales<V> {
     let scale = vectors.halves(&part(bytes, 0));
     Scales {
         halves: [scale; 2],
-        least: vectors.splat(0.0),
+        leasts: [vectors.splat(0.0); 2],
     }
 }
 
@@ -102,7 +129,7 @@ fn one<V: Vectors>(vectors: V, bytes: &[u8], _: usize) -> Scales<V> {
 #[inline(always)]
 fn with_least<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
     Scales {
-        least: vectors.halves(&part(bytes, 2 * TILE)),
+        leasts: [vectors.halves(&part(bytes, 2 * TILE)); 2],
         ..one(vectors, bytes, block)
     }
 }
@@ -115,7 +142,7 @@ fn of_blocks<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
     let negative = vectors.multiply(vectors.halves(&part(bytes, 2 * TILE)), vectors.splat(-1.0));
     Scales {
         halves: [scale; 2],
-        least: vectors.multiply(negative, vectors.unsigned(&part(bytes, at + TILE))),
+        leasts: [vectors.multiply(negative, vectors.unsigned(&part(bytes, at + TILE))); 2],
     }
 }
 
@@ -129,7 +156,27 @@ fn of_halves<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
             vectors.multiply(scale, vectors.signed(&part(bytes, at))),
             vectors.multiply(scale, vectors.signed(&part(bytes, at + TILE))),
         ],
-        least: vectors.splat(0.0),
+        leasts: [vectors.splat(0.0); 2],
+    }
+}
+
+/// Scales of scales and of least values, then both in one byte for each half of a block; least values are subtracted.
+#[inline(always)]
+fn of_halves_with_least<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> Scales<V> {
+    let scale = vectors.halves(&part(bytes, 0));
+    let negative = vectors.multiply(vectors.halves(&part(bytes, 2 * TILE)), vectors.splat(-1.0));
+    let at = 4 * TILE + 2 * block * TILE;
+    let (low, high) = (part::<TILE>(bytes, at), part::<TILE>(bytes, at + TILE));
+    let (scales, leasts) = ([low, high].map(|half| half.map(|byte| byte & 15)), [low, high].map(|half| half.map(|byte| byte >> 4)));
+    Scales {
+        halves: [
+            vectors.multiply(scale, vectors.unsigned(&scales[0])),
+            vectors.multiply(scale, vectors.unsigned(&scales[1])),
+        ],
+        leasts: [
+            vectors.multiply(negative, vectors.unsigned(&leasts[0])),
+            vectors.multiply(negative, vectors.unsigned(&leasts[1])),
+        ],
     }
 }
 
@@ -175,6 +222,8 @@ format!(/** `Q4_1`. */ NibblesLeast, Q4_1, zero None, halves false, least true, 
 format!(/** `Q5_0`. */ Fives, Q5_0, zero Some(4), halves false, least false, fives, one);
 format!(/** `Q5_1`. */ FivesLeast, Q5_1, zero None, halves false, least true, fives, with_least);
 format!(/** `Q8_0`. */ Whole, Q8_0, zero Some(7), halves false, least false, whole, one);
+format!(/** `Q2_K`. */ TwosLong, Q2_K, zero None, halves true, least true, twos, of_halves_with_least);
+format!(/** `Q3_K`. */ ThreesLong, Q3_K, zero Some(2), halves true, least false, threes, of_halves);
 format!(/** `Q4_K`. */ NibblesLong, Q4_K, zero None, halves false, least true, nibbles, of_blocks);
 format!(/** `Q5_K`. */ FivesLong, Q5_K, zero None, halves false, least true, fives, of_blocks);
 format!(/** `Q6_K`. */ SixesLong, Q6_K, zero Some(5), halves true, least false, sixes, of_halves);

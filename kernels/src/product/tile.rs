@@ -1,8 +1,8 @@
-//! One tile of outputs times all rows.
+//! One tile of quantised outputs times all rows.
 
 use super::formats::{Format, Scales};
-use super::vectors::Vectors;
 use crate::activations::{Activations, SCALE, SCALED, SUMS, WORDS};
+use crate::instructions::Vectors;
 use crate::line::Line;
 use crate::pack::Tile;
 use crate::{BLOCK, GROUPS, TILE};
@@ -11,47 +11,58 @@ use std::ops::Range;
 
 /// Rows from which on weights are unpacked once for all of them.
 const MANY: usize = 9;
-/// Blocks that are unpacked together: with their scales 33 KiB, which a core's nearest cache holds.
+/// Blocks that are unpacked together: with their scales 36 KiB, which a core's nearest cache holds.
 const UNPACKED: usize = 48;
 
-/// Sums of a tile, and what they are computed in; used for one tile after the other.
-pub(super) struct Scratch<F> {
-    sums: Vec<[f32; TILE]>,
-    unpacked: Option<Unpacked<F>>,
-}
-
-impl<F: Format> Scratch<F> {
-    pub(super) fn new(x: &Activations) -> Self {
-        Self {
-            sums: vec![[0.0; TILE]; x.rows()],
-            unpacked: (x.rows() >= MANY).then(Unpacked::new),
+/// Adds every row's products with a tile to `sums`.
+#[inline(always)]
+pub(super) fn multiply<V: Vectors, F: Format>(
+    vectors: V,
+    tile: Tile<'_>,
+    x: &Activations,
+    unpacked: &mut Unpacked,
+    sums: &mut [[f32; TILE]],
+) {
+    let blocks = x.inputs() / BLOCK;
+    let packed = PackedBlocks::<F>(tile, PhantomData);
+    if x.rows() < MANY {
+        for (first, rows, words) in x.panels() {
+            by_rows(vectors, packed, (rows, words), &mut sums[first..]);
+        }
+        return;
+    }
+    for start in (0..blocks).step_by(UNPACKED) {
+        let part = start..blocks.min(start + UNPACKED);
+        unpacked.fill(vectors, packed, part.clone());
+        for (first, rows, words) in x.panels() {
+            let words = &words[part.start * WORDS * rows..part.end * WORDS * rows];
+            by_rows(vectors, UnpackedBlocks::<F>(unpacked, PhantomData), (rows, words), &mut sums[first..]);
         }
     }
+}
 
-    /// Every row's sums for a tile.
-    #[inline(always)]
-    pub(super) fn multiply<V: Vectors>(&mut self, vectors: V, tile: Tile<'_>, x: &Activations) -> &[[f32; TILE]] {
-        let blocks = x.inputs() / BLOCK;
-        let packed = PackedBlocks::<F>(tile, PhantomData);
-        self.sums.fill([0.0; TILE]);
-        match &mut self.unpacked {
-            None => {
-                for (first, rows, words) in x.panels() {
-                    by_rows(vectors, packed, (rows, words), &mut self.sums[first..]);
-                }
-            }
-            Some(unpacked) => {
-                for start in (0..blocks).step_by(UNPACKED) {
-                    let part = start..blocks.min(start + UNPACKED);
-                    unpacked.fill(vectors, packed, part.clone());
-                    for (first, rows, words) in x.panels() {
-                        let words = &words[part.start * WORDS * rows..part.end * WORDS * rows];
-                        by_rows(vectors, &*unpacked, (rows, words), &mut self.sums[first..]);
-                    }
+/// The weights of one output.
+#[inline(always)]
+pub(super) fn look_up<V: Vectors, F: Format>(vectors: V, tile: Tile<'_>, output: usize, out: &mut [f32]) {
+    let packed = PackedBlocks::<F>(tile, PhantomData);
+    let zero = F::ZERO.map_or(0.0, |zero| f32::from(1_u8 << zero));
+    let mut lines = [Line::ZERO; GROUPS];
+    for (index, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        let (weights, scales) = packed.block(vectors, index);
+        for (weights, line) in weights.iter().zip(&mut lines) {
+            vectors.store(*weights, line);
+        }
+        for (half, out) in out.as_chunks_mut::<{ BLOCK / 2 }>().0.iter_mut().enumerate() {
+            let (mut scale, mut least) = ([0.0; TILE], [0.0; TILE]);
+            vectors.write(scales.halves[half], &mut scale);
+            vectors.write(scales.leasts[half], &mut least);
+            let lines = &lines[half * GROUPS / 2..];
+            for (out, line) in out.as_chunks_mut::<4>().0.iter_mut().zip(lines) {
+                for (out, weight) in out.iter_mut().zip(&line.0[4 * output..]) {
+                    *out = (f32::from(*weight) - zero) * scale[output] + least[output];
                 }
             }
         }
-        &self.sums
     }
 }
 
@@ -90,53 +101,61 @@ impl<F: Format> Blocks for PackedBlocks<'_, F> {
 }
 
 /// Some blocks of a tile with a byte for each integer.
-struct Unpacked<F> {
+pub(super) struct Unpacked {
     lines: Vec<[Line; GROUPS]>,
     halves: Vec<[[f32; TILE]; 2]>,
-    least: Vec<[f32; TILE]>,
-    format: PhantomData<F>,
+    leasts: Vec<[[f32; TILE]; 2]>,
 }
 
-impl<F: Format> Unpacked<F> {
-    fn new() -> Self {
+impl Unpacked {
+    pub(super) fn new() -> Self {
         Self {
             lines: vec![[Line::ZERO; GROUPS]; UNPACKED],
             halves: vec![[[0.0; TILE]; 2]; UNPACKED],
-            least: vec![[0.0; TILE]; UNPACKED],
-            format: PhantomData,
+            leasts: vec![[[0.0; TILE]; 2]; UNPACKED],
         }
     }
 
     #[inline(always)]
-    fn fill<V: Vectors>(&mut self, vectors: V, packed: PackedBlocks<'_, F>, part: Range<usize>) {
+    fn fill<V: Vectors, F: Format>(&mut self, vectors: V, packed: PackedBlocks<'_, F>, part: Range<usize>) {
         for (at, index) in part.enumerate() {
             let (weights, scales) = packed.block(vectors, index);
             for (weights, line) in weights.iter().zip(&mut self.lines[at]) {
                 vectors.store(*weights, line);
             }
-            vectors.write(scales.halves[0], &mut self.halves[at][0]);
-            vectors.write(scales.halves[1], &mut self.halves[at][1]);
-            vectors.write(scales.least, &mut self.least[at]);
+            for half in 0..2 {
+                vectors.write(scales.halves[half], &mut self.halves[at][half]);
+                vectors.write(scales.leasts[half], &mut self.leasts[at][half]);
+            }
         }
     }
 }
 
-impl<F: Format> Blocks for &Unpacked<F> {
+/// Blocks that were unpacked, of a format.
+struct UnpackedBlocks<'a, F>(&'a Unpacked, PhantomData<F>);
+
+impl<F> Clone for UnpackedBlocks<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for UnpackedBlocks<'_, F> {}
+
+impl<F: Format> Blocks for UnpackedBlocks<'_, F> {
     type Format = F;
 
     #[inline(always)]
     fn block<V: Vectors>(self, vectors: V, index: usize) -> ([V::Bytes; GROUPS], Scales<V>) {
-        let lines = &self.lines[index];
+        let lines = &self.0.lines[index];
         let mut weights = [vectors.load(&lines[0]); GROUPS];
         for (weights, line) in weights.iter_mut().zip(lines) {
             *weights = vectors.load(line);
         }
+        let (halves, leasts) = (&self.0.halves[index], &self.0.leasts[index]);
         let scales = Scales {
-            halves: [
-                vectors.read(&self.halves[index][0]),
-                vectors.read(&self.halves[index][1]),
-            ],
-            least: vectors.read(&self.least[index]),
+            halves: [vectors.read(&halves[0]), vectors.read(&halves[1])],
+            leasts: [vectors.read(&leasts[0]), vectors.read(&leasts[1])],
         };
         (weights, scales)
     }
@@ -151,11 +170,8 @@ fn by_rows<V: Vectors, B: Blocks>(vectors: V, blocks: B, panel: (usize, &[u32]),
         2 if V::ROWS >= 2 => add::<V, B, 2>(vectors, blocks, words, sums),
         3 if V::ROWS >= 3 => add::<V, B, 3>(vectors, blocks, words, sums),
         4 if V::ROWS >= 4 => add::<V, B, 4>(vectors, blocks, words, sums),
-        5 if V::ROWS >= 5 => add::<V, B, 5>(vectors, blocks, words, sums),
-        6 if V::ROWS >= 6 => add::<V, B, 6>(vectors, blocks, words, sums),
-        7 if V::ROWS >= 7 => add::<V, B, 7>(vectors, blocks, words, sums),
         8 if V::ROWS >= 8 => add::<V, B, 8>(vectors, blocks, words, sums),
-        _ => unreachable!("a panel has 1 to {} rows, not {rows}", V::ROWS),
+        _ => unreachable!("no panel has {rows} rows"),
     }
 }
 
@@ -178,6 +194,14 @@ fn add<V: Vectors, B: Blocks, const R: usize>(vectors: V, blocks: B, words: &[u3
                     scale: scales.halves[half],
                 };
                 products.add::<B::Format>(vectors, &words[SCALE], &mut totals);
+                if B::Format::LEAST {
+                    let least = scales.leasts[half];
+                    for ((total, sum), scale) in totals.iter_mut().zip(words[SUMS + 1 + half]).zip(words[SCALE]) {
+                        let sum = vectors.to_floats(vectors.start(sum, 0));
+                        let scaled = vectors.multiply(sum, vectors.splat(-f32::from_bits(scale)));
+                        *total = vectors.multiply_add(least, scaled, *total);
+                    }
+                }
             }
         } else {
             let products = Products {
@@ -188,9 +212,9 @@ fn add<V: Vectors, B: Blocks, const R: usize>(vectors: V, blocks: B, words: &[u3
             };
             products.add::<B::Format>(vectors, &words[SCALE], &mut totals);
         }
-        if B::Format::LEAST {
+        if B::Format::LEAST && !B::Format::HALVES {
             for (total, scaled) in totals.iter_mut().zip(words[SCALED]) {
-                *total = vectors.multiply_add(scales.least, vectors.splat(f32::from_bits(scaled)), *total);
+                *total = vectors.multiply_add(scales.leasts[0], vectors.splat(f32::from_bits(scaled)), *total);
             }
         }
     }

@@ -1,12 +1,14 @@
 //! The seam between graphs and arithmetic: what a decoder asks for, on buffers and matrices that it cannot look into.
 //!
-//! A decoder is written against [`Backend`] and nothing else. `candle` implements it for the processor with tensors that
-//! are allocated per call, `tensors` for every device that candle knows; a backend with a preallocated arena and a paged cache implements the same calls with slices of it:
-//! buffers are moved into the last call that needs them, the layout of a step is told once ([`Backend::begin`]),
-//! and keys and values are only reached through the cache.
+//! A decoder is written against [`Backend`] and nothing else. `kernels` implements it for the processor with arithmetic of
+//! our own, in memory that is used again; `tensors` for every device that candle knows, and is what `kernels` is compared
+//! with. Calls say what belongs together, so that a backend may compute it at once; buffers are moved into the last call
+//! that needs them, the layout of a step is told once ([`Backend::begin`]), and keys and values are only reached through
+//! the cache.
 
-pub mod candle;
+mod blocks;
 pub mod device;
+pub mod kernels;
 pub mod tensors;
 
 use crate::kv::BlockId;
@@ -144,6 +146,14 @@ pub struct Projections<B> {
     pub value: B,
 }
 
+/// A matrix and its bias.
+pub struct Projection<B: Backend + ?Sized> {
+    /// The weights.
+    pub weight: B::Matrix,
+    /// Added to every row of products.
+    pub bias: Option<B::Vector>,
+}
+
 /// The gate of a feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -193,11 +203,35 @@ pub trait Backend: Send {
     /// `x * factor`.
     fn scale(&self, x: Self::Buffer, factor: f32) -> Result<Self::Buffer, ModelError>;
     /// `x` times the transposed matrix, plus the bias.
-    fn linear(
+    fn linear(&self, x: &Self::Buffer, projection: &Projection<Self>) -> Result<Self::Buffer, ModelError>;
+    /// `stream` plus what [`linear`](Self::linear) gives.
+    fn add_linear(
+        &self,
+        stream: Self::Buffer,
+        x: &Self::Buffer,
+        projection: &Projection<Self>,
+    ) -> Result<Self::Buffer, ModelError> {
+        self.add(stream, self.linear(x, projection)?)
+    }
+    /// Queries, keys and values of the same rows.
+    fn project(
         &self,
         x: &Self::Buffer,
-        weight: &Self::Matrix,
-        bias: Option<&Self::Vector>,
+        [query, key, value]: [&Projection<Self>; 3],
+    ) -> Result<Projections<Self::Buffer>, ModelError> {
+        Ok(Projections {
+            query: self.linear(x, query)?,
+            key: self.linear(x, key)?,
+            value: self.linear(x, value)?,
+        })
+    }
+    /// `activation(gate(x)) * up(x)`.
+    fn gated(
+        &self,
+        x: &Self::Buffer,
+        gate: &Projection<Self>,
+        up: &Projection<Self>,
+        activation: Activation,
     ) -> Result<Self::Buffer, ModelError>;
     /// Turns queries and keys by the rotation that `shape` names, appends keys and values to the cache of `layer`, gives the queries back.
     fn rope_append(
@@ -217,8 +251,6 @@ pub trait Backend: Send {
         step: &Self::Step,
         cache: &Self::Cache,
     ) -> Result<Self::Buffer, ModelError>;
-    /// `activation(gate) * up`.
-    fn gate(&self, gate: Self::Buffer, up: Self::Buffer, activation: Activation) -> Result<Self::Buffer, ModelError>;
     /// `x + y`.
     fn add(&self, x: Self::Buffer, y: Self::Buffer) -> Result<Self::Buffer, ModelError>;
     /// Some of the rows, in the given order.
@@ -236,21 +268,18 @@ impl AttentionShape {
     }
 }
 
-/// Cosine and sine of every row of a step and pair, times the magnitude.
+/// Cosine and sine of every row of a step and pair, times the magnitude, appended to `cosines` and `sines`.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     reason = "positions are far below 2^52, and rounding a value of about 1 is what is wanted"
 )]
-fn turns(spans: &[SpanLayout], rope: &Rope) -> (Vec<f32>, Vec<f32>) {
-    let positions = spans.iter().flat_map(|span| span.start..span.start + span.rows.len());
-    let angles = positions.flat_map(|position| {
-        let frequencies = rope.frequencies.iter();
-        frequencies.map(move |frequency| position as f64 * frequency)
-    });
-    let turned = angles.map(|angle| {
-        let (sine, cosine) = angle.sin_cos();
-        ((cosine * rope.magnitude) as f32, (sine * rope.magnitude) as f32)
-    });
-    turned.unzip()
+fn turns(spans: &[SpanLayout], rope: &Rope, cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
+    for position in spans.iter().flat_map(|span| span.start..span.start + span.rows.len()) {
+        for frequency in &rope.frequencies {
+            let (sine, cosine) = (position as f64 * frequency).sin_cos();
+            cosines.push((cosine * rope.magnitude) as f32);
+            sines.push((sine * rope.magnitude) as f32);
+        }
+    }
 }

@@ -1,13 +1,12 @@
 //! [`Backend`] on any device that candle knows, by candle's own operations alone. It is how graphics processors compute;
-//! on the processor it is slower than [`Candle`](super::candle::Candle), and there tests hold both to the same values.
+//! on the processor it is slower than [`Kernels`](super::kernels::Kernels), and there tests hold both to the same values.
 //!
 //! Activations are f32. Quantised weights stay as they are in the file; weights of 16 bits stay so on a graphics
 //! processor, and are widened on the processor.
 
-use super::candle::blocks;
 use super::{
-    Activation, AttentionShape, Backend, CacheShape, KvType, MatrixUse, Precision, Projections, Rope, RopePairs,
-    SpanLayout, StoredMatrix,
+    Activation, AttentionShape, Backend, CacheShape, KvType, MatrixUse, Precision, Projection, Projections, Rope,
+    RopePairs, SpanLayout, StoredMatrix, blocks,
 };
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
@@ -115,10 +114,17 @@ fn place(span: &SpanLayout, position: usize) -> usize {
     span.blocks[position / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
 }
 
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error.to_string())
+    }
+}
+
 impl Turns {
     fn new(spans: &[SpanLayout], rope: &Rope, device: &Device) -> Result<Self, ModelError> {
         let pairs = rope.frequencies.len();
-        let (cosines, sines) = super::turns(spans, rope);
+        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        super::turns(spans, rope, &mut cosines, &mut sines);
         let shape = (cosines.len() / pairs.max(1), 1, pairs);
         Ok(Self {
             cosines: Tensor::from_vec(cosines, shape, device)?,
@@ -320,9 +326,9 @@ impl Backend for Tensors {
         Ok((x * f64::from(factor))?)
     }
 
-    fn linear(&self, x: &Tensor, weight: &Matrix, bias: Option<&Tensor>) -> Result<Tensor, ModelError> {
-        let product = weight.multiply(x)?;
-        Ok(match bias {
+    fn linear(&self, x: &Tensor, projection: &Projection<Self>) -> Result<Tensor, ModelError> {
+        let product = projection.weight.multiply(x)?;
+        Ok(match &projection.bias {
             None => product,
             Some(bias) => product.broadcast_add(bias)?,
         })
@@ -403,7 +409,14 @@ impl Backend for Tensors {
         Ok(Tensor::cat(&mixed, 0)?)
     }
 
-    fn gate(&self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+    fn gated(
+        &self,
+        x: &Tensor,
+        gate: &Projection<Self>,
+        up: &Projection<Self>,
+        activation: Activation,
+    ) -> Result<Tensor, ModelError> {
+        let (gate, up) = (self.linear(x, gate)?, self.linear(x, up)?);
         let gate = match activation {
             Activation::Silu => gate.silu()?,
             Activation::GeluTanh => gate.gelu()?,

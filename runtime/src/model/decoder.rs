@@ -6,7 +6,7 @@
 use super::batch::{AdapterId, Logits, Span, StepBatch};
 use super::error::ModelError;
 use super::spec::{Constants, ModelSpec};
-use crate::backend::{AttentionShape, Backend, CacheShape, KvType, Projections, Rope, SpanLayout};
+use crate::backend::{AttentionShape, Backend, CacheShape, KvType, Projection, Projections, Rope, SpanLayout};
 use crate::kv::{BLOCK_TOKENS, BlockId, blocks_for};
 use std::collections::HashSet;
 use std::fmt;
@@ -230,12 +230,6 @@ pub(super) struct FeedForward<B: Backend> {
     pub(super) post_norm: Option<B::Vector>,
 }
 
-/// A matrix and its bias.
-pub(super) struct Projection<B: Backend> {
-    pub(super) weight: B::Matrix,
-    pub(super) bias: Option<B::Vector>,
-}
-
 /// All weights.
 pub(super) struct Weights<B: Backend> {
     pub(super) embedding: B::Matrix,
@@ -277,18 +271,24 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    fn project(&self, x: &B::Buffer, projection: &Projection<B>) -> Result<B::Buffer, ModelError> {
-        self.backend.linear(x, &projection.weight, projection.bias.as_ref())
-    }
-
     fn norm(&self, x: &B::Buffer, weight: &B::Vector) -> Result<B::Buffer, ModelError> {
         self.backend.rms_norm(x, weight, self.constants.norm_epsilon)
     }
 
-    fn post_norm(&self, x: B::Buffer, weight: Option<&B::Vector>) -> Result<B::Buffer, ModelError> {
-        match weight {
-            None => Ok(x),
-            Some(weight) => self.norm(&x, weight),
+    /// The stream with a product added to it, which is normalised before where the model has a norm for that.
+    fn add_product(
+        &self,
+        stream: B::Buffer,
+        x: &B::Buffer,
+        projection: &Projection<B>,
+        norm: Option<&B::Vector>,
+    ) -> Result<B::Buffer, ModelError> {
+        match norm {
+            None => self.backend.add_linear(stream, x, projection),
+            Some(weight) => {
+                let product = self.backend.linear(x, projection)?;
+                self.backend.add(stream, self.norm(&product, weight)?)
+            }
         }
     }
 
@@ -301,36 +301,30 @@ impl<B: Backend> Transformer<B> {
 
     /// One layer: attention and feed-forward, each on a normalised copy and added to the stream.
     fn layer(&mut self, x: B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
-        let mixed = self.attention(&x, index, step)?;
-        let x = self.backend.add(x, mixed)?;
-        let fed = self.feed_forward(&x, &self.weights.layers[index].feed_forward)?;
-        self.backend.add(x, fed)
+        let x = self.attention(x, index, step)?;
+        self.feed_forward(x, &self.weights.layers[index].feed_forward)
     }
 
-    fn attention(&mut self, x: &B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
+    fn attention(&mut self, x: B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
         let (layer, shape) = (&self.weights.layers[index], self.attention[index]);
-        let normed = self.norm(x, &layer.attention_norm)?;
-        let query = self.project(&normed, &layer.query)?;
-        let key = self.project(&normed, &layer.key)?;
+        let normed = self.norm(&x, &layer.attention_norm)?;
+        let Projections { query, key, value } =
+            self.backend.project(&normed, [&layer.query, &layer.key, &layer.value])?;
         let projections = Projections {
             query: self.head_norm(query, layer.query_norm.as_ref())?,
             key: self.head_norm(key, layer.key_norm.as_ref())?,
-            value: self.project(&normed, &layer.value)?,
+            value,
         };
         let cache = self.cache.as_mut().ok_or_else(no_cache)?;
         let query = self.backend.rope_append(projections, shape, index, step, cache)?;
         let mixed = self.backend.attention(query, shape, index, step, cache)?;
-        let output = self.project(&mixed, &layer.output)?;
-        self.post_norm(output, layer.post_attention_norm.as_ref())
+        self.add_product(x, &mixed, &layer.output, layer.post_attention_norm.as_ref())
     }
 
-    fn feed_forward(&self, x: &B::Buffer, block: &FeedForward<B>) -> Result<B::Buffer, ModelError> {
-        let normed = self.norm(x, &block.norm)?;
-        let gate = self.project(&normed, &block.gate)?;
-        let up = self.project(&normed, &block.up)?;
-        let gated = self.backend.gate(gate, up, self.constants.activation)?;
-        let down = self.project(&gated, &block.down)?;
-        self.post_norm(down, block.post_norm.as_ref())
+    fn feed_forward(&self, x: B::Buffer, block: &FeedForward<B>) -> Result<B::Buffer, ModelError> {
+        let normed = self.norm(&x, &block.norm)?;
+        let gated = self.backend.gated(&normed, &block.gate, &block.up, self.constants.activation)?;
+        self.add_product(x, &gated, &block.down, block.post_norm.as_ref())
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<B::Buffer, ModelError> {

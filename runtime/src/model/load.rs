@@ -22,12 +22,13 @@ pub use quantize::Quantize;
 
 use super::spec::ModelSpec;
 use super::{Format, KvType, LoadError, LoadOptions, Loaded};
-use crate::backend::candle::Candle;
 use crate::backend::device::Accelerator;
+use crate::backend::kernels::Kernels;
 use crate::backend::{Backend, Precision};
 use escadre_verify::structure::content;
 use escadre_verify::{Reason, Refusal, VerifiedModel};
 use inventory::Inventory;
+use std::sync::Arc;
 
 /// The largest file that is not weights: tokenizers of large vocabularies have about 35 MB.
 const MAX_SIDE_FILE: u64 = 256 << 20;
@@ -40,7 +41,8 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    load_with(model, options, Candle::new(Precision::AsStored), progress)
+    let backend = Kernels::new(Arc::clone(&options.cores), Precision::AsStored);
+    load_with(model, options, backend, progress)
 }
 
 /// Loads a model with every weight widened to f32: several times the memory, but products are exact to f32. It is
@@ -50,7 +52,8 @@ pub fn load_exact(
     options: &LoadOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    load_with(model, options, Candle::new(Precision::Widened), progress)
+    let backend = Kernels::new(Arc::clone(&options.cores), Precision::Widened);
+    load_with(model, options, backend, progress)
 }
 
 /// Loads a model for the device that is to compute: the processor when there is no other.

@@ -22,6 +22,9 @@ pub use pooling::Pooling;
 pub use template::{ChatInput, ChatTemplate, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 
+use escadre_kernels::Cores;
+use std::sync::Arc;
+
 /// What the loader may use and must reach.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
@@ -35,6 +38,8 @@ pub struct LoadOptions {
     pub kv_type: KvType,
     /// What matrices of numbers are made into. Absent: they stay numbers.
     pub quantize: Option<Quantize>,
+    /// What packs weights and computes where there is no other device: the calling thread alone unless said otherwise.
+    pub cores: Arc<Cores>,
 }
 
 /// Everything that serving needs from a model.

@@ -18,6 +18,7 @@ use crate::model::{
 use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
 use crate::threads::{Threaded, Threads};
+use escadre_kernels::{Cores, Level};
 use escadre_verify::{Digest, Refusal, VerifiedModel};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -130,7 +131,9 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         Accelerator::find(plan.device).map_err(|missing| Failure::new("AcceleratorMissing", missing.to_string()))?;
     let device = device::name(accelerator.as_ref());
     board.update(|status| status.device = Some(device.clone()));
-    let (verified, loaded) = load(plan, accelerator.as_ref(), board, began)?;
+    let threads = Threads::start(plan.threads, Level::detect())
+        .map_err(|error| Failure::new("Internal", format!("could not start the threads that compute: {error}")))?;
+    let (verified, loaded) = load(plan, accelerator.as_ref(), threads.cores(), board, began)?;
     let Loaded {
         mut description,
         tokenizer,
@@ -140,8 +143,6 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         pooling,
     } = loaded;
     let hidden = decoder.hidden();
-    let threads = Threads::start(plan.threads)
-        .map_err(|error| Failure::new("Internal", format!("could not start the threads that compute: {error}")))?;
     let mut model = Threaded::new(decoder, threads, board.clone());
     board.update(|status| status.stage = Stage::WarmingUp);
     let prompt = warm_up_prompt(&tokenizer);
@@ -202,6 +203,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
 fn load(
     plan: &Plan,
     accelerator: Option<&Accelerator>,
+    cores: Arc<Cores>,
     board: &Board,
     began: Instant,
 ) -> Result<(VerifiedModel, Loaded), Failure> {
@@ -240,6 +242,7 @@ fn load(
         memory_limit: plan.memory_limit,
         kv_type: plan.kv_type,
         quantize: plan.quantize,
+        cores,
     };
     let loaded = model::load_on(accelerator, &verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
         if let LoadError::Refused(refusal) = &error {

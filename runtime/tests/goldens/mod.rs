@@ -1,6 +1,6 @@
 //! Tiny models whose logits `transformers` computed (see make.py), written in both formats.
 
-use escadre_runtime::backend::candle::Candle;
+use escadre_runtime::backend::kernels::Kernels;
 use escadre_runtime::backend::{Backend, Precision};
 use escadre_runtime::engine::Sequences;
 use escadre_runtime::model::{KvType, LoadError, LoadOptions, Loaded, LogitsWanted, load_with};
@@ -8,6 +8,7 @@ use escadre_verify::VerifiedModel;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tiny::{Stored, Tensor, safetensors, tokenizer};
 
 pub(crate) mod gguf;
@@ -97,7 +98,7 @@ impl Case {
 
     /// Writes a folder as Hugging Face's libraries do and loads it.
     pub(crate) fn load(&self) -> Result<Loaded, LoadError> {
-        self.load_with(Candle::new(Precision::Widened))
+        self.load_with(Kernels::new(Arc::default(), Precision::Widened))
     }
 
     /// The same, for a backend.
@@ -117,7 +118,7 @@ impl Case {
 
     /// Loads what lies at a path.
     pub(crate) fn open(&self, path: &Path) -> Result<Loaded, LoadError> {
-        self.open_with(path, Candle::new(Precision::Widened))
+        self.open_with(path, Kernels::new(Arc::default(), Precision::Widened))
     }
 
     fn open_with<B: Backend + 'static>(&self, path: &Path, backend: B) -> Result<Loaded, LoadError> {

@@ -1,14 +1,16 @@
 //! What a model is, without loading it: every structure rule is checked, no weight is packed.
 
+use super::inventory::Inventory;
 use super::memory::Need;
 use super::quantize::Quantize;
 use super::{Container, find, gguf, pack, safetensors};
-use crate::backend::KvType;
-use crate::backend::candle::Candle;
+use crate::backend::kernels::Kernels;
+use crate::backend::{KvType, Precision};
 use crate::model::spec::ModelSpec;
 use crate::model::{Format, LoadError};
 use escadre_verify::VerifiedModel;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Tensors of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,6 +58,12 @@ pub(crate) fn examine(model: &VerifiedModel, quantize: Option<Quantize>) -> Resu
     }
 }
 
+/// Bytes of weights on the processor.
+fn weights_bytes(inventory: &Inventory, spec: &ModelSpec, quantize: Option<Quantize>) -> u64 {
+    let backend = Kernels::new(Arc::default(), Precision::AsStored);
+    pack::resident_bytes(&backend, inventory, spec, quantize)
+}
+
 fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quantize>) -> Result<Examined, LoadError> {
     let gguf::Headers { files, spec } = gguf::headers(model, files)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
@@ -71,7 +79,7 @@ fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quanti
         Ok(spec) => {
             let inventory = gguf::inventory(&files, &spec)?;
             let plan = Plan {
-                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec, quantize),
+                weights: weights_bytes(&inventory, &spec, quantize),
                 largest: inventory
                     .entries()
                     .map(|entry| entry.range.len() as u64)
@@ -106,7 +114,7 @@ fn examine_safetensors(model: &VerifiedModel, quantize: Option<Quantize>) -> Res
             let largest = contents.largest;
             let inventory = contents.inventory(&spec)?;
             let plan = Plan {
-                weights: pack::resident_bytes(&Candle::default(), &inventory, &spec, quantize),
+                weights: weights_bytes(&inventory, &spec, quantize),
                 largest,
                 spec,
             };

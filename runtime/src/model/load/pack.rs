@@ -3,8 +3,8 @@
 use super::finite::are_finite;
 use super::inventory::{Entry, Inventory, Part, Shape, Slot};
 use super::quantize::Quantize;
-use crate::backend::{Backend, MatrixUse, StoredMatrix};
-use crate::model::decoder::{FeedForward, Layer, Projection, Weights};
+use crate::backend::{Backend, MatrixUse, Projection, StoredMatrix};
+use crate::model::decoder::{FeedForward, Layer, Weights};
 use crate::model::spec::ModelSpec;
 use crate::model::{LoadError, ModelError};
 use escadre_verify::structure::gguf::TensorType;

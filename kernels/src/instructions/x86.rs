@@ -1,10 +1,9 @@
 //! Vectors of 512 and of 256 bits.
 
-use super::by_kind;
-use super::vectors::Vectors;
+use super::vectors::{Vectors, Work};
+use crate::TILE;
 use crate::level::Instructions;
 use crate::line::Line;
-use crate::{Activations, Columns, Packed, TILE};
 #[cfg_attr(
     not(test),
     expect(
@@ -17,22 +16,22 @@ use std::arch::x86_64::*;
 /// # Safety
 /// The processor must have what [`Instructions::Avx512`] says.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn with_avx512(matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
-    by_kind(Avx512(()), matrix, x, out);
+pub(super) unsafe fn with_avx512<W: Work>(work: W) -> W::Output {
+    work.run(Avx512(()))
 }
 
 /// # Safety
 /// The processor must have what [`Instructions::AvxVnni`] says.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-pub(super) unsafe fn with_avx_vnni(matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
-    by_kind(Avx2::<true>(()), matrix, x, out);
+pub(super) unsafe fn with_avx_vnni<W: Work>(work: W) -> W::Output {
+    work.run(Avx2::<true>(()))
 }
 
 /// # Safety
 /// The processor must have what [`Instructions::Avx2`] says.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn with_avx2(matrix: &Packed, x: &Activations, out: &mut Columns<'_>) {
-    by_kind(Avx2::<false>(()), matrix, x, out);
+pub(super) unsafe fn with_avx2<W: Work>(work: W) -> W::Output {
+    work.run(Avx2::<false>(()))
 }
 
 /// Made only by [`with_avx512`], whose caller proves that the instructions are there.
@@ -134,6 +133,26 @@ impl Vectors for Avx512 {
     #[inline(always)]
     fn halves(self, bytes: &[u8; 2 * TILE]) -> __m512 {
         proven!(_mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn widen(self, bits: &[u16; TILE]) -> __m512 {
+        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn narrow(self, floats: __m512, bits: &mut [u16; TILE]) {
+        proven!(_mm256_storeu_si256(
+            bits.as_mut_ptr().cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats)
+        ));
+    }
+
+    #[inline(always)]
+    fn uppers(self, bytes: &[u8; 2 * TILE]) -> __m512 {
+        proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+            _mm256_loadu_si256(bytes.as_ptr().cast())
+        ))))
     }
 
     #[inline(always)]
@@ -287,6 +306,43 @@ impl<const VNNI: bool> Vectors for Avx2<VNNI> {
             _mm256_cvtph_ps(_mm_loadu_si128(low.as_ptr().cast())),
             _mm256_cvtph_ps(_mm_loadu_si128(high.as_ptr().cast()))
         ])
+    }
+
+    #[inline(always)]
+    fn widen(self, bits: &[u16; TILE]) -> [__m256; 2] {
+        let [low, high] = [&bits[..8], &bits[8..]];
+        proven!([
+            _mm256_cvtph_ps(_mm_loadu_si128(low.as_ptr().cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(high.as_ptr().cast()))
+        ])
+    }
+
+    #[inline(always)]
+    fn narrow(self, floats: [__m256; 2], bits: &mut [u16; TILE]) {
+        let (low, high) = bits.split_at_mut(8);
+        proven!({
+            _mm_storeu_si128(
+                low.as_mut_ptr().cast(),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats[0]),
+            );
+            _mm_storeu_si128(
+                high.as_mut_ptr().cast(),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats[1]),
+            );
+        });
+    }
+
+    #[inline(always)]
+    fn uppers(self, bytes: &[u8; 2 * TILE]) -> [__m256; 2] {
+        let [low, high] = [&bytes[..16], &bytes[16..]];
+        proven!({
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(low.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(high.as_ptr().cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        })
     }
 
     #[inline(always)]

@@ -3,8 +3,16 @@
 use crate::TILE;
 use crate::line::Line;
 
+/// Something that is built for every level. All that it calls must become part of it (`inline(always)`), else it is built
+/// for the narrowest vectors.
+pub(crate) trait Work {
+    type Output;
+
+    fn run<V: Vectors>(self, vectors: V) -> Self::Output;
+}
+
 /// Sixteen numbers at a time, one for each output of a tile. Every implementation gives the same bits.
-pub(super) trait Vectors: Copy {
+pub(crate) trait Vectors: Copy {
     /// 64 integers of 8 bits: four inputs of each output.
     type Bytes: Copy;
     /// An integer of 32 bits for each output.
@@ -38,6 +46,12 @@ pub(super) trait Vectors: Copy {
     fn multiply_add(self, one: Self::Floats, other: Self::Floats, sum: Self::Floats) -> Self::Floats;
     /// Numbers of 16 bits, little-endian.
     fn halves(self, bytes: &[u8; 2 * TILE]) -> Self::Floats;
+    /// Numbers of 16 bits as a cache has them.
+    fn widen(self, bits: &[u16; TILE]) -> Self::Floats;
+    /// The nearest numbers of 16 bits, halves to even.
+    fn narrow(self, floats: Self::Floats, bits: &mut [u16; TILE]);
+    /// Upper halves of numbers of 32 bits, little-endian.
+    fn uppers(self, bytes: &[u8; 2 * TILE]) -> Self::Floats;
     fn unsigned(self, bytes: &[u8; TILE]) -> Self::Floats;
     fn signed(self, bytes: &[u8; TILE]) -> Self::Floats;
     fn read(self, values: &[f32; TILE]) -> Self::Floats;

@@ -7,7 +7,7 @@ use crate::line::Line;
 
 /// Of every processor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Loops;
+pub(crate) struct Loops;
 
 /// Pairs of bytes as one integer, as the instructions of the other levels move them.
 fn pairs(bytes: [u8; 64], change: impl Fn(u16) -> u16) -> [u8; 64] {
@@ -85,6 +85,18 @@ impl Vectors for Loops {
 
     fn halves(self, bytes: &[u8; 2 * TILE]) -> [f32; TILE] {
         std::array::from_fn(|at| half::f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32())
+    }
+
+    fn widen(self, bits: &[u16; TILE]) -> [f32; TILE] {
+        bits.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+
+    fn narrow(self, floats: [f32; TILE], bits: &mut [u16; TILE]) {
+        *bits = floats.map(|float| half::f16::from_f32(float).to_bits());
+    }
+
+    fn uppers(self, bytes: &[u8; 2 * TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| f32::from_bits(u32::from_le_bytes([0, 0, bytes[2 * at], bytes[2 * at + 1]])))
     }
 
     fn unsigned(self, bytes: &[u8; TILE]) -> [f32; TILE] {

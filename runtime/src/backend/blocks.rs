@@ -1,6 +1,6 @@
 //! Matrices as a file stores them, as candle's tensors of blocks.
 
-use super::super::StoredMatrix;
+use super::StoredMatrix;
 use crate::model::ModelError;
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
@@ -8,7 +8,7 @@ use escadre_verify::structure::gguf::TensorType;
 use std::borrow::Cow;
 
 /// candle's name of a block type; absent for those that it cannot compute with.
-pub(in crate::backend) fn block_type(kind: TensorType) -> Option<GgmlDType> {
+pub(super) fn block_type(kind: TensorType) -> Option<GgmlDType> {
     Some(match kind {
         TensorType::F32 => GgmlDType::F32,
         TensorType::F16 => GgmlDType::F16,
@@ -29,12 +29,12 @@ pub(in crate::backend) fn block_type(kind: TensorType) -> Option<GgmlDType> {
 
 /// Whether candle's product on the processor does not take a matrix of so many columns: it takes blocks of these two in
 /// pairs.
-pub(in crate::backend) fn is_odd(kind: TensorType, columns: usize) -> bool {
+pub(super) fn is_odd(kind: TensorType, columns: usize) -> bool {
     matches!(kind, TensorType::Q5_0 | TensorType::Q5_1) && !columns.is_multiple_of(64)
 }
 
 /// Checks that the bytes are as many as the shape needs, in whole blocks per row.
-pub(in crate::backend) fn check(stored: &StoredMatrix<'_>) -> Result<(), ModelError> {
+pub(super) fn check(stored: &StoredMatrix<'_>) -> Result<(), ModelError> {
     let StoredMatrix {
         kind,
         rows,
@@ -50,7 +50,7 @@ pub(in crate::backend) fn check(stored: &StoredMatrix<'_>) -> Result<(), ModelEr
 }
 
 /// The blocks on a device.
-pub(in crate::backend) fn pack(stored: &StoredMatrix<'_>, device: &Device) -> Result<QTensor, ModelError> {
+pub(super) fn pack(stored: &StoredMatrix<'_>, device: &Device) -> Result<QTensor, ModelError> {
     check(stored)?;
     let kind = stored.kind;
     let block = block_type(kind).ok_or_else(|| ModelError::Tensor(format!("no arithmetic for type {kind}")))?;
