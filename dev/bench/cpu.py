@@ -132,8 +132,10 @@ def theirs(name, threads, kinds, folder):
         got = output([
             os.path.join(folder, "llama-batched-bench"), *common, "-tb", str(threads), "-c", str(STREAMS["eight"] * 256),
             "-npp", str(BEFORE), "-ntg", str(LONG), "-npl", str(STREAMS["eight"]), "--output-format", "jsonl"])
-        one, = (json.loads(line) for line in got.splitlines() if line.startswith("{"))
-        rates["eight"] = round(one["speed_tg"], 1)
+        lines = [json.loads(line) for line in got.splitlines() if line.startswith("{")]
+        if len(lines) != 1:
+            sys.exit(f"llama-batched-bench printed {len(lines)} results, expected 1:\n{got[-3000:]}")
+        rates["eight"] = round(lines[0]["speed_tg"], 1)
     return rates
 
 
@@ -302,6 +304,19 @@ def bars_of(median):
     return bars
 
 
+def busy():
+    """The part of the processors' time that others take."""
+    def times():
+        with open("/proc/stat") as file:
+            return [int(field) for field in file.readline().split()[1:9]]
+
+    before = times()
+    time.sleep(1)
+    passed = [later - one for one, later in zip(before, times())]
+    # The fourth and the fifth are idle, and idle while something is read.
+    return 1 - (passed[3] + passed[4]) / max(1, sum(passed))
+
+
 def main():
     # An end from outside is one like any other: the servers end with it.
     for one in (signal.SIGTERM, signal.SIGHUP):
@@ -309,6 +324,9 @@ def main():
     for name in given.only:
         if not os.path.exists(path(name)):
             sys.exit(f"{path(name)} is not there; dev/bench-models.sh makes it")
+    if (share := busy()) > 0.05:
+        print(f"something else takes {share:.0%} of this machine: the numbers, most of all those of 2 threads, say little",
+              flush=True)
     began = time.monotonic()
     everything = {}
     everything["arithmetic"], everything["avx2"] = arithmetic(
