@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -318,9 +317,6 @@ def busy():
 
 
 def main():
-    # An end from outside is one like any other: the servers end with it.
-    for one in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(one, lambda *_: sys.exit("ended from outside"))
     for name in given.only:
         if not os.path.exists(path(name)):
             sys.exit(f"{path(name)} is not there; dev/bench-models.sh makes it")

@@ -19,6 +19,9 @@ CORES = os.cpu_count()
 ANSWER = 48
 QUESTION = "Tell me a long story about the sea and its many ships, please."
 unique = itertools.count()
+# An end from outside is one like any other: the servers end with it.
+for one in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(one, lambda *_: sys.exit("ended from outside"))
 
 
 class Server:
