@@ -9,7 +9,7 @@ TESTBED := target/debug/escadre-testbed
 
 .PHONY: help demo demo-down test check fmt generate models templates clients reference bench-first-token \
 	check-cuda soak-operator soak-rollouts soak-serving bench-operator bench-rollouts bench-fleet bench-serving \
-	fuzz-short cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
+	bench-cpu fuzz-short cluster-up cluster-down cluster-status cluster-exec cluster-shell prerequisites testbed
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-rollouts: ## Measure a model update under traffic beside a plain Deploymen
 
 bench-serving: prerequisites ## Measure serving to up to 64 clients at once beside llama-server (about 20 minutes)
 	@dev/bench-serving.sh
+
+bench-cpu: prerequisites ## Measure the arithmetic on processors beside llama.cpp (about 20 minutes)
+	@dev/bench-cpu.sh
 
 bench-fleet: prerequisites ## Measure a whole fleet that is updated at once without a free GPU
 	@dev/bench-fleet.sh

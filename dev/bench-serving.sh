@@ -8,9 +8,8 @@ cd "$(dirname "$0")/.."
 . dev/cache.sh
 
 dev/models.sh
-dev/llama-server.sh
+peer=$(dev/llama-server.sh)
 cargo build --quiet --release --workspace --bin escadre-runtime
-version=0.3.36
-exec python3 dev/bench/serving.py target/release/escadre-runtime "$cache/llama-server-$version/llama-server" "$version" \
+exec python3 dev/bench/serving.py target/release/escadre-runtime "$peer/llama-server" "$(cat "$peer/version")" \
   "$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf" \
   "${ESCADRE_BENCH_TRACE:-../shared/testdata/traces/azure2023_conv.csv}" "${ESCADRE_BENCH_RESULTS:-docs/benchmarks}"

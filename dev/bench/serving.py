@@ -8,194 +8,28 @@ Both servers run side by side; whoever is not measured is idle. What is measured
 """
 
 import asyncio
-import atexit
 import csv
 import datetime
+import functools
 import itertools
-import json
 import os
 import random
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 
+import servers
+from servers import ANSWER, QUESTION, Record, ask, closed_loop, percentiles, rate, summary
 from side_by_side import report
 
 runtime, llama_server, llama_version, model, trace, results = sys.argv[1:]
 # A trial with shorter phases, whose numbers say little.
 PACE = float(os.environ.get("ESCADRE_BENCH_PACE", "1"))
-CORES = os.cpu_count()
 LEVELS = [1, 4, 8, 16, 32, 64]
 SLOTS, CONTEXT = 32, 1024
-# Tokens of the answers of the closed loops.
-ANSWER = 48
 # Falls that are smaller than this are noise.
 NOISE = 0.95
-QUESTION = "Tell me a long story about the sea and its many ships, please."
-unique = itertools.count()
-
-
-class Server:
-    """A server under test."""
-
-    def __init__(self, name, command, port, ready):
-        self.name, self.port = name, port
-        self.log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        atexit.register(self.process.kill)
-        deadline = time.monotonic() + 120
-        while not answers(ready):
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                self.log.seek(0)
-                sys.exit(f"{name} does not serve:\n{self.log.read().decode()[-3000:]}")
-            time.sleep(0.2)
-
-    def memory(self, field):
-        """Megabytes: VmRSS is what it holds now, VmHWM the most that it held."""
-        with open(f"/proc/{self.process.pid}/status") as file:
-            return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
-
-    def stop(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-
-def answers(url):
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def escadre(slots, context, prefix=()):
-    port, admin = free_port(), free_port()
-    command = [*prefix, runtime, "serve", f"--model={model}", "--served-name=m", f"--port={port}", f"--admin-port={admin}",
-               f"--max-concurrency={slots}", f"--max-context={context}"]
-    return Server("escadre", command, port, f"http://127.0.0.1:{admin}/readyz")
-
-
-def llama(slots, context, prefix=(), threads=CORES):
-    port = free_port()
-    command = [*prefix, llama_server, "-m", model, "--port", str(port), "-np", str(slots), "-c", str(slots * context),
-               "-t", str(threads), "-tb", str(threads), "--no-ui", "-a", "m"]
-    return Server("llama-server", command, port, f"http://127.0.0.1:{port}/health")
-
-
-class Record:
-    """One request: when it began, and when each part of its answer came."""
-
-    def __init__(self):
-        self.began = time.monotonic()
-        self.status = None
-        self.retry_after = None
-        self.parts = []
-        self.finished = None
-        self.error = None
-
-    @property
-    def first(self):
-        return self.parts[0] - self.began
-
-    @property
-    def gaps(self):
-        return [later - one for one, later in itertools.pairwise(self.parts)]
-
-
-async def ask(server, record, prompt=QUESTION, tokens=ANSWER, more={}):
-    """Streams one answer into the record. HTTP by hand: the client takes as little of the processors as possible."""
-    body = json.dumps({
-        "model": "m", "stream": True, "max_tokens": tokens, "temperature": 0,
-        # No two prompts begin alike, so that nothing is found in a cache.
-        "messages": [{"role": "system", "content": f"You are ship {next(unique)}."}, {"role": "user", "content": prompt}],
-        **more,
-    }).encode()
-    writer = None
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        record.status = int((await reader.readline()).split()[1])
-        while (line := (await reader.readline()).strip()):
-            key, _, value = line.partition(b":")
-            if key.lower() == b"retry-after":
-                record.retry_after = int(value)
-        while line := await reader.readline():
-            if not line.startswith(b"data: {"):
-                continue
-            data = json.loads(line[6:])
-            if "error" in data:
-                record.error = str(data["error"])
-            for choice in data.get("choices", []):
-                if choice.get("delta", {}).get("content"):
-                    record.parts.append(time.monotonic())
-                if choice.get("finish_reason"):
-                    record.finished = time.monotonic()
-        if record.status != 200 or record.finished is None:
-            record.error = record.error or f"status {record.status}, not finished"
-    except (OSError, ValueError, IndexError) as error:
-        record.error = repr(error)
-    finally:
-        if writer is not None:
-            writer.close()
-    return record
-
-
-def percentiles(values):
-    ordered = sorted(values)
-    if not ordered:
-        return {}
-    return {f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 4) for p in (50, 95, 99)}
-
-
-def summary(records):
-    done = [record for record in records if record.finished and record.parts]
-    return {
-        "requests": len(records),
-        "failed": sum(1 for record in records if record.error),
-        "ttft": percentiles([record.first for record in done]),
-        "itl": percentiles([gap for record in done for gap in record.gaps]),
-        "e2e": percentiles([record.finished - record.began for record in done]),
-    }
-
-
-def rate(records, start, end):
-    """Parts per second, which are tokens but for a few that have no text of their own."""
-    return sum(1 for record in records for part in record.parts if start <= part < end) / (end - start)
-
-
-async def closed_loop(server, clients, seconds, questions=itertools.repeat(())):
-    """So many clients, each with its next question as soon as it has its answer."""
-    records = []
-    stop = asyncio.Event()
-
-    async def client():
-        while not stop.is_set():
-            records.append(record := Record())
-            await ask(server, record, *next(questions))
-
-    tasks = [asyncio.create_task(client()) for _ in range(clients)]
-    warm = 0.25 * seconds
-    await asyncio.sleep(warm)
-    start = time.monotonic()
-    await asyncio.sleep(seconds)
-    end = time.monotonic()
-    stop.set()
-    # Those that are under way come to their end, so that whoever fails is seen.
-    await asyncio.gather(*tasks)
-    answered = sum(1 for record in records if record.finished and start <= record.finished < end)
-    return {"tokensPerSecond": round(rate(records, start, end), 2),
-            "requestsPerSecond": round(answered / (end - start), 3), **summary(records)}
+escadre = functools.partial(servers.escadre, runtime, model)
+llama = functools.partial(servers.llama, llama_server, model)
 
 
 def words(tokens, dice):
@@ -384,28 +218,28 @@ def show(title, rows):
 
 async def run():
     record = {}
-    servers = [escadre(SLOTS, CONTEXT), llama(SLOTS, CONTEXT)]
-    ours = servers[0]
-    for server in servers:
+    both = [escadre(SLOTS, CONTEXT), llama(SLOTS, CONTEXT)]
+    ours = both[0]
+    for server in both:
         await ask(server, Record())
 
-    record["closed"] = {server.name: {} for server in servers}
+    record["closed"] = {server.name: {} for server in both}
     # Many clients that began together read their prompts together for some rounds: a longer look evens that out.
     print(f"{'tokens per second':>22} {'escadre':>10} {'llama-server':>13}", flush=True)
     for clients in LEVELS:
-        for server in servers:
+        for server in both:
             record["closed"][server.name][clients] = await closed_loop(server, clients, (12 if clients < 16 else 22) * PACE)
-        line = [record["closed"][server.name][clients]["tokensPerSecond"] for server in servers]
+        line = [record["closed"][server.name][clients]["tokensPerSecond"] for server in both]
         print(f"{clients:>14} clients {line[0]:10.1f} {line[1]:13.1f}", flush=True)
     record["memory"] = {server.name: {"steady": round(server.memory("VmRSS")), "peak": round(server.memory("VmHWM"))}
-                        for server in servers}
+                        for server in both}
     show("megabytes", record["memory"].items())
 
     rates = {n: record["closed"]["escadre"][n]["tokensPerSecond"] for n in LEVELS}
     if os.path.exists(trace):
         # The trace with lengths that the small model's context holds, at six tenths of what the slower one can answer.
         capacity = {}
-        for server in servers:
+        for server in both:
             dice, lines = random.Random(5), arrivals(8, 400)
             questions = (question(prompt, answer, dice) for _, prompt, answer in lines)
             capacity[server.name] = (await closed_loop(server, 16, 20 * PACE, questions))["requestsPerSecond"]
@@ -414,7 +248,7 @@ async def run():
         seconds = 60 * PACE
         lines = arrivals(8, max(2, int(seconds * 0.6 * min(capacity.values()))))
         schedule = [(at * seconds / lines[-1][0], prompt, answer) for at, prompt, answer in lines]
-        record["trace"] = {server.name: await open_loop(server, schedule) for server in servers}
+        record["trace"] = {server.name: await open_loop(server, schedule) for server in both}
         show(f"open loop: {len(schedule)} requests of the trace", record["trace"].items())
     else:
         print(f"\nno open loop: {trace} is not there; name a trace of the Azure public dataset by ESCADRE_BENCH_TRACE")
@@ -424,7 +258,7 @@ async def run():
 
     record["overload"] = await overload(ours, 120 * PACE, 12 * PACE)
     show("overload, escadre", record["overload"].items())
-    for server in servers:
+    for server in both:
         server.stop()
 
     record["fairness"] = {}

@@ -35,10 +35,13 @@ def report(name, results, versions, rounds, median, bars):
     print(f"\n{'bar':44} {'wanted':>8} {'measured':>9}")
     for bar, wanted, measured, met in bars:
         print(f"{bar:44} {wanted:>8} {measured:9.2f}  {'met' if met else 'missed'}")
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+    with open("/proc/cpuinfo") as file:
+        cpu = dict(map(str.strip, line.split(":", 1)) for line in file if ":" in line)
+    flags = [flag for flag in cpu.get("flags", "").split() if flag.startswith(("avx", "fma", "f16c", "amx"))]
     record = {
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
+        "machine": {"cpu": cpu.get("model name", "unknown"), "flags": flags, "cores": os.cpu_count(),
+                    "kernel": platform.release()},
         "versions": {**versions, "escadre": subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()},
         "rounds": rounds,
