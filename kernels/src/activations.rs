@@ -1,7 +1,7 @@
 //! Activations as integers of 8 bits.
 
 use crate::instructions::{Vectors, Work};
-use crate::{BLOCK, Cores, GROUPS, Level};
+use crate::{BLOCK, Cores, GROUPS, Level, TILE};
 
 /// Words of a row in a block: its groups, its sums (of the block, of its halves), its scale and its scaled sum.
 pub(crate) const WORDS: usize = GROUPS + 5;
@@ -118,12 +118,12 @@ impl Work for Quantise<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: Vectors>(self, _: V) {
+    fn run<V: Vectors>(self, vectors: V) {
         let rows = self.x.len() / self.inputs;
         for (row, values) in self.x.chunks_exact(self.inputs).enumerate() {
             let blocks = values.as_chunks::<BLOCK>().0;
             for (values, words) in blocks.iter().zip(self.words.chunks_exact_mut(WORDS * rows)) {
-                let block = block(values);
+                let block = block(vectors, values);
                 for (word, value) in words.chunks_exact_mut(rows).zip(block) {
                     word[row] = value;
                 }
@@ -135,62 +135,58 @@ impl Work for Quantise<'_> {
 /// The words of one block of one row.
 #[expect(clippy::cast_precision_loss, reason = "sums of a block are small")]
 #[inline(always)]
-fn block(values: &[f32; BLOCK]) -> [u32; WORDS] {
-    /// Added to a small number, it leaves the nearest integer in the lowest bits, halves to even: 1.5 * 2^23.
-    const ROUND: f32 = 12_582_912.0;
-    let (low, high) = values.split_at(BLOCK / 2);
-    let mut lanes = [0.0_f32; BLOCK / 2];
-    for ((lane, low), high) in lanes.iter_mut().zip(low).zip(high) {
-        // Comparisons in this order leave out what is not a number.
-        let low = if low.abs() > 0.0 { low.abs() } else { 0.0 };
-        *lane = if high.abs() > low { high.abs() } else { low };
-    }
-    let mut width = BLOCK / 4;
-    while width > 0 {
-        for at in 0..width {
-            let (one, other) = (lanes[at], lanes[at + width]);
-            lanes[at] = if other > one { other } else { one };
-        }
-        width /= 2;
-    }
-    let largest = lanes[0];
+fn block<V: Vectors>(vectors: V, values: &[f32; BLOCK]) -> [u32; WORDS] {
+    let halves = values.as_chunks::<TILE>().0;
+    let halves = [vectors.read(&halves[0]), vectors.read(&halves[1])];
+    // What is not a number is not larger than zero.
+    let zero = vectors.splat(0.0);
+    let sizes = halves.map(|half| vectors.larger(vectors.absolute(half), zero));
+    let largest = vectors.largest(vectors.larger(sizes[0], sizes[1]));
     let (scale, factor) = if largest >= f32::MIN_POSITIVE && largest.is_finite() {
         (largest / 127.0, 127.0 / largest)
     } else {
         (0.0, 0.0)
     };
-    let mut quants = [0_i32; BLOCK];
-    for (quant, value) in quants.iter_mut().zip(values) {
-        let rounded = (value * factor + ROUND).to_bits().cast_signed();
-        *quant = (rounded << 24) >> 24;
-    }
-    let halves = [total(&quants[..BLOCK / 2]), total(&quants[BLOCK / 2..])];
-    let whole = halves[0] + halves[1];
+    let quants = halves.map(|half| vectors.round(vectors.numbers(vectors.multiply(half, vectors.splat(factor)))));
     let mut words = [0; WORDS];
-    for (word, group) in words.iter_mut().zip(quants.as_chunks::<4>().0) {
-        let byte = |at: usize| (group[at] & 0xff).cast_unsigned() << (8 * at);
-        *word = byte(0) | byte(1) | byte(2) | byte(3);
+    for (words, quants) in words.as_chunks_mut::<{ GROUPS / 2 }>().0.iter_mut().zip(quants) {
+        for (word, group) in words.iter_mut().zip(vectors.bytes(quants).as_chunks().0) {
+            *word = u32::from_le_bytes(*group);
+        }
     }
+    let sums = quants.map(|quants| vectors.total(quants));
+    let whole = sums[0] + sums[1];
     words[SUMS] = (-whole).cast_unsigned();
-    words[SUMS + 1] = (-halves[0]).cast_unsigned();
-    words[SUMS + 2] = (-halves[1]).cast_unsigned();
+    words[SUMS + 1] = (-sums[0]).cast_unsigned();
+    words[SUMS + 2] = (-sums[1]).cast_unsigned();
     words[SCALE] = scale.to_bits();
     words[SCALED] = (scale * whole as f32).to_bits();
     words
 }
 
-#[inline(always)]
-fn total(quants: &[i32]) -> i32 {
-    let mut total = 0;
-    for quant in quants {
-        total += quant;
-    }
-    total
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Block<'a>(&'a [f32; BLOCK]);
+
+    impl Work for Block<'_> {
+        type Output = [u32; WORDS];
+
+        #[inline(always)]
+        fn run<V: Vectors>(self, vectors: V) -> [u32; WORDS] {
+            super::block(vectors, self.0)
+        }
+    }
+
+    /// The same at every level.
+    fn block(values: &[f32; BLOCK]) -> [u32; WORDS] {
+        let expected = Level::PORTABLE.run(Block(values));
+        for level in Level::available() {
+            assert_eq!(level.run(Block(values)), expected, "{level:?}");
+        }
+        expected
+    }
 
     #[test]
     fn block_has_its_values_sums_and_scale() {

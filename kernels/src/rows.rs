@@ -1,8 +1,8 @@
 //! What is done with the rows of a buffer one by one.
 
-use crate::Cores;
 use crate::instructions::{Vectors, Work};
-use crate::math::{LANES, across};
+use crate::math::across;
+use crate::{Cores, TILE};
 
 /// Values that one thread takes together at least.
 const TOGETHER: usize = 8192;
@@ -104,8 +104,8 @@ impl Work for Norm<'_> {
     fn run<V: Vectors>(self, _: V) {
         let width = self.weight.len();
         for row in self.x.chunks_exact_mut(width) {
-            let mut lanes = [0.0; LANES];
-            let (chunks, rest) = row.as_chunks::<LANES>();
+            let mut lanes = [0.0; TILE];
+            let (chunks, rest) = row.as_chunks::<TILE>();
             for chunk in chunks {
                 for (lane, value) in lanes.iter_mut().zip(chunk) {
                     *lane += value * value;

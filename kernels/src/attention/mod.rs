@@ -186,12 +186,12 @@ impl Work for Join<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: Vectors>(self, _: V) {
+    fn run<V: Vectors>(self, vectors: V) {
         let padded = self.mixed.len() / self.states.len();
         let (total, others) = self.mixed.split_at_mut(padded);
         let (mut state, states) = (self.states[0], &self.states[1..]);
         for (other, mixed) in states.iter().zip(others.chunks_exact(padded)) {
-            state.join(total, *other, mixed);
+            state.join(vectors, total, *other, mixed);
         }
         state.finish(total, self.out);
     }

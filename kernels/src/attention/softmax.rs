@@ -1,6 +1,8 @@
 //! The exponentials of attention.
 
-use crate::math::{LANES, across, exp, tanh};
+use crate::TILE;
+use crate::instructions::Vectors;
+use crate::math::{across, exp, tanh};
 use std::ops::Range;
 
 /// What a query's weights have in common, for the keys that it has seen so far.
@@ -21,10 +23,11 @@ impl Softmax {
 
     /// Turns the scores of a span into weights; keys that are not `seen`, of which there is one at least, get 0.
     #[inline(always)]
-    pub(super) fn weigh(scores: &mut [f32], seen: Range<usize>, soft_cap: Option<f32>) -> Self {
+    pub(super) fn weigh<V: Vectors>(vectors: V, scores: &mut [f32], seen: Range<usize>, soft_cap: Option<f32>) -> Self {
         if let Some(cap) = soft_cap {
-            for score in scores.iter_mut() {
-                *score = cap * tanh(*score / cap);
+            for chunk in scores.as_chunks_mut().0 {
+                let share = vectors.divide(vectors.read(chunk), vectors.splat(cap));
+                vectors.write(vectors.multiply(tanh(vectors, share), vectors.splat(cap)), chunk);
             }
         }
         for score in &mut scores[..seen.start] {
@@ -33,38 +36,30 @@ impl Softmax {
         for score in &mut scores[seen.end..] {
             *score = f32::NEG_INFINITY;
         }
-        let chunks = scores.as_chunks_mut::<LANES>().0;
-        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunks = scores.as_chunks_mut::<TILE>().0;
+        let mut largest = vectors.splat(f32::NEG_INFINITY);
         for chunk in &*chunks {
-            for (lane, score) in lanes.iter_mut().zip(chunk) {
-                *lane = if *score > *lane { *score } else { *lane };
-            }
+            // What is not a number is not larger than another.
+            largest = vectors.larger(vectors.read(chunk), largest);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for at in 0..width {
-                let (one, other) = (lanes[at], lanes[at + width]);
-                lanes[at] = if other > one { other } else { one };
-            }
-            width /= 2;
-        }
-        let largest = lanes[0];
-        let mut sums = [0.0; LANES];
+        let largest = vectors.largest(largest);
+        let mut sums = vectors.splat(0.0);
         for chunk in chunks {
-            for (score, sum) in chunk.iter_mut().zip(&mut sums) {
-                *score = exp(*score - largest);
-                *sum += *score;
-            }
+            let weight = exp(vectors, vectors.subtract(vectors.read(chunk), vectors.splat(largest)));
+            sums = vectors.add(sums, weight);
+            vectors.write(weight, chunk);
         }
+        let mut lanes = [0.0; TILE];
+        vectors.write(sums, &mut lanes);
         Self {
             largest,
-            sum: across(sums),
+            sum: across(lanes),
         }
     }
 
     /// Takes in what another span gave, and what was mixed by its weights.
     #[inline(always)]
-    pub(super) fn join(&mut self, mixed: &mut [f32], other: Self, of_other: &[f32]) {
+    pub(super) fn join<V: Vectors>(&mut self, vectors: V, mixed: &mut [f32], other: Self, of_other: &[f32]) {
         if other.is_nothing() {
             return;
         }
@@ -74,11 +69,13 @@ impl Softmax {
             return;
         }
         let largest = if other.largest > self.largest { other.largest } else { self.largest };
-        let (factor, factor_of_other) = (exp(self.largest - largest), exp(other.largest - largest));
+        let mut factors = [0.0; TILE];
+        (factors[0], factors[1]) = (self.largest - largest, other.largest - largest);
+        vectors.write(exp(vectors, vectors.read(&factors)), &mut factors);
         for (value, other) in mixed.iter_mut().zip(of_other) {
-            *value = *value * factor + other * factor_of_other;
+            *value = *value * factors[0] + other * factors[1];
         }
-        self.sum = self.sum * factor + other.sum * factor_of_other;
+        self.sum = self.sum * factors[0] + other.sum * factors[1];
         self.largest = largest;
     }
 
@@ -99,21 +96,38 @@ impl Softmax {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Level;
+    use crate::instructions::Work;
+
+    struct Weigh<'a>(&'a mut [f32], Range<usize>, Option<f32>);
+
+    impl Work for Weigh<'_> {
+        type Output = Softmax;
+
+        #[inline(always)]
+        fn run<V: Vectors>(self, vectors: V) -> Softmax {
+            Softmax::weigh(vectors, self.0, self.1, self.2)
+        }
+    }
 
     #[test]
     fn score_that_is_no_number_is_not_hidden() {
-        let mut scores = [1.0; 32];
-        scores[3] = f32::NAN;
-        assert!(Softmax::weigh(&mut scores, 0..32, None).sum.is_nan());
+        for level in Level::available() {
+            let mut scores = [1.0; 32];
+            scores[3] = f32::NAN;
+            assert!(level.run(Weigh(&mut scores, 0..32, None)).sum.is_nan());
+        }
     }
 
     #[test]
     fn keys_that_are_not_seen_have_no_weight_whatever_their_score() {
-        let mut scores = [1.0; 32];
-        scores[0] = f32::NAN;
-        scores[31] = 1e30;
-        let softmax = Softmax::weigh(&mut scores, 1..31, Some(5.0));
-        assert_eq!(softmax.sum.to_bits(), 30.0_f32.to_bits());
-        assert_eq!([scores[0], scores[31]].map(f32::to_bits), [0, 0]);
+        for level in Level::available() {
+            let mut scores = [1.0; 32];
+            scores[0] = f32::NAN;
+            scores[31] = 1e30;
+            let softmax = level.run(Weigh(&mut scores, 1..31, Some(5.0)));
+            assert_eq!(softmax.sum.to_bits(), 30.0_f32.to_bits());
+            assert_eq!([scores[0], scores[31]].map(f32::to_bits), [0, 0]);
+        }
     }
 }

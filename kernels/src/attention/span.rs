@@ -125,7 +125,7 @@ impl<E: Element> Tile<'_, E> {
                 scores.fill(0.0);
             } else {
                 let seen = seen.start - known.start..seen.end - known.start;
-                *weighed = Softmax::weigh(scores, seen, self.attention.soft_cap);
+                *weighed = Softmax::weigh(vectors, scores, seen, self.attention.soft_cap);
             }
         }
         of_span.clear();
@@ -144,7 +144,7 @@ impl<E: Element> Tile<'_, E> {
         }
         let results = mixed.chunks_exact_mut(padded).zip(of_span.chunks_exact(padded));
         for ((state, weighed), (mixed, of_span)) in states.iter_mut().zip(weighed).zip(results) {
-            state.join(mixed, weighed, of_span);
+            state.join(vectors, mixed, weighed, of_span);
         }
     }
 

@@ -48,6 +48,8 @@ impl Vectors for Loops {
         std::array::from_fn(|at| one[at] | other[at])
     }
 
+    fn prefetch(self, _: &Line, _: usize) {}
+
     fn start(self, value: u32, bits: i32) -> [i32; TILE] {
         [value.cast_signed() << bits; TILE]
     }
@@ -66,6 +68,15 @@ impl Vectors for Loops {
         self.dot(sums, weights, inputs)
     }
 
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "wanted")]
+    fn bytes(self, ints: [i32; TILE]) -> [u8; TILE] {
+        ints.map(|int| int as u8)
+    }
+
+    fn total(self, ints: [i32; TILE]) -> i32 {
+        ints.iter().sum()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "sums of a block have less than 24 bits")]
     fn to_floats(self, ints: [i32; TILE]) -> [f32; TILE] {
         ints.map(|int| int as f32)
@@ -73,6 +84,52 @@ impl Vectors for Loops {
 
     fn splat(self, value: f32) -> [f32; TILE] {
         [value; TILE]
+    }
+
+    fn add(self, one: [f32; TILE], other: [f32; TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| one[at] + other[at])
+    }
+
+    fn subtract(self, one: [f32; TILE], other: [f32; TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| one[at] - other[at])
+    }
+
+    fn divide(self, one: [f32; TILE], other: [f32; TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| one[at] / other[at])
+    }
+
+    fn absolute(self, floats: [f32; TILE]) -> [f32; TILE] {
+        floats.map(f32::abs)
+    }
+
+    fn larger(self, one: [f32; TILE], other: [f32; TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| if one[at] > other[at] { one[at] } else { other[at] })
+    }
+
+    fn smaller(self, one: [f32; TILE], other: [f32; TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| if one[at] < other[at] { one[at] } else { other[at] })
+    }
+
+    fn largest(self, floats: [f32; TILE]) -> f32 {
+        floats.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    fn unless_below(self, floats: [f32; TILE], limit: f32, values: [f32; TILE]) -> [f32; TILE] {
+        std::array::from_fn(|at| if floats[at] < limit { 0.0 } else { values[at] })
+    }
+
+    fn numbers(self, floats: [f32; TILE]) -> [f32; TILE] {
+        floats.map(|float| if float.is_nan() { 0.0 } else { float })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "numbers below 2^31")]
+    fn round(self, floats: [f32; TILE]) -> [i32; TILE] {
+        // What is no number becomes the least integer, as the instructions of the other levels have it.
+        floats.map(|float| if float.is_nan() { i32::MIN } else { float.round_ties_even() as i32 })
+    }
+
+    fn power_of_two(self, ints: [i32; TILE]) -> [f32; TILE] {
+        ints.map(|int| f32::from_bits((int.wrapping_add(127) << 23).cast_unsigned()))
     }
 
     fn multiply(self, one: [f32; TILE], other: [f32; TILE]) -> [f32; TILE] {

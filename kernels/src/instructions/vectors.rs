@@ -32,6 +32,9 @@ pub(crate) trait Vectors: Copy {
     fn right(self, bytes: Self::Bytes, bits: i32) -> Self::Bytes;
     fn or(self, one: Self::Bytes, other: Self::Bytes) -> Self::Bytes;
 
+    /// Asks for what lies some lines after this one, wherever that is.
+    fn prefetch(self, line: &Line, lines_ahead: usize);
+
     /// `value << bits` for every output.
     fn start(self, value: u32, bits: i32) -> Self::Ints;
     /// Adds the products of four unsigned weights of each output, at most 127, with the four signed bytes of `inputs`.
@@ -39,8 +42,31 @@ pub(crate) trait Vectors: Copy {
     /// As [`dot`](Self::dot) with weights to 255.
     fn dot_whole(self, sums: Self::Ints, weights: Self::Bytes, inputs: u32) -> Self::Ints;
 
+    /// Low bytes.
+    fn bytes(self, ints: Self::Ints) -> [u8; TILE];
+    /// The sum of all integers.
+    fn total(self, ints: Self::Ints) -> i32;
+
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;
     fn splat(self, value: f32) -> Self::Floats;
+    fn add(self, one: Self::Floats, other: Self::Floats) -> Self::Floats;
+    fn subtract(self, one: Self::Floats, other: Self::Floats) -> Self::Floats;
+    fn divide(self, one: Self::Floats, other: Self::Floats) -> Self::Floats;
+    fn absolute(self, floats: Self::Floats) -> Self::Floats;
+    /// `one` where it is larger, else `other`, also where one of them is no number.
+    fn larger(self, one: Self::Floats, other: Self::Floats) -> Self::Floats;
+    /// `one` where it is smaller, else `other`, also where one of them is no number.
+    fn smaller(self, one: Self::Floats, other: Self::Floats) -> Self::Floats;
+    /// The largest of all, none of which is no number.
+    fn largest(self, floats: Self::Floats) -> f32;
+    /// 0 where `floats` is below `limit`, else `values`, also where it is no number.
+    fn unless_below(self, floats: Self::Floats, limit: f32, values: Self::Floats) -> Self::Floats;
+    /// 0 where it is no number.
+    fn numbers(self, floats: Self::Floats) -> Self::Floats;
+    /// The nearest integers, halves to even, of numbers below 2^31.
+    fn round(self, floats: Self::Floats) -> Self::Ints;
+    /// 2 to the power of small integers.
+    fn power_of_two(self, ints: Self::Ints) -> Self::Floats;
     fn multiply(self, one: Self::Floats, other: Self::Floats) -> Self::Floats;
     /// `one * other + sum`, rounded once.
     fn multiply_add(self, one: Self::Floats, other: Self::Floats, sum: Self::Floats) -> Self::Floats;

@@ -89,6 +89,12 @@ impl Vectors for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, line: &Line, lines_ahead: usize) {
+        let place = std::ptr::from_ref(line).wrapping_add(lines_ahead);
+        proven!(_mm_prefetch::<_MM_HINT_T0>(place.cast()));
+    }
+
+    #[inline(always)]
     fn start(self, value: u32, bits: i32) -> __m512i {
         proven!(_mm512_sll_epi32(
             _mm512_set1_epi32(value.cast_signed()),
@@ -111,6 +117,18 @@ impl Vectors for Avx512 {
     }
 
     #[inline(always)]
+    fn bytes(self, ints: __m512i) -> [u8; TILE] {
+        let mut bytes = [0; TILE];
+        proven!(_mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(ints)));
+        bytes
+    }
+
+    #[inline(always)]
+    fn total(self, ints: __m512i) -> i32 {
+        proven!(_mm512_reduce_add_epi32(ints))
+    }
+
+    #[inline(always)]
     fn to_floats(self, ints: __m512i) -> __m512 {
         proven!(_mm512_cvtepi32_ps(ints))
     }
@@ -118,6 +136,70 @@ impl Vectors for Avx512 {
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         proven!(_mm512_set1_ps(value))
+    }
+
+    #[inline(always)]
+    fn add(self, one: __m512, other: __m512) -> __m512 {
+        proven!(_mm512_add_ps(one, other))
+    }
+
+    #[inline(always)]
+    fn subtract(self, one: __m512, other: __m512) -> __m512 {
+        proven!(_mm512_sub_ps(one, other))
+    }
+
+    #[inline(always)]
+    fn divide(self, one: __m512, other: __m512) -> __m512 {
+        proven!(_mm512_div_ps(one, other))
+    }
+
+    #[inline(always)]
+    fn absolute(self, floats: __m512) -> __m512 {
+        proven!(_mm512_abs_ps(floats))
+    }
+
+    #[inline(always)]
+    fn larger(self, one: __m512, other: __m512) -> __m512 {
+        proven!(_mm512_max_ps(one, other))
+    }
+
+    #[inline(always)]
+    fn smaller(self, one: __m512, other: __m512) -> __m512 {
+        proven!(_mm512_min_ps(one, other))
+    }
+
+    #[inline(always)]
+    fn largest(self, floats: __m512) -> f32 {
+        proven!(_mm512_reduce_max_ps(floats))
+    }
+
+    #[inline(always)]
+    fn unless_below(self, floats: __m512, limit: f32, values: __m512) -> __m512 {
+        proven!({
+            let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(floats, _mm512_set1_ps(limit));
+            _mm512_maskz_mov_ps(kept, values)
+        })
+    }
+
+    #[inline(always)]
+    fn numbers(self, floats: __m512) -> __m512 {
+        proven!(_mm512_maskz_mov_ps(
+            _mm512_cmp_ps_mask::<_CMP_ORD_Q>(floats, floats),
+            floats
+        ))
+    }
+
+    #[inline(always)]
+    fn round(self, floats: __m512) -> __m512i {
+        proven!(_mm512_cvtps_epi32(floats))
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, ints: __m512i) -> __m512 {
+        proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(
+            ints,
+            _mm512_set1_epi32(127)
+        ))))
     }
 
     #[inline(always)]
@@ -253,6 +335,12 @@ impl<const VNNI: bool> Vectors for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch(self, line: &Line, lines_ahead: usize) {
+        let place = std::ptr::from_ref(line).wrapping_add(lines_ahead);
+        proven!(_mm_prefetch::<_MM_HINT_T0>(place.cast()));
+    }
+
+    #[inline(always)]
     fn start(self, value: u32, bits: i32) -> [__m256i; 2] {
         proven!([_mm256_set1_epi32(value.cast_signed() << bits); 2])
     }
@@ -277,6 +365,29 @@ impl<const VNNI: bool> Vectors for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn bytes(self, ints: [__m256i; 2]) -> [u8; TILE] {
+        let mut bytes = [0; TILE];
+        proven!({
+            let low = _mm256_set1_epi32(0xff);
+            let ints = [_mm256_and_si256(ints[0], low), _mm256_and_si256(ints[1], low)];
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(ints[0], ints[1]));
+            let packed = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), packed);
+        });
+        bytes
+    }
+
+    #[inline(always)]
+    fn total(self, ints: [__m256i; 2]) -> i32 {
+        let mut sums = [0; 8];
+        proven!(_mm256_storeu_si256(
+            sums.as_mut_ptr().cast(),
+            _mm256_add_epi32(ints[0], ints[1])
+        ));
+        (sums[0] + sums[1] + sums[2] + sums[3]) + (sums[4] + sums[5] + sums[6] + sums[7])
+    }
+
+    #[inline(always)]
     fn to_floats(self, ints: [__m256i; 2]) -> [__m256; 2] {
         proven!([_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])])
     }
@@ -284,6 +395,84 @@ impl<const VNNI: bool> Vectors for Avx2<VNNI> {
     #[inline(always)]
     fn splat(self, value: f32) -> [__m256; 2] {
         proven!([_mm256_set1_ps(value); 2])
+    }
+
+    #[inline(always)]
+    fn add(self, one: [__m256; 2], other: [__m256; 2]) -> [__m256; 2] {
+        proven!([_mm256_add_ps(one[0], other[0]), _mm256_add_ps(one[1], other[1])])
+    }
+
+    #[inline(always)]
+    fn subtract(self, one: [__m256; 2], other: [__m256; 2]) -> [__m256; 2] {
+        proven!([_mm256_sub_ps(one[0], other[0]), _mm256_sub_ps(one[1], other[1])])
+    }
+
+    #[inline(always)]
+    fn divide(self, one: [__m256; 2], other: [__m256; 2]) -> [__m256; 2] {
+        proven!([_mm256_div_ps(one[0], other[0]), _mm256_div_ps(one[1], other[1])])
+    }
+
+    #[inline(always)]
+    fn larger(self, one: [__m256; 2], other: [__m256; 2]) -> [__m256; 2] {
+        proven!([_mm256_max_ps(one[0], other[0]), _mm256_max_ps(one[1], other[1])])
+    }
+
+    #[inline(always)]
+    fn smaller(self, one: [__m256; 2], other: [__m256; 2]) -> [__m256; 2] {
+        proven!([_mm256_min_ps(one[0], other[0]), _mm256_min_ps(one[1], other[1])])
+    }
+
+    #[inline(always)]
+    fn absolute(self, floats: [__m256; 2]) -> [__m256; 2] {
+        proven!({
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, floats[0]), _mm256_andnot_ps(sign, floats[1])]
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self, floats: [__m256; 2]) -> f32 {
+        proven!({
+            let eight = _mm256_max_ps(floats[0], floats[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+
+    #[inline(always)]
+    fn unless_below(self, floats: [__m256; 2], limit: f32, values: [__m256; 2]) -> [__m256; 2] {
+        proven!({
+            let limit = _mm256_set1_ps(limit);
+            [
+                _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(floats[0], limit), values[0]),
+                _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(floats[1], limit), values[1]),
+            ]
+        })
+    }
+
+    #[inline(always)]
+    fn numbers(self, floats: [__m256; 2]) -> [__m256; 2] {
+        proven!([
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_ORD_Q>(floats[0], floats[0]), floats[0]),
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_ORD_Q>(floats[1], floats[1]), floats[1]),
+        ])
+    }
+
+    #[inline(always)]
+    fn round(self, floats: [__m256; 2]) -> [__m256i; 2] {
+        proven!([_mm256_cvtps_epi32(floats[0]), _mm256_cvtps_epi32(floats[1])])
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, ints: [__m256i; 2]) -> [__m256; 2] {
+        proven!({
+            let bias = _mm256_set1_epi32(127);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(ints[0], bias))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(ints[1], bias))),
+            ]
+        })
     }
 
     #[inline(always)]

@@ -370,7 +370,7 @@ impl Work for Finishing<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: Vectors>(self, _: V) {
+    fn run<V: Vectors>(self, vectors: V) {
         let (outputs, rows) = (self.of.matrices[0].outputs(), self.of.x.rows);
         for (index, tile) in self.tiles.enumerate() {
             let columns = tile * TILE..outputs.min((tile + 1) * TILE);
@@ -390,13 +390,12 @@ impl Work for Finishing<'_> {
                     Finish::Gate { gate, .. } => {
                         let mut ups = self.sums[1][index * rows + row];
                         add(&mut ups, biases[1].as_ref());
-                        for (value, up) in values.iter_mut().zip(ups) {
-                            *value = up
-                                * match gate {
-                                    Gate::Silu => silu(*value),
-                                    Gate::GeluTanh => gelu_tanh(*value),
-                                };
-                        }
+                        let x = vectors.read(&values);
+                        let gated = match gate {
+                            Gate::Silu => silu(vectors, x),
+                            Gate::GeluTanh => gelu_tanh(vectors, x),
+                        };
+                        vectors.write(vectors.multiply(gated, vectors.read(&ups)), &mut values);
                     }
                 }
                 out.copy_from_slice(&values[..out.len()]);
@@ -423,15 +422,19 @@ fn add(values: &mut Sums, others: Option<&Sums>) {
 }
 
 #[inline(always)]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
+fn silu<V: Vectors>(vectors: V, x: V::Floats) -> V::Floats {
+    let negative = vectors.subtract(vectors.splat(0.0), x);
+    vectors.divide(x, vectors.add(exp(vectors, negative), vectors.splat(1.0)))
 }
 
 #[inline(always)]
-fn gelu_tanh(x: f32) -> f32 {
+fn gelu_tanh<V: Vectors>(vectors: V, x: V::Floats) -> V::Floats {
     /// The square root of 2 / pi.
     const FACTOR: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + tanh(FACTOR * (x + 0.044_715 * x * x * x)))
+    let cube = vectors.multiply(vectors.multiply(x, x), x);
+    let inner = vectors.multiply(vectors.multiply_add(cube, vectors.splat(0.044_715), x), vectors.splat(FACTOR));
+    let half = vectors.multiply(x, vectors.splat(0.5));
+    vectors.multiply_add(half, tanh(vectors, inner), half)
 }
 
 /// Looks rows of quantised blocks up.

@@ -14,6 +14,9 @@ const MANY: usize = 9;
 /// Blocks that are unpacked together: with their scales 36 KiB, which a core's nearest cache holds.
 const UNPACKED: usize = 48;
 
+/// How many lines ahead weights are asked for: what memory gives while it answers.
+const AHEAD: usize = 48;
+
 /// Adds every row's products with a tile to `sums`.
 #[inline(always)]
 pub(super) fn multiply<V: Vectors, F: Format>(
@@ -93,6 +96,9 @@ impl<F: Format> Blocks for PackedBlocks<'_, F> {
         let lines = &self.0.lines[index * F::LINES..(index + 1) * F::LINES];
         let shared = index / F::BLOCKS;
         let scales = &self.0.scales[shared * F::SCALE_BYTES..(shared + 1) * F::SCALE_BYTES];
+        for line in lines {
+            vectors.prefetch(line, AHEAD);
+        }
         (
             F::weights(vectors, lines),
             F::scales(vectors, scales, index % F::BLOCKS),
