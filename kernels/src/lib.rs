@@ -20,6 +20,7 @@ mod instructions;
 mod level;
 mod line;
 mod math;
+mod memory;
 mod pack;
 mod product;
 pub mod rows;
@@ -29,7 +30,8 @@ pub use attention::{Attention, Partial, attention};
 pub use cache::{BLOCK_KEYS, Cache, CacheShape, Numbers, Spans};
 pub use cores::Cores;
 pub use level::Level;
-pub use pack::{Kind, Packed, Unfit};
+pub use memory::Memory;
+pub use pack::{Kind, PackError, Packed};
 pub use product::{Gate, Product, Projection, gated, linear, look_up};
 
 /// Outputs that are packed and computed together.

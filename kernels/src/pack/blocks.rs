@@ -3,7 +3,7 @@
 use super::Kind;
 
 /// A block of one output. What a kind lacks is zero.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Group {
     /// The integers, counted from the least that the kind has.
     pub(super) weights: [u8; 256],
@@ -26,48 +26,46 @@ impl Group {
         leasts: [0; 16],
     };
 
-    /// Reads a block of exactly the kind's bytes.
-    pub(super) fn read(kind: Kind, bytes: &[u8]) -> Self {
-        let mut group = Self::NOTHING;
+    /// Reads a block of exactly the kind's bytes, in place of another of the kind.
+    pub(super) fn read(&mut self, kind: Kind, bytes: &[u8]) {
         let half = |at: usize| [bytes[at], bytes[at + 1]];
         let (scale, least) = kind.scales_at();
-        group.scale = half(scale);
+        self.scale = half(scale);
         if let Some(least) = least {
-            group.least = half(least);
+            self.least = half(least);
         }
         match kind {
-            Kind::Q4_0 => group.nibbles(&bytes[2..]),
-            Kind::Q4_1 => group.nibbles(&bytes[4..]),
-            Kind::Q5_0 => group.fives(&bytes[2..]),
-            Kind::Q5_1 => group.fives(&bytes[4..]),
+            Kind::Q4_0 => self.nibbles(&bytes[2..]),
+            Kind::Q4_1 => self.nibbles(&bytes[4..]),
+            Kind::Q5_0 => self.fives(&bytes[2..]),
+            Kind::Q5_1 => self.fives(&bytes[4..]),
             Kind::Q8_0 => {
-                for (weight, byte) in group.weights.iter_mut().zip(&bytes[2..]) {
+                for (weight, byte) in self.weights.iter_mut().zip(&bytes[2..]) {
                     *weight = byte ^ 0x80;
                 }
             }
             Kind::Q2_K => {
                 for (at, byte) in bytes[..16].iter().enumerate() {
-                    group.scales[at] = byte & 0x0f;
-                    group.leasts[at] = byte >> 4;
+                    self.scales[at] = byte & 0x0f;
+                    self.leasts[at] = byte >> 4;
                 }
-                group.twos(&bytes[16..80]);
+                self.twos(&bytes[16..80]);
             }
-            Kind::Q3_K => group.q3_k(bytes),
+            Kind::Q3_K => self.q3_k(bytes),
             Kind::Q4_K => {
-                group.sixes(&bytes[4..16]);
-                group.long_nibbles(&bytes[16..]);
+                self.sixes(&bytes[4..16]);
+                self.long_nibbles(&bytes[16..]);
             }
             Kind::Q5_K => {
-                group.sixes(&bytes[4..16]);
-                group.long_nibbles(&bytes[48..]);
-                for (at, weight) in group.weights.iter_mut().enumerate() {
+                self.sixes(&bytes[4..16]);
+                self.long_nibbles(&bytes[48..]);
+                for (at, weight) in self.weights.iter_mut().enumerate() {
                     *weight |= (bytes[16 + at % 32] >> (at / 32) & 1) << 4;
                 }
             }
-            Kind::Q6_K => group.q6_k(bytes),
+            Kind::Q6_K => self.q6_k(bytes),
             Kind::F32 | Kind::F16 | Kind::BF16 => {}
         }
-        group
     }
 
     /// 16 bytes with inputs 0 to 15 in their lower halves, 16 to 31 in their upper ones.

@@ -4,9 +4,11 @@ mod blocks;
 
 use crate::disjoint::Disjoint;
 use crate::line::Line;
+use crate::memory::{Lines, Memory};
 use crate::{BLOCK, Cores, GROUPS, TILE};
 use blocks::Group;
 use std::fmt;
+use std::io;
 
 /// How a file holds the weights of a matrix. The quantised formats are those of ggml (`ggml-quants.c`, `block_q4_0` and so on).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +145,7 @@ impl Kind {
         if self.is_quantised() {
             inputs / BLOCK * self.lines()
         } else {
-            (inputs * TILE * self.block_bytes()).div_ceil(size_of::<Line>())
+            (inputs * TILE * self.block_bytes()).div_ceil(Line::BYTES)
         }
     }
 
@@ -167,37 +169,55 @@ impl Kind {
     /// Bytes that a packed matrix holds in memory.
     pub const fn resident_bytes(self, outputs: usize, inputs: usize) -> usize {
         let tiles = outputs.div_ceil(TILE);
-        tiles * (self.tile_lines(inputs) * size_of::<Line>() + self.tile_scales(inputs))
+        tiles * (self.tile_lines(inputs) * Line::BYTES + self.tile_scales(inputs))
     }
 }
 
-/// Why bytes are not a matrix.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfit {
-    kind: Kind,
-    outputs: usize,
-    inputs: usize,
-    bytes: usize,
+/// Why there is no packed matrix.
+#[derive(Debug)]
+pub enum PackError {
+    /// The bytes are not the matrix.
+    Unfit {
+        /// How weights are said to be held.
+        kind: Kind,
+        /// Rows that were said.
+        outputs: usize,
+        /// Columns that were said.
+        inputs: usize,
+        /// Bytes that are there.
+        bytes: usize,
+    },
+    /// The system gave no memory.
+    Memory(io::Error),
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for PackError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            outputs,
-            inputs,
-            bytes,
-        } = self;
-        write!(
-            formatter,
-            "{bytes} bytes are not {outputs} rows of {inputs} weights of type {kind:?}, whose blocks of {} weights have {} bytes",
-            kind.block_weights(),
-            kind.block_bytes()
-        )
+        match self {
+            Self::Unfit {
+                kind,
+                outputs,
+                inputs,
+                bytes,
+            } => write!(
+                formatter,
+                "{bytes} bytes are not {outputs} rows of {inputs} weights of type {kind:?}, whose blocks of {} weights have {} bytes",
+                kind.block_weights(),
+                kind.block_bytes()
+            ),
+            Self::Memory(_) => formatter.write_str("the system gave no memory for weights"),
+        }
     }
 }
 
-impl std::error::Error for Unfit {}
+impl std::error::Error for PackError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unfit { .. } => None,
+            Self::Memory(error) => Some(error),
+        }
+    }
+}
 
 /// A matrix `[outputs, inputs]` as tiles of [`TILE`] outputs; those that the last tile lacks are zeros.
 ///
@@ -207,8 +227,8 @@ pub struct Packed {
     kind: Kind,
     outputs: usize,
     inputs: usize,
-    lines: Vec<Line>,
-    scales: Vec<u8>,
+    lines: Lines,
+    scales: Lines,
 }
 
 /// A tile of a matrix.
@@ -222,12 +242,18 @@ impl Packed {
     /// Packs the bytes of a file: rows of blocks, one row for each output.
     ///
     /// # Errors
-    /// When there are no weights, or not exactly the bytes of so many.
-    pub fn new(cores: &Cores, kind: Kind, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Self, Unfit> {
+    /// When there are no weights, or not exactly the bytes of so many, or no memory.
+    pub fn new(
+        cores: &Cores,
+        memory: &Memory,
+        kind: Kind,
+        (outputs, inputs): (usize, usize),
+        bytes: &[u8],
+    ) -> Result<Self, PackError> {
         let row_bytes = inputs / kind.block_weights() * kind.block_bytes();
         let is_whole = inputs > 0 && inputs.is_multiple_of(kind.block_weights());
         if !is_whole || outputs == 0 || outputs.checked_mul(row_bytes) != Some(bytes.len()) {
-            return Err(Unfit {
+            return Err(PackError::Unfit {
                 kind,
                 outputs,
                 inputs,
@@ -236,10 +262,12 @@ impl Packed {
         }
         let tiles = outputs.div_ceil(TILE);
         let (of_lines, of_scales) = (kind.tile_lines(inputs), kind.tile_scales(inputs));
-        let mut lines = vec![Line::ZERO; tiles * of_lines];
-        let mut scales = vec![0; tiles * of_scales];
+        let mut lines = memory.take(tiles * of_lines).map_err(PackError::Memory)?;
+        let mut scales = memory
+            .take((tiles * of_scales).div_ceil(Line::BYTES))
+            .map_err(PackError::Memory)?;
         {
-            let (lines, scales) = (Disjoint::new(&mut lines), Disjoint::new(&mut scales));
+            let (lines, scales) = (Disjoint::new(&mut lines), Disjoint::new(Line::bytes_mut(&mut scales)));
             cores.ranges(tiles, 1, |range| {
                 for tile in range {
                     let start = tile * TILE * row_bytes;
@@ -289,7 +317,7 @@ impl Packed {
         let scales = self.kind.tile_scales(self.inputs);
         Tile {
             lines: &self.lines[index * lines..(index + 1) * lines],
-            scales: &self.scales[index * scales..(index + 1) * scales],
+            scales: &Line::bytes(&self.scales)[index * scales..(index + 1) * scales],
         }
     }
 }
@@ -300,7 +328,7 @@ fn pack_numbers<'a>(kind: Kind, rows: impl Iterator<Item = &'a [u8]>, lines: &mu
     for (output, row) in rows.enumerate() {
         for (input, number) in row.chunks_exact(size).enumerate() {
             let at = (input * TILE + output) * size;
-            lines[at / 64].0[at % 64..][..size].copy_from_slice(number);
+            lines[at / Line::BYTES].0[at % Line::BYTES..][..size].copy_from_slice(number);
         }
     }
 }
@@ -314,11 +342,11 @@ fn pack_quantised<'a>(
 ) {
     let of_lines = kind.block_weights() / BLOCK * kind.lines();
     let blocks = lines.chunks_exact_mut(of_lines);
+    let mut groups = [const { Group::NOTHING }; TILE];
     for (index, (lines, scales)) in blocks.zip(scales.chunks_exact_mut(kind.scale_bytes())).enumerate() {
         let start = index * kind.block_bytes();
-        let mut groups = [Group::NOTHING; TILE];
         for (group, row) in groups.iter_mut().zip(rows.clone()) {
-            *group = Group::read(kind, &row[start..start + kind.block_bytes()]);
+            group.read(kind, &row[start..start + kind.block_bytes()]);
         }
         for (first, lines) in (0..).step_by(BLOCK).zip(lines.chunks_exact_mut(kind.lines())) {
             pack_block(kind, &groups, first, lines);
@@ -329,11 +357,13 @@ fn pack_quantised<'a>(
 
 /// The lines of [`BLOCK`] inputs from `first` on.
 fn pack_block(kind: Kind, groups: &[Group; TILE], first: usize, lines: &mut [Line]) {
-    let planes: [Line; GROUPS] = std::array::from_fn(|group| {
-        Line(std::array::from_fn(|at| {
-            groups[at / 4].weights[first + group * 4 + at % 4]
-        }))
-    });
+    let mut planes = [Line::ZERO; GROUPS];
+    for (output, of_output) in groups.iter().enumerate() {
+        let weights = of_output.weights[first..first + BLOCK].as_chunks::<4>().0;
+        for (plane, four) in planes.iter_mut().zip(weights) {
+            plane.0.as_chunks_mut().0[output] = *four;
+        }
+    }
     match kind.bits() {
         None => {}
         Some(Bits::Eight) => lines.copy_from_slice(&planes),
@@ -362,6 +392,13 @@ fn pack_block(kind: Kind, groups: &[Group; TILE], first: usize, lines: &mut [Lin
 
 /// The scales of one block of the file of each output of a tile.
 fn pack_scales(kind: Kind, groups: &[Group; TILE], scales: &mut [u8]) {
+    let of_all = |byte: &dyn Fn(&Group) -> u8| {
+        let mut bytes = [0; TILE];
+        for (to, group) in bytes.iter_mut().zip(groups) {
+            *to = byte(group);
+        }
+        bytes
+    };
     let (shared, parts) = scales.split_at_mut(match kind.scales_at().1 {
         None => 2 * TILE,
         Some(_) => 4 * TILE,
@@ -377,18 +414,18 @@ fn pack_scales(kind: Kind, groups: &[Group; TILE], scales: &mut [u8]) {
     match kind {
         Kind::Q4_K | Kind::Q5_K => {
             for (block, pair) in parts.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                pair[0] = groups.map(|group| group.scales[block]);
-                pair[1] = groups.map(|group| group.leasts[block]);
+                pair[0] = of_all(&|group| group.scales[block]);
+                pair[1] = of_all(&|group| group.leasts[block]);
             }
         }
         Kind::Q2_K => {
             for (half, part) in parts.iter_mut().enumerate() {
-                *part = groups.map(|group| group.scales[half] | group.leasts[half] << 4);
+                *part = of_all(&|group| group.scales[half] | group.leasts[half] << 4);
             }
         }
         _ => {
             for (half, part) in parts.iter_mut().enumerate() {
-                *part = groups.map(|group| group.scales[half]);
+                *part = of_all(&|group| group.scales[half]);
             }
         }
     }
@@ -416,13 +453,13 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_the_matrix_are_refused_with_the_numbers() {
-        let error = Packed::new(&Cores::default(), Kind::Q4_0, 2, 64, &[0; 71]).unwrap_err();
+        let error = Packed::new(&Cores::default(), &Memory::default(), Kind::Q4_0, (2, 64), &[0; 71]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "71 bytes are not 2 rows of 64 weights of type Q4_0, whose blocks of 32 weights have 18 bytes"
         );
         for (outputs, inputs) in [(0, 64), (2, 0), (2, 48), (usize::MAX, 64)] {
-            assert!(Packed::new(&Cores::default(), Kind::Q4_0, outputs, inputs, &[0; 54]).is_err());
+            assert!(Packed::new(&Cores::default(), &Memory::default(), Kind::Q4_0, (outputs, inputs), &[0; 54]).is_err());
         }
     }
 
@@ -430,8 +467,8 @@ mod tests {
     fn packed_matrix_takes_what_is_said_and_hardly_more_than_its_file() {
         for kind in Kind::ALL {
             let bytes = vec![0; 32 * 512 / kind.block_weights() * kind.block_bytes()];
-            let packed = Packed::new(&Cores::default(), kind, 32, 512, &bytes).unwrap();
-            let resident = packed.lines.len() * size_of::<Line>() + packed.scales.len();
+            let packed = Packed::new(&Cores::default(), &Memory::default(), kind, (32, 512), &bytes).unwrap();
+            let resident = (packed.lines.len() + packed.scales.len()) * Line::BYTES;
             assert_eq!(resident, kind.resident_bytes(32, 512));
             assert!(
                 resident >= bytes.len() && resident * 100 <= bytes.len() * 104,

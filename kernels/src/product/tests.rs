@@ -1,6 +1,6 @@
 //! Every level against the loops, and the loops against weights that are widened by the formats' definitions.
 
-use crate::{Activations, Cores, Gate, Kind, Level, Packed, Product, Projection, gated, linear, look_up};
+use crate::{Activations, Cores, Gate, Kind, Level, Memory, Packed, Product, Projection, gated, linear, look_up};
 use std::num::NonZeroUsize;
 
 /// Bytes that look random.
@@ -44,7 +44,7 @@ fn matrix(kind: Kind, outputs: usize, inputs: usize, scale: f32) -> Vec<u8> {
 
 fn packed(kind: Kind, outputs: usize, inputs: usize, scale: f32) -> Packed {
     let bytes = matrix(kind, outputs, inputs, scale);
-    Packed::new(&cores(Level::PORTABLE, 2), kind, outputs, inputs, &bytes).unwrap()
+    Packed::new(&cores(Level::PORTABLE, 2), &Memory::default(), kind, (outputs, inputs), &bytes).unwrap()
 }
 
 fn inputs(count: usize, seed: u32) -> Vec<f32> {
@@ -222,7 +222,7 @@ fn products_are_those_of_the_formats_definitions() {
         for scale in [1e-5, 0.01, 300.0] {
             let (outputs, width) = (19, 768);
             let bytes = matrix(kind, outputs, width, scale);
-            let packed = Packed::new(&cores, kind, outputs, width, &bytes).unwrap();
+            let packed = Packed::new(&cores, &Memory::default(), kind, (outputs, width), &bytes).unwrap();
             // Integers to 127 in every block: quantised without an error.
             let mut next = random(11);
             let x: Vec<f32> = (0..3 * width)
@@ -265,7 +265,7 @@ fn largest_integers_do_not_overflow() {
                 block[at..at + 2].copy_from_slice(&half::f16::ONE.to_le_bytes());
             }
         }
-        let matrix = Packed::new(&cores(Level::PORTABLE, 1), kind, 16, 256, &bytes).unwrap();
+        let matrix = Packed::new(&cores(Level::PORTABLE, 1), &Memory::default(), kind, (16, 256), &bytes).unwrap();
         for sign in [1.0, -1.0] {
             let expected = product(&cores(Level::PORTABLE, 1), &matrix, &[sign; 256]);
             for level in Level::available() {

@@ -20,7 +20,7 @@ use super::{
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
 use escadre_kernels::rows::{self, Turns};
-use escadre_kernels::{Activations, Attention, Cores, Gate, Numbers, Partial, Product, Spans};
+use escadre_kernels::{Activations, Attention, Cores, Gate, Memory, Numbers, Partial, Product, Spans};
 use escadre_verify::structure::gguf::TensorType;
 use spare::Spare;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Kernels {
     cores: Arc<Cores>,
     precision: Precision,
+    memory: Memory,
     spare: Arc<Spare>,
     scratch: Mutex<Scratch>,
 }
@@ -59,6 +60,7 @@ impl Kernels {
     pub fn new(cores: Arc<Cores>, precision: Precision) -> Self {
         Self {
             precision,
+            memory: Memory::default(),
             spare: Arc::default(),
             scratch: Mutex::new(Scratch {
                 activations: Activations::new(cores.level()),
@@ -121,7 +123,7 @@ impl Backend for Kernels {
     }
 
     fn matrix(&self, stored: StoredMatrix<'_>, _usage: MatrixUse) -> Result<Matrix, ModelError> {
-        Matrix::new(&self.cores, &stored, self.precision)
+        Matrix::new(&self.cores, &self.memory, &stored, self.precision)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {

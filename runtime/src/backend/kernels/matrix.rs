@@ -3,7 +3,7 @@
 use super::super::{Precision, Projection, StoredMatrix};
 use super::Kernels;
 use crate::model::ModelError;
-use escadre_kernels::{Cores, Kind, Packed, TILE};
+use escadre_kernels::{Cores, Kind, Memory, PackError, Packed, TILE};
 use escadre_verify::structure::gguf::TensorType;
 
 /// A packed matrix, `[outputs, inputs]`.
@@ -43,7 +43,12 @@ pub(super) fn resident_bytes(stored: TensorType, elements: u64, precision: Preci
 }
 
 impl Matrix {
-    pub(super) fn new(cores: &Cores, stored: &StoredMatrix<'_>, precision: Precision) -> Result<Self, ModelError> {
+    pub(super) fn new(
+        cores: &Cores,
+        memory: &Memory,
+        stored: &StoredMatrix<'_>,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
         let StoredMatrix {
             kind: stored_kind,
             rows,
@@ -52,13 +57,15 @@ impl Matrix {
         } = stored;
         let kind =
             kind(*stored_kind).ok_or_else(|| ModelError::Tensor(format!("no arithmetic for type {stored_kind}")))?;
-        let pack = |kind: Kind, bytes: &[u8]| {
-            Packed::new(cores, kind, *rows, *columns, bytes).map_err(|unfit| ModelError::Tensor(unfit.to_string()))
+        let pack = |memory: &Memory, kind: Kind, bytes: &[u8]| {
+            let packed = Packed::new(cores, memory, kind, (*rows, *columns), bytes);
+            packed.map_err(|error: PackError| ModelError::Tensor(error.to_string()))
         };
-        let packed = pack(kind, bytes)?;
         if precision == Precision::AsStored || kind == Kind::F32 {
-            return Ok(Self(packed));
+            return Ok(Self(pack(memory, kind, bytes)?));
         }
+        // Of its own, which is given back when it has been widened.
+        let packed = pack(&Memory::default(), kind, bytes)?;
         let mut wide = vec![0_u8; rows * columns * 4];
         cores.chunks(&mut wide, columns * 4, |row, bytes| {
             let mut numbers = vec![0.0; *columns];
@@ -67,7 +74,7 @@ impl Matrix {
                 *bytes = number.to_le_bytes();
             }
         });
-        Ok(Self(pack(Kind::F32, &wide)?))
+        Ok(Self(pack(memory, Kind::F32, &wide)?))
     }
 
     pub(super) fn outputs(&self) -> usize {
@@ -126,7 +133,7 @@ mod tests {
                 columns: 32,
                 bytes: vec![0; bytes].into(),
             };
-            Matrix::new(&cores, &stored, Precision::AsStored).map_err(|error| error.to_string())
+            Matrix::new(&cores, &Memory::default(), &stored, Precision::AsStored).map_err(|error| error.to_string())
         };
         assert!(matrix(TensorType::Q4_0, 36).is_ok());
         assert!(matrix(TensorType::Q4_0, 35).unwrap_err().contains("35 bytes"));
