@@ -102,7 +102,10 @@ impl Spans {
         let first = self.blocks.len();
         self.blocks.extend(blocks);
         let blocks = first..self.blocks.len();
-        assert!(start + rows.len() <= blocks.len() * BLOCK_KEYS, "blocks for every token");
+        assert!(
+            start + rows.len() <= blocks.len() * BLOCK_KEYS,
+            "blocks for every token"
+        );
         self.spans.push(Layout { blocks, rows, start });
     }
 
@@ -222,7 +225,11 @@ impl Cache {
     pub fn append(&mut self, cores: &Cores, spans: &Spans, keys: &[f32], values: &[f32]) {
         let shape = self.shape;
         let width = shape.kv_heads * shape.head_size;
-        assert_eq!([keys.len(), values.len()], [spans.rows() * width; 2], "a row for each token");
+        assert_eq!(
+            [keys.len(), values.len()],
+            [spans.rows() * width; 2],
+            "a row for each token"
+        );
         match &mut self.pools {
             Pools::F16(pools) => append(cores, pools, shape, spans, [keys, values]),
             Pools::F32(pools) => append(cores, pools, shape, spans, [keys, values]),
@@ -401,7 +408,9 @@ mod tests {
         let mut spans = Spans::default();
         spans.push(std::iter::once(0), 0..1, 0);
         cache.append(&cores, &spans, &[1e9, -1e9], &[1.0, f32::NEG_INFINITY]);
-        let Sides::F16([keys, values]) = cache.sides() else { unreachable!() };
+        let Sides::F16([keys, values]) = cache.sides() else {
+            unreachable!()
+        };
         let widen = |bits: u16| half::f16::from_bits(bits).to_f32().to_bits();
         assert_eq!([keys[0], keys[32]].map(widen), [65_504.0, -65_504.0].map(f32::to_bits));
         assert_eq!([values[0], values[1]].map(widen), [1.0, -65_504.0].map(f32::to_bits));

@@ -37,7 +37,7 @@ pub struct Cores {
 /// A piece of work: what is called for each part.
 #[derive(Clone, Copy)]
 struct Job {
-    work: *const (dyn Fn(usize) + Sync),
+    work: &'static (dyn Fn(usize) + Sync),
     parts: usize,
 }
 
@@ -55,10 +55,8 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `job` is only reached by the protocol of `state`, and what it points to is `Sync`.
+// SAFETY: `job` is only reached by the protocol of `state`, and what it refers to is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: as above.
-unsafe impl Send for Shared {}
 
 /// There is a job, and workers may begin.
 const OPEN: u64 = 1 << 63;
@@ -157,11 +155,9 @@ impl Cores {
         };
         let work: &(dyn Fn(usize) + Sync) = &work;
         let job = Job {
-            // SAFETY: a reference becomes a pointer without its lifetime. It is followed only by workers that are
-            // inside, and `run` does not return before the job is closed and all of them have left.
-            work: unsafe {
-                std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(work)
-            },
+            // SAFETY: only the lifetime changes. The reference is followed only by workers that are inside, and `run`
+            // does not return before the job is closed and all of them have left.
+            work: unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work) },
             parts,
         };
         self.shared.run(job);
@@ -233,19 +229,19 @@ impl Shared {
             }
             std::hint::spin_loop();
         }
+        // SAFETY: no job is open and nobody is inside. What it refers to may end now.
+        unsafe { *self.job.get() = None };
     }
 
     /// Takes parts until there are none left. Keeps the first panic.
     fn work(&self, job: Job) {
-        // SAFETY: whoever calls this is inside, or is the caller of `run` itself.
-        let work = unsafe { &*job.work };
         let done = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let part = self.next.fetch_add(1, Ordering::Relaxed);
                 if part >= job.parts {
                     return;
                 }
-                work(part);
+                (job.work)(part);
             }
         }));
         if let Err(panic) = done {

@@ -91,7 +91,10 @@ mod tests {
     #[test]
     fn exponential_is_that_of_the_library() {
         let x = steps(-870_000, 880_000);
-        let errors = of(true, &x).into_iter().zip(&x).map(|(y, x)| f64::from(y) / f64::from(*x).exp() - 1.0);
+        let errors = of(true, &x)
+            .into_iter()
+            .zip(&x)
+            .map(|(y, x)| f64::from(y) / f64::from(*x).exp() - 1.0);
         let worst = errors.fold(0.0_f64, |worst, error| worst.max(error.abs()));
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst}");
         let mut x = [0.0; TILE];

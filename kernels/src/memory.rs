@@ -133,12 +133,17 @@ mod tests {
     fn lines_are_zeros_that_nobody_else_has() {
         let memory = Memory::default();
         let most = PIECE / size_of::<Line>();
-        let mut all: Vec<Lines> = [1, 5, most - 6, 3, most + 1, 2].map(|count| memory.take(count).unwrap()).into();
+        let mut all: Vec<Lines> = [1, 5, most - 6, 3, most + 1, 2]
+            .map(|count| memory.take(count).unwrap())
+            .into();
         for (mark, lines) in (1..).zip(&mut all) {
             assert!(lines.iter().all(|line| *line == Line::ZERO));
             lines.fill(Line([mark; 64]));
         }
-        assert_eq!(all.iter().map(|lines| lines.len()).collect::<Vec<_>>(), [1, 5, most - 6, 3, most + 1, 2]);
+        assert_eq!(
+            all.iter().map(|lines| lines.len()).collect::<Vec<_>>(),
+            [1, 5, most - 6, 3, most + 1, 2]
+        );
         for (mark, lines) in (1..).zip(&all) {
             assert!(lines.iter().all(|line| *line == Line([mark; 64])));
             assert!(lines.as_ptr().is_aligned());

@@ -18,7 +18,11 @@ pub fn rms_norm(cores: &Cores, x: &[f32], weight: &[f32], epsilon: f32, out: &mu
     let each = each(weight.len());
     cores.chunks(out, each, |index, out| {
         out.copy_from_slice(&x[index * each..][..out.len()]);
-        cores.level().run(Norm { x: out, weight, epsilon });
+        cores.level().run(Norm {
+            x: out,
+            weight,
+            epsilon,
+        });
     });
 }
 
@@ -28,7 +32,9 @@ pub fn rms_norm(cores: &Cores, x: &[f32], weight: &[f32], epsilon: f32, out: &mu
 /// When `x` is not whole rows.
 pub fn rms_norm_in_place(cores: &Cores, x: &mut [f32], weight: &[f32], epsilon: f32) {
     assert!(x.len().is_multiple_of(weight.len()), "whole rows of {}", weight.len());
-    cores.chunks(x, each(weight.len()), |_, x| cores.level().run(Norm { x, weight, epsilon }));
+    cores.chunks(x, each(weight.len()), |_, x| {
+        cores.level().run(Norm { x, weight, epsilon });
+    });
 }
 
 /// Multiplies all values with `factor`.
@@ -71,7 +77,10 @@ pub struct Turns {
 /// # Panics
 /// When the sizes do not fit together.
 pub fn rotate(cores: &Cores, x: &mut [f32], width: usize, head_size: usize, turns: &Turns) {
-    assert!(2 * turns.pairs <= head_size && width.is_multiple_of(head_size), "pairs are within heads");
+    assert!(
+        2 * turns.pairs <= head_size && width.is_multiple_of(head_size),
+        "pairs are within heads"
+    );
     let each = each(width);
     cores.chunks(x, each, |index, x| {
         let first = index * each / width;
@@ -169,7 +178,9 @@ mod tests {
     use std::num::NonZeroUsize;
 
     fn values(count: usize) -> Vec<f32> {
-        (0..count).map(|at| f32::from(u8::try_from(at * 37 % 101).unwrap()) / 50.0 - 1.0).collect()
+        (0..count)
+            .map(|at| f32::from(u8::try_from(at * 37 % 101).unwrap()) / 50.0 - 1.0)
+            .collect()
     }
 
     fn bits(values: &[f32]) -> Vec<u32> {
@@ -266,6 +277,10 @@ mod tests {
             x
         });
         assert_eq!(bits(&doubled), bits(&scaled));
-        assert!(x.iter().zip(&scaled).all(|(x, scaled)| (2.0 * x).to_bits() == scaled.to_bits()));
+        assert!(
+            x.iter()
+                .zip(&scaled)
+                .all(|(x, scaled)| (2.0 * x).to_bits() == scaled.to_bits())
+        );
     }
 }

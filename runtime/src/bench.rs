@@ -157,16 +157,19 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
     Ok(())
 }
 
+/// The instructions of this name; without one the fastest.
+fn level(name: Option<&str>) -> Result<Level, BenchError> {
+    match name {
+        None => Ok(Level::detect()),
+        Some(name) => Level::named(name).ok_or_else(|| BenchError::Instructions(name.to_owned(), Level::available())),
+    }
+}
+
 fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     let began = Instant::now();
     let accelerator = Accelerator::find(args.device)?;
     let verified = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
-    let level = match &args.instructions {
-        None => Level::detect(),
-        Some(name) => {
-            Level::named(name).ok_or_else(|| BenchError::Instructions(name.clone(), Level::available()))?
-        }
-    };
+    let level = level(args.instructions.as_deref())?;
     let threads = Threads::start(args.threads, level).map_err(BenchError::Threads)?;
     let options = LoadOptions {
         memory_limit: cgroup::read().memory,

@@ -13,7 +13,7 @@ use crate::disjoint::Disjoint;
 use crate::instructions::{Vectors, Work};
 use crate::{BLOCK_KEYS, Cores};
 use softmax::Softmax;
-use span::Tile;
+use span::{Queries, Tile};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -62,18 +62,32 @@ pub fn attention(cores: &Cores, attention: &Attention<'_>, partial: &mut Partial
     assert_eq!([attention.query.len(), out.len()], [length; 2], "a row for each token");
     let out = Disjoint::new(out);
     let units: usize = attention.spans.iter().map(|span| units_of(&span, shape)).sum();
-    let longest = attention.spans.iter().map(|span| attention.key_spans(&span).len()).max();
+    let longest = attention
+        .spans
+        .iter()
+        .map(|span| attention.key_spans(&span).len())
+        .max();
     if units < cores.threads() * UNITS_PER_THREAD && cores.threads() > 1 && longest > Some(1) {
         return by_key_spans(cores, attention, partial, &out);
     }
     cores.run(units, |unit| {
         // Later rows see more keys: they come first.
-        let (span, unit) = find(attention.spans.iter().map(|span| (units_of(&span, shape), span)), units - 1 - unit);
+        let (span, unit) = find(
+            attention.spans.iter().map(|span| (units_of(&span, shape), span)),
+            units - 1 - unit,
+        );
         let (tile, head) = (unit / shape.kv_heads, unit % shape.kv_heads);
         let first = span.rows.start + tile * ROWS;
         let rows = first..span.rows.end.min(first + ROWS);
-        let keys = attention.key_spans(&span);
-        compute(cores, attention, &span, rows, head, keys, Sink::Whole(&out));
+        let work = Compute {
+            attention,
+            span: &span,
+            rows,
+            head,
+            keys: attention.key_spans(&span),
+            sink: Sink::Whole(&out),
+        };
+        work.compute(cores);
     });
 }
 
@@ -151,7 +165,15 @@ fn by_key_spans(cores: &Cores, attention: &Attention<'_>, partial: &mut Partial,
             base,
             key_spans: &key_spans,
         };
-        compute(cores, attention, &span, rows, head, keys..keys + 1, sink);
+        let work = Compute {
+            attention,
+            span: &span,
+            rows,
+            head,
+            keys: keys..keys + 1,
+            sink,
+        };
+        work.compute(cores);
     });
     let mut base = 0;
     for span in attention.spans.iter() {
@@ -212,29 +234,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Computes some rows of a sequence for the heads that share a head of keys, over some spans of keys.
-fn compute(
-    cores: &Cores,
-    attention: &Attention<'_>,
-    span: &Span<'_>,
-    rows: Range<usize>,
-    head: usize,
-    keys: Range<usize>,
-    sink: Sink<'_>,
-) {
-    SCRATCH.with_borrow_mut(|scratch| {
-        cores.level().run(Compute {
-            attention,
-            span,
-            rows,
-            head,
-            keys,
-            sink,
-            scratch,
-        });
-    });
-}
-
+/// Some rows of a sequence for the heads that share a head of keys, over some spans of keys.
 struct Compute<'a> {
     attention: &'a Attention<'a>,
     span: &'a Span<'a>,
@@ -242,24 +242,32 @@ struct Compute<'a> {
     head: usize,
     keys: Range<usize>,
     sink: Sink<'a>,
-    scratch: &'a mut Scratch,
 }
 
-impl Work for Compute<'_> {
+impl Compute<'_> {
+    fn compute(self, cores: &Cores) {
+        SCRATCH.with_borrow_mut(|scratch| cores.level().run(InScratch(self, scratch)));
+    }
+}
+
+struct InScratch<'a>(Compute<'a>, &'a mut Scratch);
+
+impl Work for InScratch<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Vectors>(self, vectors: V) {
-        match self.attention.cache.sides() {
-            Sides::F16(sides) => self.over(vectors, sides),
-            Sides::F32(sides) => self.over(vectors, sides),
+        let Self(work, scratch) = self;
+        match work.attention.cache.sides() {
+            Sides::F16(sides) => work.over(vectors, sides, scratch),
+            Sides::F32(sides) => work.over(vectors, sides, scratch),
         }
     }
 }
 
 impl Compute<'_> {
     #[inline(always)]
-    fn over<V: Vectors, E: Element>(self, vectors: V, sides: [&[E]; 2]) {
+    fn over<V: Vectors, E: Element>(self, vectors: V, sides: [&[E]; 2], scratch: &mut Scratch) {
         let shape = self.attention.cache.shape();
         let (size, padded) = (shape.head_size, shape.padded());
         let group = self.attention.heads / shape.kv_heads;
@@ -269,7 +277,7 @@ impl Compute<'_> {
             mixed,
             states,
             span,
-        } = self.scratch;
+        } = scratch;
         scaled.clear();
         for row in self.rows.clone() {
             let at = (row * self.attention.heads + self.head * group) * size;
@@ -291,7 +299,13 @@ impl Compute<'_> {
                 first: keys * SPAN,
                 sides,
             };
-            tile.compute(vectors, scaled, states, mixed, span);
+            let all = Queries {
+                first: 0,
+                scaled,
+                states,
+                mixed,
+            };
+            tile.compute(vectors, all, span);
             if let Sink::Parts {
                 states: all,
                 mixed: all_mixed,
@@ -307,7 +321,9 @@ impl Compute<'_> {
                     // SAFETY: a record belongs to one row, head and span of keys, which one thread computes.
                     unsafe {
                         all.slice(record..record + 1)[0] = *state;
-                        all_mixed.slice(record * padded..(record + 1) * padded).copy_from_slice(mixed);
+                        all_mixed
+                            .slice(record * padded..(record + 1) * padded)
+                            .copy_from_slice(mixed);
                     }
                     *state = Softmax::NOTHING;
                     mixed.fill(0.0);

@@ -68,7 +68,11 @@ impl Softmax {
             mixed.copy_from_slice(of_other);
             return;
         }
-        let largest = if other.largest > self.largest { other.largest } else { self.largest };
+        let largest = if other.largest > self.largest {
+            other.largest
+        } else {
+            self.largest
+        };
         let mut factors = [0.0; TILE];
         (factors[0], factors[1]) = (self.largest - largest, other.largest - largest);
         vectors.write(exp(vectors, vectors.read(&factors)), &mut factors);

@@ -28,6 +28,40 @@ pub(super) struct Tile<'a, E> {
     pub(super) sides: [&'a [E]; 2],
 }
 
+/// Some queries, `[rows, group]`.
+pub(super) struct Queries<'a> {
+    /// The number of the first of them.
+    pub(super) first: usize,
+    /// Each times the scale, `[queries, head_size]`.
+    pub(super) scaled: &'a [f32],
+    pub(super) states: &'a mut [Softmax],
+    /// What they mixed so far, `[queries, padded]`.
+    pub(super) mixed: &'a mut [f32],
+}
+
+impl Queries<'_> {
+    /// So many of them, and the rest.
+    #[inline(always)]
+    fn split_at(self, count: usize, shape: CacheShape) -> (Self, Self) {
+        let scaled = self.scaled.split_at(count * shape.head_size);
+        let states = self.states.split_at_mut(count);
+        let mixed = self.mixed.split_at_mut(count * shape.padded());
+        let now = Self {
+            first: self.first,
+            scaled: scaled.0,
+            states: states.0,
+            mixed: mixed.0,
+        };
+        let later = Self {
+            first: self.first + count,
+            scaled: scaled.1,
+            states: states.1,
+            mixed: mixed.1,
+        };
+        (now, later)
+    }
+}
+
 /// Memory that is used again.
 pub(super) struct Scratch {
     scores: [[f32; SPAN]; QUERIES],
@@ -44,33 +78,22 @@ impl Default for Scratch {
 }
 
 impl<E: Element> Tile<'_, E> {
-    /// Takes the span into the states of queries, `[rows, group]`, and what they mixed.
+    /// Takes the span into the states of queries.
     #[inline(always)]
-    pub(super) fn compute<V: Vectors>(
-        &self,
-        vectors: V,
-        queries: &[f32],
-        states: &mut [Softmax],
-        mixed: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
+    pub(super) fn compute<V: Vectors>(&self, vectors: V, all: Queries<'_>, scratch: &mut Scratch) {
         let shape = self.attention.cache.shape();
-        let (size, padded) = (shape.head_size, shape.padded());
-        let mut at = 0;
-        while at < states.len() {
-            let left = states.len() - at;
-            let count = panel(V::ROWS, left);
-            let queries = &queries[at * size..(at + count) * size];
-            let states = &mut states[at..at + count];
-            let mixed = &mut mixed[at * padded..(at + count) * padded];
+        let mut left = all;
+        while !left.states.is_empty() {
+            let count = panel(V::ROWS, left.states.len());
+            let (now, later) = left.split_at(count, shape);
             match count {
-                8 if V::ROWS >= 8 => self.of_some::<V, 8>(vectors, at, queries, states, mixed, scratch),
-                4 if V::ROWS >= 4 => self.of_some::<V, 4>(vectors, at, queries, states, mixed, scratch),
-                3 if V::ROWS >= 3 => self.of_some::<V, 3>(vectors, at, queries, states, mixed, scratch),
-                2 if V::ROWS >= 2 => self.of_some::<V, 2>(vectors, at, queries, states, mixed, scratch),
-                _ => self.of_some::<V, 1>(vectors, at, queries, states, mixed, scratch),
+                8 if V::ROWS >= 8 => self.of_some::<V, 8>(vectors, now, scratch),
+                4 if V::ROWS >= 4 => self.of_some::<V, 4>(vectors, now, scratch),
+                3 if V::ROWS >= 3 => self.of_some::<V, 3>(vectors, now, scratch),
+                2 if V::ROWS >= 2 => self.of_some::<V, 2>(vectors, now, scratch),
+                _ => self.of_some::<V, 1>(vectors, now, scratch),
             }
-            at += count;
+            left = later;
         }
     }
 
@@ -84,15 +107,13 @@ impl<E: Element> Tile<'_, E> {
     }
 
     #[inline(always)]
-    fn of_some<V: Vectors, const R: usize>(
-        &self,
-        vectors: V,
-        at: usize,
-        queries: &[f32],
-        states: &mut [Softmax],
-        mixed: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
+    fn of_some<V: Vectors, const R: usize>(&self, vectors: V, queries: Queries<'_>, scratch: &mut Scratch) {
+        let Queries {
+            first: at,
+            scaled,
+            states,
+            mixed,
+        } = queries;
         let shape = self.attention.cache.shape();
         let padded = shape.padded();
         let (mut from, mut to) = (SPAN, 0);
@@ -111,7 +132,7 @@ impl<E: Element> Tile<'_, E> {
         for block in blocks.clone() {
             let id = self.blocks[self.first / BLOCK_KEYS + block];
             let keys = keys_of(self.sides[0], shape, self.head, id);
-            let products = products::<V, E, R>(vectors, queries, keys);
+            let products = products::<V, E, R>(vectors, scaled, keys);
             for (scores, products) in scores.iter_mut().zip(&products) {
                 scores[block * BLOCK_KEYS..(block + 1) * BLOCK_KEYS].copy_from_slice(products.as_flattened());
             }
@@ -135,10 +156,10 @@ impl<E: Element> Tile<'_, E> {
         let mut column = 0;
         while column < padded {
             if column + 2 * TILE <= padded {
-                self.mix::<V, R, 2>(vectors, scores, keys.clone(), column, shape, of_span);
+                self.mix::<V, R, 2>(vectors, scores, keys.clone(), column, of_span);
                 column += 2 * TILE;
             } else {
-                self.mix::<V, R, 1>(vectors, scores, keys.clone(), column, shape, of_span);
+                self.mix::<V, R, 1>(vectors, scores, keys.clone(), column, of_span);
                 column += TILE;
             }
         }
@@ -156,9 +177,9 @@ impl<E: Element> Tile<'_, E> {
         weights: &[[f32; SPAN]; QUERIES],
         keys: Range<usize>,
         column: usize,
-        shape: CacheShape,
         out: &mut [f32],
     ) {
+        let shape = self.attention.cache.shape();
         let padded = shape.padded();
         let mut sums = [[vectors.splat(0.0); W]; R];
         for start in keys.clone().step_by(BLOCK_KEYS) {
@@ -190,11 +211,7 @@ impl<E: Element> Tile<'_, E> {
 
 /// The products of queries, `[R, head_size]`, with the keys of a block, in the order of the numbers of a head.
 #[inline(always)]
-fn products<V: Vectors, E: Element, const R: usize>(
-    vectors: V,
-    queries: &[f32],
-    keys: &[E],
-) -> [[[f32; TILE]; 2]; R] {
+fn products<V: Vectors, E: Element, const R: usize>(vectors: V, queries: &[f32], keys: &[E]) -> [[[f32; TILE]; 2]; R] {
     let size = queries.len() / R;
     let mut rows = [queries; R];
     for (row, query) in rows.iter_mut().zip(queries.chunks_exact(size)) {

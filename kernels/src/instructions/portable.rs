@@ -125,7 +125,13 @@ impl Vectors for Loops {
     #[expect(clippy::cast_possible_truncation, reason = "numbers below 2^31")]
     fn round(self, floats: [f32; TILE]) -> [i32; TILE] {
         // What is no number becomes the least integer, as the instructions of the other levels have it.
-        floats.map(|float| if float.is_nan() { i32::MIN } else { float.round_ties_even() as i32 })
+        floats.map(|float| {
+            if float.is_nan() {
+                i32::MIN
+            } else {
+                float.round_ties_even() as i32
+            }
+        })
     }
 
     fn power_of_two(self, ints: [i32; TILE]) -> [f32; TILE] {

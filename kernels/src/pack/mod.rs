@@ -9,6 +9,7 @@ use crate::{BLOCK, Cores, GROUPS, TILE};
 use blocks::Group;
 use std::fmt;
 use std::io;
+use std::slice::ChunksExact;
 
 /// How a file holds the weights of a matrix. The quantised formats are those of ggml (`ggml-quants.c`, `block_q4_0` and so on).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,8 +155,7 @@ impl Kind {
         match self {
             Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => 2 * TILE,
             Self::Q4_1 | Self::Q5_1 => 4 * TILE,
-            Self::Q2_K => 4 * TILE + 16 * TILE,
-            Self::Q4_K | Self::Q5_K => 4 * TILE + 8 * 2 * TILE,
+            Self::Q2_K | Self::Q4_K | Self::Q5_K => 4 * TILE + 16 * TILE,
             Self::Q3_K | Self::Q6_K => 2 * TILE + 16 * TILE,
             Self::F32 | Self::F16 | Self::BF16 => 0,
         }
@@ -280,7 +280,7 @@ impl Packed {
                         )
                     };
                     if kind.is_quantised() {
-                        pack_quantised(kind, rows.chunks_exact(row_bytes), lines, scales);
+                        pack_quantised(kind, &rows.chunks_exact(row_bytes), lines, scales);
                     } else {
                         pack_numbers(kind, rows.chunks_exact(row_bytes), lines);
                     }
@@ -323,7 +323,7 @@ impl Packed {
 }
 
 /// Packs up to [`TILE`] rows of numbers: for each input those of all outputs.
-fn pack_numbers<'a>(kind: Kind, rows: impl Iterator<Item = &'a [u8]>, lines: &mut [Line]) {
+fn pack_numbers(kind: Kind, rows: ChunksExact<'_, u8>, lines: &mut [Line]) {
     let size = kind.block_bytes();
     for (output, row) in rows.enumerate() {
         for (input, number) in row.chunks_exact(size).enumerate() {
@@ -334,12 +334,7 @@ fn pack_numbers<'a>(kind: Kind, rows: impl Iterator<Item = &'a [u8]>, lines: &mu
 }
 
 /// Packs up to [`TILE`] rows of quantised blocks.
-fn pack_quantised<'a>(
-    kind: Kind,
-    rows: impl Iterator<Item = &'a [u8]> + Clone,
-    lines: &mut [Line],
-    scales: &mut [u8],
-) {
+fn pack_quantised(kind: Kind, rows: &ChunksExact<'_, u8>, lines: &mut [Line], scales: &mut [u8]) {
     let of_lines = kind.block_weights() / BLOCK * kind.lines();
     let blocks = lines.chunks_exact_mut(of_lines);
     let mut groups = [const { Group::NOTHING }; TILE];
@@ -443,7 +438,9 @@ fn gather(planes: &[Line], first: usize, count: usize) -> Line {
     let mask = (1 << count) - 1;
     Line(std::array::from_fn(|at| {
         let bits = planes.iter().enumerate();
-        bits.fold(0, |bits, (group, plane)| bits | (plane.0[at] >> first & mask) << (group * count))
+        bits.fold(0, |bits, (group, plane)| {
+            bits | (plane.0[at] >> first & mask) << (group * count)
+        })
     }))
 }
 
@@ -459,7 +456,16 @@ mod tests {
             "71 bytes are not 2 rows of 64 weights of type Q4_0, whose blocks of 32 weights have 18 bytes"
         );
         for (outputs, inputs) in [(0, 64), (2, 0), (2, 48), (usize::MAX, 64)] {
-            assert!(Packed::new(&Cores::default(), &Memory::default(), Kind::Q4_0, (outputs, inputs), &[0; 54]).is_err());
+            assert!(
+                Packed::new(
+                    &Cores::default(),
+                    &Memory::default(),
+                    Kind::Q4_0,
+                    (outputs, inputs),
+                    &[0; 54]
+                )
+                .is_err()
+            );
         }
     }
 

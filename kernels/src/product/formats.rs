@@ -167,7 +167,10 @@ fn of_halves_with_least<V: Vectors>(vectors: V, bytes: &[u8], block: usize) -> S
     let negative = vectors.multiply(vectors.halves(&part(bytes, 2 * TILE)), vectors.splat(-1.0));
     let at = 4 * TILE + 2 * block * TILE;
     let (low, high) = (part::<TILE>(bytes, at), part::<TILE>(bytes, at + TILE));
-    let (scales, leasts) = ([low, high].map(|half| half.map(|byte| byte & 15)), [low, high].map(|half| half.map(|byte| byte >> 4)));
+    let (scales, leasts) = (
+        [low, high].map(|half| half.map(|byte| byte & 15)),
+        [low, high].map(|half| half.map(|byte| byte >> 4)),
+    );
     Scales {
         halves: [
             vectors.multiply(scale, vectors.unsigned(&scales[0])),

@@ -65,7 +65,11 @@ pub fn linear<const N: usize>(cores: &Cores, scratch: &mut Activations, x: &[f32
     for (product, tiles) in products.iter().zip(&mut tiles) {
         check(&product.projection, inputs);
         let outputs = product.projection.matrix.outputs();
-        assert_eq!(product.out.len(), rows * outputs, "a buffer has a number for each row and output");
+        assert_eq!(
+            product.out.len(),
+            rows * outputs,
+            "a buffer has a number for each row and output"
+        );
         is_quantised |= product.projection.matrix.kind().is_quantised();
         *tiles = outputs.div_ceil(TILE);
     }
@@ -75,7 +79,7 @@ pub fn linear<const N: usize>(cores: &Cores, scratch: &mut Activations, x: &[f32
     let x = Inputs {
         numbers: x,
         quantised: scratch,
-        inputs,
+        width: inputs,
         rows,
     };
     let parts = products.map(|product| (product.projection, Disjoint::new(product.out), product.adds));
@@ -88,7 +92,7 @@ pub fn linear<const N: usize>(cores: &Cores, scratch: &mut Activations, x: &[f32
             Tiles {
                 matrices: [projection.matrix, projection.matrix],
                 x,
-                tiles: from..to,
+                range: from..to,
                 finish: Finish::Store {
                     bias: projection.bias,
                     adds: *adds,
@@ -117,14 +121,18 @@ pub fn gated(
     check(&gates, inputs);
     check(&ups, inputs);
     assert_eq!(ups.matrix.outputs(), outputs, "as many gates as values");
-    assert_eq!(out.len(), rows * outputs, "a buffer has a number for each row and output");
+    assert_eq!(
+        out.len(),
+        rows * outputs,
+        "a buffer has a number for each row and output"
+    );
     if gates.matrix.kind().is_quantised() || ups.matrix.kind().is_quantised() {
         scratch.quantise(cores, x, inputs);
     }
     let x = Inputs {
         numbers: x,
         quantised: scratch,
-        inputs,
+        width: inputs,
         rows,
     };
     let out = Disjoint::new(out);
@@ -132,7 +140,7 @@ pub fn gated(
         Tiles {
             matrices: [gates.matrix, ups.matrix],
             x,
-            tiles,
+            range: tiles,
             finish: Finish::Gate {
                 biases: [gates.bias, ups.bias],
                 gate,
@@ -177,7 +185,11 @@ pub fn look_up(cores: &Cores, matrix: &Packed, output: usize, out: &mut [f32]) {
 }
 
 fn rows(x: &[f32], inputs: usize) -> usize {
-    assert!(x.len().is_multiple_of(inputs), "{} values are whole rows of {inputs}", x.len());
+    assert!(
+        x.len().is_multiple_of(inputs),
+        "{} values are whole rows of {inputs}",
+        x.len()
+    );
     x.len() / inputs
 }
 
@@ -196,28 +208,22 @@ struct Inputs<'a> {
     numbers: &'a [f32],
     /// Of this call only when one of its matrices is quantised.
     quantised: &'a Activations,
-    inputs: usize,
+    width: usize,
     rows: usize,
 }
 
 /// What is done with sums.
 #[derive(Clone, Copy)]
 enum Finish<'a> {
-    Store {
-        bias: Option<&'a [f32]>,
-        adds: bool,
-    },
-    Gate {
-        biases: [Option<&'a [f32]>; 2],
-        gate: Gate,
-    },
+    Store { bias: Option<&'a [f32]>, adds: bool },
+    Gate { biases: [Option<&'a [f32]>; 2], gate: Gate },
 }
 
 /// Some tiles of a product; the second matrix counts only when sums are gated.
 struct Tiles<'a> {
     matrices: [&'a Packed; 2],
     x: Inputs<'a>,
-    tiles: Range<usize>,
+    range: Range<usize>,
     finish: Finish<'a>,
     /// No other thread writes the columns of these tiles.
     out: &'a Disjoint<'a, f32>,
@@ -247,8 +253,8 @@ impl Tiles<'_> {
     fn run(&self, cores: &Cores) {
         let each = (SUMS_TOGETHER / self.x.rows.max(1)).max(1);
         SCRATCH.with_borrow_mut(|scratch| {
-            for first in self.tiles.clone().step_by(each) {
-                let tiles = first..self.tiles.end.min(first + each);
+            for first in self.range.clone().step_by(each) {
+                let tiles = first..self.range.end.min(first + each);
                 let count = match self.finish {
                     Finish::Store { .. } => 1,
                     Finish::Gate { .. } => 2,
@@ -352,9 +358,11 @@ impl<N: Numbers> Work for OfNumbers<'_, N> {
 
     #[inline(always)]
     fn run<V: Vectors>(self, vectors: V) {
-        let Inputs { numbers, inputs, rows, .. } = self.x;
+        let Inputs {
+            numbers, width, rows, ..
+        } = self.x;
         for (tile, sums) in self.tiles.zip(self.sums.chunks_exact_mut(rows)) {
-            numbers::multiply::<V, N>(vectors, self.matrix.tile(tile).lines, numbers, inputs, sums);
+            numbers::multiply::<V, N>(vectors, self.matrix.tile(tile).lines, numbers, width, sums);
         }
     }
 }
@@ -381,7 +389,11 @@ impl Work for Finishing<'_> {
             let biases = biases.map(|bias| bias.map(|bias| padded(&bias[columns.clone()])));
             for row in 0..rows {
                 // SAFETY: rows and tiles do not overlap, and no other thread has these tiles.
-                let out = unsafe { self.of.out.slice(row * outputs + columns.start..row * outputs + columns.end) };
+                let out = unsafe {
+                    self.of
+                        .out
+                        .slice(row * outputs + columns.start..row * outputs + columns.end)
+                };
                 let mut values = self.sums[0][index * rows + row];
                 add(&mut values, biases[0].as_ref());
                 match self.of.finish {
@@ -432,7 +444,10 @@ fn gelu_tanh<V: Vectors>(vectors: V, x: V::Floats) -> V::Floats {
     /// The square root of 2 / pi.
     const FACTOR: f32 = 0.797_884_6;
     let cube = vectors.multiply(vectors.multiply(x, x), x);
-    let inner = vectors.multiply(vectors.multiply_add(cube, vectors.splat(0.044_715), x), vectors.splat(FACTOR));
+    let inner = vectors.multiply(
+        vectors.multiply_add(cube, vectors.splat(0.044_715), x),
+        vectors.splat(FACTOR),
+    );
     let half = vectors.multiply(x, vectors.splat(0.5));
     vectors.multiply_add(half, tanh(vectors, inner), half)
 }

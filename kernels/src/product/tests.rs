@@ -44,7 +44,14 @@ fn matrix(kind: Kind, outputs: usize, inputs: usize, scale: f32) -> Vec<u8> {
 
 fn packed(kind: Kind, outputs: usize, inputs: usize, scale: f32) -> Packed {
     let bytes = matrix(kind, outputs, inputs, scale);
-    Packed::new(&cores(Level::PORTABLE, 2), &Memory::default(), kind, (outputs, inputs), &bytes).unwrap()
+    Packed::new(
+        &cores(Level::PORTABLE, 2),
+        &Memory::default(),
+        kind,
+        (outputs, inputs),
+        &bytes,
+    )
+    .unwrap()
 }
 
 fn inputs(count: usize, seed: u32) -> Vec<f32> {
@@ -76,7 +83,10 @@ fn widen(kind: Kind, row: &[u8]) -> Vec<f64> {
             [low, high] if kind == Kind::F16 => half::f16::from_le_bytes([low, high]).to_f32(),
             _ => half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         };
-        return row.chunks_exact(kind.block_bytes()).map(|bytes| f64::from(number(bytes))).collect();
+        return row
+            .chunks_exact(kind.block_bytes())
+            .map(|bytes| f64::from(number(bytes)))
+            .collect();
     }
     let half = |block: &[u8], at: usize| f64::from(half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32());
     let block = |block: &[u8]| -> Vec<f64> {
@@ -109,7 +119,11 @@ fn widen(kind: Kind, row: &[u8]) -> Vec<f64> {
                     let third = f64::from(block[byte] >> (half_of * 4 + quarter) & 1);
                     // Four words of four scales: the low four bits of each in the first two words, the high two in
                     // the third.
-                    let low = if part < 8 { block[96 + part] & 15 } else { block[88 + part] >> 4 };
+                    let low = if part < 8 {
+                        block[96 + part] & 15
+                    } else {
+                        block[88 + part] >> 4
+                    };
                     let high = block[104 + part % 4] >> (2 * (part / 4)) & 3;
                     half(block, 108) * (f64::from(low | high << 4) - 32.0) * (two + 4.0 * third - 4.0)
                 })
@@ -206,10 +220,21 @@ fn rows_of_any_length_and_outputs_of_any_number_are_computed() {
             let mut weights = vec![0.0; width];
             for output in [0, outputs - 1] {
                 look_up(&cores, &matrix, output, &mut weights);
-                let expected: f32 = weights.iter().zip(&x[x.len() - width..]).map(|(weight, x)| weight * x).sum();
+                let expected: f32 = weights
+                    .iter()
+                    .zip(&x[x.len() - width..])
+                    .map(|(weight, x)| weight * x)
+                    .sum();
                 let got = got[(rows - 1) * outputs + output];
-                let size: f32 = weights.iter().zip(&x[x.len() - width..]).map(|(weight, x)| (weight * x).abs()).sum();
-                assert!((got - expected).abs() <= 0.01 * size, "{kind:?} {rows} {output}: {got} {expected}");
+                let size: f32 = weights
+                    .iter()
+                    .zip(&x[x.len() - width..])
+                    .map(|(weight, x)| (weight * x).abs())
+                    .sum();
+                assert!(
+                    (got - expected).abs() <= 0.01 * size,
+                    "{kind:?} {rows} {output}: {got} {expected}"
+                );
             }
         }
     }
@@ -242,7 +267,10 @@ fn products_are_those_of_the_formats_definitions() {
                 for (found, weight) in found.iter().zip(&weights) {
                     // A least value and a multiple of a scale may cancel each other.
                     let tolerance = 1e-6 * (weight.abs() + 2e3 * f64::from(scale));
-                    assert!((f64::from(*found) - weight).abs() <= tolerance, "{kind:?} {scale}: {found} {weight}");
+                    assert!(
+                        (f64::from(*found) - weight).abs() <= tolerance,
+                        "{kind:?} {scale}: {found} {weight}"
+                    );
                 }
                 for (row, x) in x.chunks_exact(width).enumerate() {
                     let terms = weights.iter().zip(x).map(|(weight, x)| weight * f64::from(*x));
@@ -355,7 +383,10 @@ fn what_is_done_with_products_is_done_to_their_bits() {
                     }
                 };
                 let expected = value * factor * f64::from(first[at]);
-                assert!((f64::from(*got) - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{gate:?} {got} {expected}");
+                assert!(
+                    (f64::from(*got) - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                    "{gate:?} {got} {expected}"
+                );
             }
         }
     }

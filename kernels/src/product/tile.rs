@@ -39,7 +39,12 @@ pub(super) fn multiply<V: Vectors, F: Format>(
         unpacked.fill(vectors, packed, part.clone());
         for (first, rows, words) in x.panels() {
             let words = &words[part.start * WORDS * rows..part.end * WORDS * rows];
-            by_rows(vectors, UnpackedBlocks::<F>(unpacked, PhantomData), (rows, words), &mut sums[first..]);
+            by_rows(
+                vectors,
+                UnpackedBlocks::<F>(unpacked, PhantomData),
+                (rows, words),
+                &mut sums[first..],
+            );
         }
     }
 }
@@ -204,8 +209,8 @@ fn add<V: Vectors, B: Blocks, const R: usize>(vectors: V, blocks: B, words: &[u3
                     let least = scales.leasts[half];
                     for ((total, sum), scale) in totals.iter_mut().zip(words[SUMS + 1 + half]).zip(words[SCALE]) {
                         let sum = vectors.to_floats(vectors.start(sum, 0));
-                        let scaled = vectors.multiply(sum, vectors.splat(-f32::from_bits(scale)));
-                        *total = vectors.multiply_add(least, scaled, *total);
+                        let product = vectors.multiply(sum, vectors.splat(-f32::from_bits(scale)));
+                        *total = vectors.multiply_add(least, product, *total);
                     }
                 }
             }

@@ -158,7 +158,8 @@ impl Backend for Kernels {
     fn begin(&self, spans: &[SpanLayout], ropes: &[Rope]) -> Result<Step, ModelError> {
         let mut step = Step::default();
         for span in spans {
-            step.spans.push(span.blocks.iter().map(|block| block.0), span.rows.clone(), span.start);
+            step.spans
+                .push(span.blocks.iter().map(|block| block.0), span.rows.clone(), span.start);
         }
         step.turns.extend(ropes.iter().map(|rope| {
             let mut turns = Turns {
@@ -204,12 +205,7 @@ impl Backend for Kernels {
         Ok(out)
     }
 
-    fn add_linear(
-        &self,
-        mut stream: Buffer,
-        x: &Buffer,
-        projection: &Projection<Self>,
-    ) -> Result<Buffer, ModelError> {
+    fn add_linear(&self, mut stream: Buffer, x: &Buffer, projection: &Projection<Self>) -> Result<Buffer, ModelError> {
         let product = Product {
             projection: matrix::projection(projection),
             out: &mut stream,
@@ -237,7 +233,14 @@ impl Backend for Kernels {
             Activation::GeluTanh => Gate::GeluTanh,
         };
         let projections = [gate, up].map(matrix::projection);
-        escadre_kernels::gated(&self.cores, &mut self.scratch().activations, x, projections, kind, &mut out);
+        escadre_kernels::gated(
+            &self.cores,
+            &mut self.scratch().activations,
+            x,
+            projections,
+            kind,
+            &mut out,
+        );
         Ok(out)
     }
 

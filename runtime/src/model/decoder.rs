@@ -308,8 +308,9 @@ impl<B: Backend> Transformer<B> {
     fn attention(&mut self, x: B::Buffer, index: usize, step: &B::Step) -> Result<B::Buffer, ModelError> {
         let (layer, shape) = (&self.weights.layers[index], self.attention[index]);
         let normed = self.norm(&x, &layer.attention_norm)?;
-        let Projections { query, key, value } =
-            self.backend.project(&normed, [&layer.query, &layer.key, &layer.value])?;
+        let Projections { query, key, value } = self
+            .backend
+            .project(&normed, [&layer.query, &layer.key, &layer.value])?;
         let projections = Projections {
             query: self.head_norm(query, layer.query_norm.as_ref())?,
             key: self.head_norm(key, layer.key_norm.as_ref())?,
@@ -323,7 +324,9 @@ impl<B: Backend> Transformer<B> {
 
     fn feed_forward(&self, x: B::Buffer, block: &FeedForward<B>) -> Result<B::Buffer, ModelError> {
         let normed = self.norm(&x, &block.norm)?;
-        let gated = self.backend.gated(&normed, &block.gate, &block.up, self.constants.activation)?;
+        let gated = self
+            .backend
+            .gated(&normed, &block.gate, &block.up, self.constants.activation)?;
         self.add_product(x, &gated, &block.down, block.post_norm.as_ref())
     }
 

@@ -23,7 +23,9 @@ impl Buffer {
         let mut free = spare.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |values: &&(usize, &Vec<f32>)| values.1.capacity() >= length;
         let sizes = || free.iter().enumerate();
-        let best = sizes().filter(|place| fits(&place)).min_by_key(|(_, values)| values.capacity());
+        let best = sizes()
+            .filter(|place| fits(&place))
+            .min_by_key(|(_, values)| values.capacity());
         let largest = || sizes().max_by_key(|(_, values)| values.capacity());
         let place = best.or_else(largest).map(|(index, _)| index);
         let mut values = place.map(|index| free.swap_remove(index)).unwrap_or_default();
