@@ -58,6 +58,9 @@ bench-first-token: ## Measure the time from `kubectl apply` to the first token o
 check-cuda: prerequisites ## Compile the runtime with CUDA (about 15 minutes at first); no graphics processor is needed
 	@dev/check-cuda.sh
 
+test-deep: prerequisites ## The kernels' tests under AddressSanitizer (needs a nightly compiler)
+	@dev/test-deep.sh
+
 fuzz-short: prerequisites ## Fuzz what reads requests, vocabularies, templates and headers, a minute each (FUZZ_SECONDS)
 	@dev/fuzz.sh
 

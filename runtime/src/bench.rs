@@ -3,8 +3,11 @@
 //! Everything is measured once per round, one after the other, so that a disturbance of the machine falls on one round
 //! of everything and not on all rounds of one thing; what counts is the median.
 
+mod report;
+
 use crate::backend::KvType;
 use crate::backend::device::{self, Accelerator, AcceleratorMissing, DeviceChoice};
+use crate::backend::kernels::{Operation, Profile};
 use crate::cgroup;
 use crate::engine::{SequenceId, Sequences};
 use crate::kv::blocks_for;
@@ -13,11 +16,12 @@ use crate::status::resident_bytes;
 use crate::threads::Threads;
 use escadre_kernels::Level;
 use escadre_verify::{Refusal, VerifiedModel};
-use serde::Serialize;
+use report::{Measured, PromptRate, Report, Series, StreamRate};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Tokens that a stream has read before its answer is measured.
 const QUESTION: usize = 32;
@@ -55,6 +59,9 @@ pub struct BenchArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceChoice,
+    /// Also print where the time of prompts and answers goes; it costs a little time itself
+    #[arg(long)]
+    pub profile: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -96,51 +103,6 @@ pub enum BenchError {
     Output(#[from] io::Error),
 }
 
-/// What was measured.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    version: &'static str,
-    device: String,
-    digest: String,
-    architecture: String,
-    quantization: String,
-    parameters: u64,
-    kv_cache_type: String,
-    instructions: &'static str,
-    threads: usize,
-    rounds: usize,
-    load_seconds: f64,
-    /// After everything was measured.
-    resident_bytes: Option<u64>,
-    prompts: Vec<PromptRate>,
-    streams: Vec<StreamRate>,
-}
-
-/// Tokens per second over the rounds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Rates {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-/// How fast a prompt is read.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PromptRate {
-    tokens: usize,
-    tokens_per_second: Rates,
-}
-
-/// How fast answers come, all of them together.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct StreamRate {
-    streams: usize,
-    tokens_per_second: Rates,
-}
-
 /// Measures, and prints to standard output.
 ///
 /// # Errors
@@ -176,6 +138,7 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
         kv_type: args.kv_cache_dtype,
         quantize: args.quantize,
         cores: threads.cores(),
+        profile: args.profile.then(Arc::default),
         ..LoadOptions::default()
     };
     let loaded = model::load_on(accelerator.as_ref(), &verified, &options, &mut |_, _| {})?;
@@ -201,19 +164,20 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     let vocabulary = decoder.vocabulary();
     let mut bench = Bench {
         sequences: Sequences::new(&mut decoder),
+        profile: options.profile,
         vocabulary,
     };
     // What is prepared lazily is prepared now.
     bench.answers(1, 1)?;
-    let mut reading = vec![vec![]; prompts.len()];
-    let mut giving = vec![vec![]; streams.len()];
+    let mut reading: Vec<Series> = prompts.iter().map(|_| Series::default()).collect();
+    let mut giving: Vec<Series> = streams.iter().map(|_| Series::default()).collect();
     for round in 1..=args.rounds.get() {
         eprintln!("round {round} of {}", args.rounds);
-        for (rates, tokens) in reading.iter_mut().zip(&prompts) {
-            rates.push(bench.prompt(*tokens)?);
+        for (series, tokens) in reading.iter_mut().zip(&prompts) {
+            series.add(bench.prompt(*tokens)?);
         }
-        for (rates, streams) in giving.iter_mut().zip(&streams) {
-            rates.push(bench.answers(*streams, answer)?);
+        for (series, streams) in giving.iter_mut().zip(&streams) {
+            series.add(bench.answers(*streams, answer)?);
         }
     }
     Ok(Report {
@@ -229,28 +193,15 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
         rounds: args.rounds.get(),
         load_seconds,
         resident_bytes: resident_bytes(),
-        prompts: prompts
-            .into_iter()
-            .zip(reading)
-            .map(|(tokens, rates)| PromptRate {
-                tokens,
-                tokens_per_second: Rates::of(rates),
-            })
-            .collect(),
-        streams: streams
-            .into_iter()
-            .zip(giving)
-            .map(|(streams, rates)| StreamRate {
-                streams,
-                tokens_per_second: Rates::of(rates),
-            })
-            .collect(),
+        prompts: prompts.iter().zip(&reading).map(PromptRate::of).collect(),
+        streams: streams.iter().zip(&giving).map(StreamRate::of).collect(),
     })
 }
 
 /// A model that is measured.
 struct Bench<'a> {
     sequences: Sequences<'a, Decoder>,
+    profile: Option<Arc<Profile>>,
     vocabulary: usize,
 }
 
@@ -268,25 +219,36 @@ impl Bench<'_> {
         self.sequences.forward(parts)
     }
 
-    /// Tokens per second of a prompt up to its first logits.
-    fn prompt(&mut self, count: usize) -> Result<f64, ModelError> {
-        let tokens = self.tokens(count);
-        let id = self.sequences.add();
-        let began = Instant::now();
-        self.step(&[(id, &tokens, LogitsWanted::Last)])?;
-        let rate = per_second(count, began);
-        self.sequences.remove(id);
-        Ok(rate)
+    /// What operations took since the last call.
+    fn times(&self) -> Vec<(Operation, Duration)> {
+        self.profile.as_ref().map_or_else(Vec::new, |profile| profile.take())
     }
 
-    /// Tokens per second of so many answers together.
-    fn answers(&mut self, streams: usize, count: usize) -> Result<f64, ModelError> {
+    /// A prompt up to its first logits.
+    fn prompt(&mut self, count: usize) -> Result<Measured, ModelError> {
+        let tokens = self.tokens(count);
+        let id = self.sequences.add();
+        self.times();
+        let began = Instant::now();
+        self.step(&[(id, &tokens, LogitsWanted::Last)])?;
+        let measured = Measured {
+            tokens: count,
+            time: began.elapsed(),
+            operations: self.times(),
+        };
+        self.sequences.remove(id);
+        Ok(measured)
+    }
+
+    /// So many answers together.
+    fn answers(&mut self, streams: usize, count: usize) -> Result<Measured, ModelError> {
         let ids: Vec<SequenceId> = (0..streams).map(|_| self.sequences.add()).collect();
         let question = self.tokens(QUESTION);
         for id in &ids {
             self.step(&[(*id, &question, LogitsWanted::None)])?;
         }
         let tokens = self.tokens(count);
+        self.times();
         let began = Instant::now();
         for token in &tokens {
             let parts: Vec<_> = ids
@@ -295,87 +257,14 @@ impl Bench<'_> {
                 .collect();
             self.step(&parts)?;
         }
-        let rate = per_second(streams * count, began);
+        let measured = Measured {
+            tokens: streams * count,
+            time: began.elapsed(),
+            operations: self.times(),
+        };
         for id in ids {
             self.sequences.remove(id);
         }
-        Ok(rate)
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-fn per_second(tokens: usize, since: Instant) -> f64 {
-    tokens as f64 / since.elapsed().as_secs_f64().max(1e-9)
-}
-
-impl Rates {
-    /// Of at least one.
-    fn of(mut rates: Vec<f64>) -> Self {
-        rates.sort_by(f64::total_cmp);
-        let at = |index: usize| rates.get(index).copied().unwrap_or(0.0);
-        let rounded = |rate: f64| (rate * 10.0).round() / 10.0;
-        Self {
-            median: rounded(f64::midpoint(
-                at((rates.len().saturating_sub(1)) / 2),
-                at(rates.len() / 2),
-            )),
-            least: rounded(at(0)),
-            most: rounded(at(rates.len().saturating_sub(1))),
-        }
-    }
-}
-
-impl Report {
-    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Self {
-            architecture,
-            quantization,
-            parameters,
-            kv_cache_type,
-            ..
-        } = self;
-        writeln!(out, "model    {architecture}, {quantization}, {parameters} parameters")?;
-        writeln!(out, "cache    {kv_cache_type}")?;
-        writeln!(out, "device   {}", self.device)?;
-        writeln!(out, "threads  {}, {}", self.threads, self.instructions)?;
-        writeln!(out, "loaded   in {:.2} s", self.load_seconds)?;
-        if let Some(bytes) = self.resident_bytes {
-            writeln!(out, "memory   {} MiB", bytes >> 20)?;
-        }
-        writeln!(
-            out,
-            "\n{:24}{:>10}{:>10}{:>10}",
-            "tokens per second", "median", "least", "most"
-        )?;
-        let mut line = |name: String, rates: Rates| {
-            let Rates { median, least, most } = rates;
-            writeln!(out, "{name:24}{median:10.1}{least:10.1}{most:10.1}")
-        };
-        for one in &self.prompts {
-            line(format!("prompt of {}", one.tokens), one.tokens_per_second)?;
-        }
-        for one in &self.streams {
-            let plural = if one.streams == 1 { "" } else { "s" };
-            line(
-                format!("{} answer{plural} at a time", one.streams),
-                one.tokens_per_second,
-            )?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_is_between_the_two_in_the_middle() {
-        let rates = |rates: &[f64]| {
-            let Rates { median, least, most } = Rates::of(rates.to_vec());
-            [median, least, most].map(|rate| format!("{rate}"))
-        };
-        assert_eq!(rates(&[4.0, 1.0, 3.0, 10.0]), ["3.5", "1", "10"]);
-        assert_eq!(rates(&[2.04]), ["2"; 3]);
+        Ok(measured)
     }
 }

@@ -8,9 +8,11 @@
 //! allocate nothing here.
 
 mod matrix;
+mod profile;
 mod spare;
 
 pub use matrix::Matrix;
+pub use profile::{Operation, Profile};
 pub use spare::Buffer;
 
 use super::{
@@ -31,6 +33,7 @@ pub struct Kernels {
     cores: Arc<Cores>,
     precision: Precision,
     memory: Memory,
+    profile: Option<Arc<Profile>>,
     spare: Arc<Spare>,
     scratch: Mutex<Scratch>,
 }
@@ -61,12 +64,26 @@ impl Kernels {
         Self {
             precision,
             memory: Memory::default(),
+            profile: None,
             spare: Arc::default(),
             scratch: Mutex::new(Scratch {
                 activations: Activations::new(cores.level()),
                 partial: Partial::default(),
             }),
             cores,
+        }
+    }
+
+    /// The same, measured.
+    #[must_use]
+    pub fn with_profile(self, profile: Option<Arc<Profile>>) -> Self {
+        Self { profile, ..self }
+    }
+
+    fn time<R>(&self, operation: Operation, work: impl FnOnce() -> R) -> R {
+        match &self.profile {
+            None => work(),
+            Some(profile) => profile.time(operation, work),
         }
     }
 
@@ -178,20 +195,26 @@ impl Backend for Kernels {
             return Err(ModelError::Batch(format!("token {token} has no embedding")));
         }
         let mut out = self.buffer(tokens.len(), table.inputs());
-        self.cores.chunks(&mut out, table.inputs(), |row, out| {
-            table.look_up(&self.cores, tokens[row] as usize, out);
+        self.time(Operation::Embedding, || {
+            self.cores.chunks(&mut out, table.inputs(), |row, out| {
+                table.look_up(&self.cores, tokens[row] as usize, out);
+            });
         });
         Ok(out)
     }
 
     fn rms_norm(&self, x: &Buffer, weight: &Vec<f32>, epsilon: f32) -> Result<Buffer, ModelError> {
         let mut out = self.buffer(x.rows(), x.width());
-        rows::rms_norm(&self.cores, x, weight, epsilon, &mut out);
+        self.time(Operation::Norm, || {
+            rows::rms_norm(&self.cores, x, weight, epsilon, &mut out);
+        });
         Ok(out)
     }
 
     fn head_norm(&self, mut x: Buffer, weight: &Vec<f32>, epsilon: f32) -> Result<Buffer, ModelError> {
-        rows::rms_norm_in_place(&self.cores, &mut x, weight, epsilon);
+        self.time(Operation::Norm, || {
+            rows::rms_norm_in_place(&self.cores, &mut x, weight, epsilon);
+        });
         Ok(x)
     }
 
@@ -201,7 +224,7 @@ impl Backend for Kernels {
     }
 
     fn linear(&self, x: &Buffer, projection: &Projection<Self>) -> Result<Buffer, ModelError> {
-        let [out] = self.products(x, [projection]);
+        let [out] = self.time(Operation::Linear, || self.products(x, [projection]));
         Ok(out)
     }
 
@@ -211,12 +234,14 @@ impl Backend for Kernels {
             out: &mut stream,
             adds: true,
         };
-        escadre_kernels::linear(&self.cores, &mut self.scratch().activations, x, [product]);
+        self.time(Operation::Linear, || {
+            escadre_kernels::linear(&self.cores, &mut self.scratch().activations, x, [product]);
+        });
         Ok(stream)
     }
 
     fn project(&self, x: &Buffer, projections: [&Projection<Self>; 3]) -> Result<Projections<Buffer>, ModelError> {
-        let [query, key, value] = self.products(x, projections);
+        let [query, key, value] = self.time(Operation::Project, || self.products(x, projections));
         Ok(Projections { query, key, value })
     }
 
@@ -233,14 +258,10 @@ impl Backend for Kernels {
             Activation::GeluTanh => Gate::GeluTanh,
         };
         let projections = [gate, up].map(matrix::projection);
-        escadre_kernels::gated(
-            &self.cores,
-            &mut self.scratch().activations,
-            x,
-            projections,
-            kind,
-            &mut out,
-        );
+        self.time(Operation::Gated, || {
+            let scratch = &mut self.scratch().activations;
+            escadre_kernels::gated(&self.cores, scratch, x, projections, kind, &mut out);
+        });
         Ok(out)
     }
 
@@ -257,14 +278,16 @@ impl Backend for Kernels {
             mut key,
             value,
         } = projections;
-        if let Some(rope) = shape.rope {
-            let turns = &step.turns[rope];
-            for x in [&mut query, &mut key] {
-                let width = x.width();
-                rows::rotate(&self.cores, x, width, shape.head_size, turns);
+        let cache = layer_of(&mut cache.layers, layer)?;
+        self.time(Operation::RopeAppend, || {
+            if let Some(rope) = shape.rope {
+                for x in [&mut query, &mut key] {
+                    let width = x.width();
+                    rows::rotate(&self.cores, x, width, shape.head_size, &step.turns[rope]);
+                }
             }
-        }
-        layer_of(&mut cache.layers, layer)?.append(&self.cores, &step.spans, &key, &value);
+            cache.append(&self.cores, &step.spans, &key, &value);
+        });
         Ok(query)
     }
 
@@ -286,7 +309,9 @@ impl Backend for Kernels {
             spans: &step.spans,
             cache: cache.layers.get(layer).ok_or_else(|| no_layer(layer))?,
         };
-        escadre_kernels::attention(&self.cores, &attention, &mut self.scratch().partial, &mut out);
+        self.time(Operation::Attention, || {
+            escadre_kernels::attention(&self.cores, &attention, &mut self.scratch().partial, &mut out);
+        });
         Ok(out)
     }
 
@@ -317,7 +342,9 @@ impl Backend for Kernels {
             out: &mut out[first..],
             adds: false,
         };
-        escadre_kernels::linear(&self.cores, &mut self.scratch().activations, x, [product]);
+        self.time(Operation::Head, || {
+            escadre_kernels::linear(&self.cores, &mut self.scratch().activations, x, [product]);
+        });
         Ok(())
     }
 }

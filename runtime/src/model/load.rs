@@ -41,7 +41,7 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
-    let backend = Kernels::new(Arc::clone(&options.cores), Precision::AsStored);
+    let backend = Kernels::new(Arc::clone(&options.cores), Precision::AsStored).with_profile(options.profile.clone());
     load_with(model, options, backend, progress)
 }
 

@@ -22,6 +22,7 @@ pub use pooling::Pooling;
 pub use template::{ChatInput, ChatTemplate, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 
+use crate::backend::kernels::Profile;
 use escadre_kernels::Cores;
 use std::sync::Arc;
 
@@ -40,6 +41,8 @@ pub struct LoadOptions {
     pub quantize: Option<Quantize>,
     /// What packs weights and computes where there is no other device: the calling thread alone unless said otherwise.
     pub cores: Arc<Cores>,
+    /// Where the time of its steps is added up.
+    pub profile: Option<Arc<Profile>>,
 }
 
 /// Everything that serving needs from a model.

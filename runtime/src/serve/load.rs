@@ -186,7 +186,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
         name: plan.served_name.clone(),
         aliases: plan.aliases.clone(),
         digest,
-        fingerprint: fingerprint(digest, plan.quantize),
+        fingerprint: fingerprint(digest, plan.quantize, plan.kv_type),
         created: unix_seconds(),
         context_length: description.context_length,
         grammars: Grammars::new(Arc::clone(&tokenizer), generation.end_tokens.clone()),
@@ -243,6 +243,7 @@ fn load(
         kv_type: plan.kv_type,
         quantize: plan.quantize,
         cores,
+        profile: None,
     };
     let loaded = model::load_on(accelerator, &verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
         if let LoadError::Refused(refusal) = &error {
@@ -283,10 +284,11 @@ fn tell(
     );
 }
 
-/// What answers depend on beside the request: the model's bytes, this program, and what it made of the weights.
-fn fingerprint(digest: Digest, quantize: Option<Quantize>) -> String {
+/// What answers depend on beside the request: the model's bytes, this program, what it made of the weights, and how keys
+/// and values are held. The processor's instructions are not among them.
+fn fingerprint(digest: Digest, quantize: Option<Quantize>, kv_type: KvType) -> String {
     let made = quantize.map_or_else(String::new, |quantize| format!("_{quantize}"));
-    format!("fp_{}_{}{made}", digest.short(), env!("CARGO_PKG_VERSION"))
+    format!("fp_{}_{}{made}_{kv_type}", digest.short(), env!("CARGO_PKG_VERSION"))
 }
 
 fn warm_up_prompt(tokenizer: &Tokenizer) -> Vec<u32> {
