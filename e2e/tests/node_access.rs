@@ -130,7 +130,7 @@ async fn keys_and_limits_follow_their_secret_and_the_spec_without_a_restart() {
     // The operator has no key, and asks new pods all the same.
     let edit = json!({
         "restartToken": "2",
-        "rollout": {"gates": {"probePrompt": {"prompt": "What is the capital of France?", "expectContains": "Paris"}}},
+        "rollout": {"gates": {"probePrompt": {"prompt": "How many days are in a week?", "expectContains": "7"}}},
     });
     scenario.patch("guarded", edit).await.unwrap();
     scenario.await_ready_within("guarded", LOADED).await.unwrap();

@@ -5,7 +5,7 @@
 //! ([`Activations`]). Their products ([`linear`]) are sums of integers within a block, which are exact, and sums of
 //! numbers of 32 bits over the blocks, in the order of the blocks: a value depends on its row and its output and on
 //! nothing else, neither on the other rows, nor on the width of the processor's vectors ([`Level`]), nor on the number
-//! of threads ([`Cores`]). The same holds for [`attention`] over keys and values in blocks ([`Cache`]), which goes
+//! of threads ([`Cores`]). The same holds for [`attention()`] over keys and values in blocks ([`Cache`]), which goes
 //! through the keys of a sequence in spans that begin at fixed positions, and for what is done row by row ([`rows`]).
 //!
 //! This is the only crate with `unsafe` code: vector instructions, whose presence [`Level`] proves, and threads that write
@@ -32,7 +32,7 @@ pub use cores::Cores;
 pub use level::Level;
 pub use memory::Memory;
 pub use pack::{Kind, PackError, Packed};
-pub use product::{Gate, Product, Projection, gated, linear, look_up};
+pub use product::{Gate, Product, Projection, agrees, gated, linear, look_up};
 
 /// Outputs that are packed and computed together.
 pub const TILE: usize = 16;

@@ -253,9 +253,9 @@ async fn probe_prompts_need_no_key_and_are_short() {
         let status = answer.status().as_u16();
         (status, answer.json::<Value>().await.unwrap())
     };
-    let (status, answer) = probe(json!({"prompt": "What is the capital of France?", "max_tokens": 16})).await;
+    let (status, answer) = probe(json!({"prompt": "How many days are in a week?", "max_tokens": 16})).await;
     assert_eq!(status, 200, "{answer}");
-    assert!(answer["answer"].as_str().unwrap().contains("Paris"), "{answer}");
+    assert!(answer["answer"].as_str().unwrap().contains('7'), "{answer}");
     for (bad, param) in [
         (json!({}), "prompt"),
         (json!({"prompt": 5}), "prompt"),

@@ -103,7 +103,7 @@ async fn streams_and_several_answers_are_too(process: &Process) {
         process,
         &question(
             "A ship",
-            &json!({"max_tokens": 3, "response_format": {"type": "json_object"}}),
+            &json!({"max_tokens": 3, "response_format": by_schema(&schemas()[0])}),
         ),
     )
     .await;

@@ -11,7 +11,7 @@ use crate::disjoint::Disjoint;
 use crate::instructions::{Vectors, Work};
 use crate::math::{exp, tanh};
 use crate::pack::Tile;
-use crate::{Activations, Cores, Kind, Packed, TILE};
+use crate::{Activations, Cores, Kind, Level, Packed, TILE};
 use formats::{
     Fives, FivesLeast, FivesLong, Format, Nibbles, NibblesLeast, NibblesLong, SixesLong, ThreesLong, TwosLong, Whole,
 };
@@ -182,6 +182,43 @@ pub fn look_up(cores: &Cores, matrix: &Packed, output: usize, out: &mut [f32]) {
         Kind::Q6_K => of_format!(SixesLong),
         kind @ (Kind::F32 | Kind::F16 | Kind::BF16) => numbers::look_up(kind, tile.lines, output, out),
     }
+}
+
+/// Whether the instructions of these cores give the same bits as plain loops, for a few tiles of a matrix as it lies in
+/// memory, with one row and with more rows than are computed together.
+pub fn agrees(cores: &Cores, matrix: &Packed) -> bool {
+    same_products(cores.level(), matrix, matrix)
+}
+
+/// Compares what a level makes of the first and the last tile of one matrix with what plain loops make of those of another.
+fn same_products(level: Level, one: &Packed, other: &Packed) -> bool {
+    /// More than any level computes together.
+    const ROWS: usize = 9;
+    let last = one.outputs().div_ceil(TILE) - 1;
+    // Any numbers but zero, in no order that blocks have.
+    let number = |at: usize| f32::from(u8::try_from(at * 7 % 6).unwrap_or_default()) / 2.0 - 1.25;
+    let x: Vec<f32> = (0..ROWS * one.inputs()).map(number).collect();
+    let products = |level: Level, matrix: &Packed, rows: usize, tile: usize| {
+        let cores = Cores::alone(level);
+        let (mut scratch, x) = (Activations::new(level), &x[..rows * matrix.inputs()]);
+        if matrix.kind().is_quantised() {
+            scratch.quantise(&cores, x, matrix.inputs());
+        }
+        let x = Inputs {
+            numbers: x,
+            quantised: &scratch,
+            width: matrix.inputs(),
+            rows,
+        };
+        let mut sums = vec![[0.0; TILE]; rows];
+        multiply(&cores, matrix, tile..tile + 1, x, &mut Unpacked::new(), &mut sums);
+        sums
+    };
+    [(1, 0), (ROWS, last)].into_iter().all(|(rows, tile)| {
+        let (fast, plain) = (products(level, one, rows, tile), products(Level::PORTABLE, other, rows, tile));
+        let pairs = fast.as_flattened().iter().zip(plain.as_flattened());
+        pairs.into_iter().all(|(fast, plain)| fast.to_bits() == plain.to_bits())
+    })
 }
 
 fn rows(x: &[f32], inputs: usize) -> usize {

@@ -1,6 +1,6 @@
 //! Every level against the loops, and the loops against weights that are widened by the formats' definitions.
 
-use crate::{Activations, Cores, Gate, Kind, Level, Memory, Packed, Product, Projection, gated, linear, look_up};
+use crate::{Activations, Cores, Gate, Kind, Level, Memory, Packed, Product, Projection, agrees, gated, linear, look_up};
 use std::num::NonZeroUsize;
 
 /// Bytes that look random.
@@ -388,6 +388,26 @@ fn what_is_done_with_products_is_done_to_their_bits() {
                     "{gate:?} {got} {expected}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn self_test_finds_one_weight_that_is_not_the_same() {
+    for kind in Kind::ALL {
+        let (outputs, width) = (37, 512);
+        let bytes = matrix(kind, outputs, width, 0.01);
+        let pack = |bytes: &[u8]| {
+            Packed::new(&cores(Level::PORTABLE, 1), &Memory::default(), kind, (outputs, width), bytes).unwrap()
+        };
+        let (right, mut damaged) = (pack(&bytes), bytes.clone());
+        // In the last row, which is in the last tile.
+        let at = damaged.len() - bytes.len() / outputs + 22;
+        damaged[at] ^= 0x15;
+        let damaged = pack(&damaged);
+        for level in Level::available() {
+            assert!(agrees(&cores(level, 1), &right), "{kind:?} {level:?}");
+            assert!(!super::same_products(level, &damaged, &right), "{kind:?} {level:?}");
         }
     }
 }

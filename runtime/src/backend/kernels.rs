@@ -147,6 +147,15 @@ impl Backend for Kernels {
         Ok(values)
     }
 
+    fn self_test(&self, matrix: &Matrix) -> Result<(), ModelError> {
+        if matrix.agrees(&self.cores) {
+            return Ok(());
+        }
+        let level = self.cores.level();
+        let message = format!("products with {level:?} are not those of plain loops; the memory or the processor is faulty");
+        Err(ModelError::Tensor(message))
+    }
+
     fn cache(&self, shape: CacheShape) -> Result<Cache, ModelError> {
         let of_layer = escadre_kernels::CacheShape {
             kv_heads: shape.kv_heads,

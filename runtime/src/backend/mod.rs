@@ -187,6 +187,14 @@ pub trait Backend: Send {
     /// Takes over a vector.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, ModelError>;
 
+    /// Compares what the device makes of a part of a matrix with a slow computation of the same, if it has one.
+    ///
+    /// # Errors
+    /// When the two are not the same.
+    fn self_test(&self, _matrix: &Self::Matrix) -> Result<(), ModelError> {
+        Ok(())
+    }
+
     /// A cache with room for so many blocks.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache, ModelError>;
     /// Copies a block's keys and values in all layers.

@@ -28,6 +28,7 @@ pub struct Decoder {
 
 /// What a step asks of a graph; hides the type of the backend.
 trait Graph: Send {
+    fn self_test(&self) -> Result<(), ModelError>;
     fn free_memory(&self) -> Option<u64>;
     fn allocate(&mut self, blocks: usize, kind: KvType) -> Result<(), ModelError>;
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), ModelError>;
@@ -87,6 +88,15 @@ impl Decoder {
     /// The width of a state.
     pub fn hidden(&self) -> usize {
         self.hidden
+    }
+
+    /// Compares some products of the loaded weights, of each use in the first layer and of the head, with a slow
+    /// computation of the same.
+    ///
+    /// # Errors
+    /// When they are not the same.
+    pub fn self_test(&self) -> Result<(), ModelError> {
+        self.graph.self_test()
     }
 
     /// Makes the cache: so many blocks of keys and values, which replace those that were there. Without it there is none.
@@ -362,6 +372,17 @@ fn no_cache() -> ModelError {
 }
 
 impl<B: Backend> Graph for Transformer<B> {
+    fn self_test(&self) -> Result<(), ModelError> {
+        let weights = &self.weights;
+        for layer in weights.layers.iter().take(1) {
+            let FeedForward { gate, up, down, .. } = &layer.feed_forward;
+            for projection in [&layer.query, &layer.key, &layer.value, &layer.output, gate, up, down] {
+                self.backend.self_test(&projection.weight)?;
+            }
+        }
+        self.backend.self_test(weights.head.as_ref().unwrap_or(&weights.embedding))
+    }
+
     fn free_memory(&self) -> Option<u64> {
         self.backend.free_memory()
     }

@@ -147,6 +147,7 @@ fn prepare(plan: &Plan, board: &Board, metrics: Arc<Metrics>) -> Result<(Served,
     board.update(|status| status.stage = Stage::WarmingUp);
     let prompt = warm_up_prompt(&tokenizer);
     let failed = |error: WarmUpError| Failure::new("SelfTestFailed", error.to_string());
+    model.model.self_test().map_err(|error| failed(error.into()))?;
     let allocate = |decoder: &mut Decoder, blocks| decoder.allocate(blocks, plan.kv_type).map_err(WarmUpError::from);
     allocate(&mut model.model, blocks_for(WARM_UP_TOKENS)).map_err(failed)?;
     let performance =

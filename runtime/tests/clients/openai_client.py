@@ -73,6 +73,8 @@ assert isinstance(parsed.choices[0].message.parsed, Ship), parsed
 class Weather(pydantic.BaseModel):
     """The weather of a city."""
 
+    model_config = pydantic.ConfigDict(extra="forbid")
+
     city: str = pydantic.Field(max_length=16)
     unit: typing.Literal["celsius", "fahrenheit"]
 

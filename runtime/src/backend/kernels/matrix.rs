@@ -90,6 +90,11 @@ impl Matrix {
         escadre_kernels::look_up(cores, &self.0, output, out);
     }
 
+    /// Whether a few of its products are those of plain loops.
+    pub(super) fn agrees(&self, cores: &Cores) -> bool {
+        escadre_kernels::agrees(cores, &self.0)
+    }
+
     /// Without a bias.
     pub(super) fn alone(&self) -> escadre_kernels::Projection<'_> {
         escadre_kernels::Projection {
