@@ -215,7 +215,10 @@ fn same_products(level: Level, one: &Packed, other: &Packed) -> bool {
         sums
     };
     [(1, 0), (ROWS, last)].into_iter().all(|(rows, tile)| {
-        let (fast, plain) = (products(level, one, rows, tile), products(Level::PORTABLE, other, rows, tile));
+        let (fast, plain) = (
+            products(level, one, rows, tile),
+            products(Level::PORTABLE, other, rows, tile),
+        );
         let pairs = fast.as_flattened().iter().zip(plain.as_flattened());
         pairs.into_iter().all(|(fast, plain)| fast.to_bits() == plain.to_bits())
     })

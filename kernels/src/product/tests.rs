@@ -1,6 +1,8 @@
 //! Every level against the loops, and the loops against weights that are widened by the formats' definitions.
 
-use crate::{Activations, Cores, Gate, Kind, Level, Memory, Packed, Product, Projection, agrees, gated, linear, look_up};
+use crate::{
+    Activations, Cores, Gate, Kind, Level, Memory, Packed, Product, Projection, agrees, gated, linear, look_up,
+};
 use std::num::NonZeroUsize;
 
 /// Bytes that look random.
@@ -398,7 +400,14 @@ fn self_test_finds_one_weight_that_is_not_the_same() {
         let (outputs, width) = (37, 512);
         let bytes = matrix(kind, outputs, width, 0.01);
         let pack = |bytes: &[u8]| {
-            Packed::new(&cores(Level::PORTABLE, 1), &Memory::default(), kind, (outputs, width), bytes).unwrap()
+            Packed::new(
+                &cores(Level::PORTABLE, 1),
+                &Memory::default(),
+                kind,
+                (outputs, width),
+                bytes,
+            )
+            .unwrap()
         };
         let (right, mut damaged) = (pack(&bytes), bytes.clone());
         // In the last row, which is in the last tile.

@@ -152,7 +152,8 @@ impl Backend for Kernels {
             return Ok(());
         }
         let level = self.cores.level();
-        let message = format!("products with {level:?} are not those of plain loops; the memory or the processor is faulty");
+        let message =
+            format!("products with {level:?} are not those of plain loops; the memory or the processor is faulty");
         Err(ModelError::Tensor(message))
     }
 

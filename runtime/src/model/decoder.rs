@@ -380,7 +380,8 @@ impl<B: Backend> Graph for Transformer<B> {
                 self.backend.self_test(&projection.weight)?;
             }
         }
-        self.backend.self_test(weights.head.as_ref().unwrap_or(&weights.embedding))
+        self.backend
+            .self_test(weights.head.as_ref().unwrap_or(&weights.embedding))
     }
 
     fn free_memory(&self) -> Option<u64> {
