@@ -76,9 +76,7 @@ pub fn attention(cores: &Cores, attention: &Attention<'_>, partial: &mut Partial
             attention.spans.iter().map(|span| (units_of(&span, shape), span)),
             units - 1 - unit,
         );
-        let (tile, head) = (unit / shape.kv_heads, unit % shape.kv_heads);
-        let first = span.rows.start + tile * ROWS;
-        let rows = first..span.rows.end.min(first + ROWS);
+        let (rows, head) = unit_of(&span, shape, unit);
         let work = Compute {
             attention,
             span: &span,
@@ -93,6 +91,12 @@ pub fn attention(cores: &Cores, attention: &Attention<'_>, partial: &mut Partial
 
 fn units_of(span: &Span<'_>, shape: CacheShape) -> usize {
     span.rows.len().div_ceil(ROWS) * shape.kv_heads
+}
+
+/// The rows of a unit, and its head of keys.
+fn unit_of(span: &Span<'_>, shape: CacheShape, unit: usize) -> (Range<usize>, usize) {
+    let first = span.rows.start + unit / shape.kv_heads * ROWS;
+    (first..span.rows.end.min(first + ROWS), unit % shape.kv_heads)
 }
 
 /// Finds what has thing `index` when each has as many as it says, and which one of its own that is.
@@ -156,9 +160,7 @@ fn by_key_spans(cores: &Cores, attention: &Attention<'_>, partial: &mut Partial,
         let ((span, base), unit) = find(counted, part);
         let key_spans = attention.key_spans(&span);
         let (unit, keys) = (unit / key_spans.len(), key_spans.start + unit % key_spans.len());
-        let (tile, head) = (unit / shape.kv_heads, unit % shape.kv_heads);
-        let first = span.rows.start + tile * ROWS;
-        let rows = first..span.rows.end.min(first + ROWS);
+        let (rows, head) = unit_of(&span, shape, unit);
         let sink = Sink::Parts {
             states: &states,
             mixed: &mixed,

@@ -3,15 +3,18 @@
 //! One algorithm for integers ([`tile`]) and one for numbers ([`numbers`]) are written against
 //! [`Vectors`], which each level has its own instructions for.
 
+mod agree;
+mod finish;
 mod formats;
 mod numbers;
 mod tile;
 
 use crate::disjoint::Disjoint;
 use crate::instructions::{Vectors, Work};
-use crate::math::{exp, tanh};
 use crate::pack::Tile;
-use crate::{Activations, Cores, Kind, Level, Packed, TILE};
+use crate::{Activations, Cores, Kind, Packed, TILE};
+pub use agree::agrees;
+use finish::Finishing;
 use formats::{
     Fives, FivesLeast, FivesLong, Format, Nibbles, NibblesLeast, NibblesLong, SixesLong, ThreesLong, TwosLong, Whole,
 };
@@ -20,6 +23,23 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use tile::Unpacked;
+
+/// Does something with the type of a kind: with the [`Format`] of quantised ones, or the [`Numbers`] of others.
+macro_rules! by_kind {
+    ($kind:expr, $format:ident => $quantised:expr, $numbers:ident => $dense:expr) => {
+        by_kind!(@ $kind, $format => $quantised, $numbers => $dense,
+            [Q4_0 Nibbles, Q4_1 NibblesLeast, Q5_0 Fives, Q5_1 FivesLeast, Q8_0 Whole,
+             Q2_K TwosLong, Q3_K ThreesLong, Q4_K NibblesLong, Q5_K FivesLong, Q6_K SixesLong],
+            [F32 Wide, F16 Halves, BF16 Uppers])
+    };
+    (@ $kind:expr, $format:ident => $quantised:expr, $numbers:ident => $dense:expr,
+        [$($q:ident $of_q:ident),*], [$($d:ident $of_d:ident),*]) => {
+        match $kind {
+            $(Kind::$q => { type $format = $of_q; $quantised })*
+            $(Kind::$d => { type $numbers = $of_d; $dense })*
+        }
+    };
+}
 
 /// A matrix and what is added to its products.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +81,6 @@ pub fn linear<const N: usize>(cores: &Cores, scratch: &mut Activations, x: &[f32
     let inputs = first.projection.matrix.inputs();
     let rows = rows(x, inputs);
     let mut tiles = [0; N];
-    let mut is_quantised = false;
     for (product, tiles) in products.iter().zip(&mut tiles) {
         check(&product.projection, inputs);
         let outputs = product.projection.matrix.outputs();
@@ -70,18 +89,10 @@ pub fn linear<const N: usize>(cores: &Cores, scratch: &mut Activations, x: &[f32
             rows * outputs,
             "a buffer has a number for each row and output"
         );
-        is_quantised |= product.projection.matrix.kind().is_quantised();
         *tiles = outputs.div_ceil(TILE);
     }
-    if is_quantised {
-        scratch.quantise(cores, x, inputs);
-    }
-    let x = Inputs {
-        numbers: x,
-        quantised: scratch,
-        width: inputs,
-        rows,
-    };
+    let matrices = products.each_ref().map(|product| product.projection.matrix);
+    let x = Inputs::new(cores, scratch, x, &matrices);
     let parts = products.map(|product| (product.projection, Disjoint::new(product.out), product.adds));
     cores.ranges(tiles.iter().sum(), 1, |range| {
         let mut before = 0;
@@ -126,15 +137,7 @@ pub fn gated(
         rows * outputs,
         "a buffer has a number for each row and output"
     );
-    if gates.matrix.kind().is_quantised() || ups.matrix.kind().is_quantised() {
-        scratch.quantise(cores, x, inputs);
-    }
-    let x = Inputs {
-        numbers: x,
-        quantised: scratch,
-        width: inputs,
-        rows,
-    };
+    let x = Inputs::new(cores, scratch, x, &[gates.matrix, ups.matrix]);
     let out = Disjoint::new(out);
     cores.ranges(outputs.div_ceil(TILE), 1, |tiles| {
         Tiles {
@@ -159,69 +162,16 @@ pub fn look_up(cores: &Cores, matrix: &Packed, output: usize, out: &mut [f32]) {
     assert!(output < matrix.outputs(), "row {output} of {}", matrix.outputs());
     assert_eq!(out.len(), matrix.inputs(), "a row has a weight for each input");
     let (tile, output) = (matrix.tile(output / TILE), output % TILE);
-    macro_rules! of_format {
-        ($format:ty) => {
-            cores.level().run(LookUp::<$format> {
-                tile,
-                output,
-                out,
-                format: PhantomData,
-            })
-        };
-    }
-    match matrix.kind() {
-        Kind::Q4_0 => of_format!(Nibbles),
-        Kind::Q4_1 => of_format!(NibblesLeast),
-        Kind::Q5_0 => of_format!(Fives),
-        Kind::Q5_1 => of_format!(FivesLeast),
-        Kind::Q8_0 => of_format!(Whole),
-        Kind::Q2_K => of_format!(TwosLong),
-        Kind::Q3_K => of_format!(ThreesLong),
-        Kind::Q4_K => of_format!(NibblesLong),
-        Kind::Q5_K => of_format!(FivesLong),
-        Kind::Q6_K => of_format!(SixesLong),
-        kind @ (Kind::F32 | Kind::F16 | Kind::BF16) => numbers::look_up(kind, tile.lines, output, out),
-    }
-}
-
-/// Whether the instructions of these cores give the same bits as plain loops, for a few tiles of a matrix as it lies in
-/// memory, with one row and with more rows than are computed together.
-pub fn agrees(cores: &Cores, matrix: &Packed) -> bool {
-    same_products(cores.level(), matrix, matrix)
-}
-
-/// Compares what a level makes of the first and the last tile of one matrix with what plain loops make of those of another.
-fn same_products(level: Level, one: &Packed, other: &Packed) -> bool {
-    /// More than any level computes together.
-    const ROWS: usize = 9;
-    let last = one.outputs().div_ceil(TILE) - 1;
-    // Any numbers but zero, in no order that blocks have.
-    let number = |at: usize| f32::from(u8::try_from(at * 7 % 6).unwrap_or_default()) / 2.0 - 1.25;
-    let x: Vec<f32> = (0..ROWS * one.inputs()).map(number).collect();
-    let products = |level: Level, matrix: &Packed, rows: usize, tile: usize| {
-        let cores = Cores::alone(level);
-        let (mut scratch, x) = (Activations::new(level), &x[..rows * matrix.inputs()]);
-        if matrix.kind().is_quantised() {
-            scratch.quantise(&cores, x, matrix.inputs());
-        }
-        let x = Inputs {
-            numbers: x,
-            quantised: &scratch,
-            width: matrix.inputs(),
-            rows,
-        };
-        let mut sums = vec![[0.0; TILE]; rows];
-        multiply(&cores, matrix, tile..tile + 1, x, &mut Unpacked::new(), &mut sums);
-        sums
-    };
-    [(1, 0), (ROWS, last)].into_iter().all(|(rows, tile)| {
-        let (fast, plain) = (
-            products(level, one, rows, tile),
-            products(Level::PORTABLE, other, rows, tile),
-        );
-        let pairs = fast.as_flattened().iter().zip(plain.as_flattened());
-        pairs.into_iter().all(|(fast, plain)| fast.to_bits() == plain.to_bits())
-    })
+    by_kind!(
+        matrix.kind(),
+        Quantised => cores.level().run(LookUp::<Quantised> {
+            tile,
+            output,
+            out,
+            format: PhantomData,
+        }),
+        Dense => numbers::look_up::<Dense>(tile.lines, output, out)
+    );
 }
 
 fn rows(x: &[f32], inputs: usize) -> usize {
@@ -250,6 +200,22 @@ struct Inputs<'a> {
     quantised: &'a Activations,
     width: usize,
     rows: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// Whole rows for some matrices, of which there is one at least; quantised when one of them is.
+    fn new(cores: &Cores, scratch: &'a mut Activations, numbers: &'a [f32], matrices: &[&Packed]) -> Self {
+        let width = matrices[0].inputs();
+        if matrices.iter().any(|matrix| matrix.kind().is_quantised()) {
+            scratch.quantise(cores, numbers, width);
+        }
+        Self {
+            numbers,
+            quantised: scratch,
+            width,
+            rows: numbers.len() / width,
+        }
+    }
 }
 
 /// What is done with sums.
@@ -323,48 +289,28 @@ fn multiply(
     unpacked: &mut Unpacked,
     sums: &mut [Sums],
 ) {
-    macro_rules! of_format {
-        ($format:ty) => {
-            cores.level().run(Quantised::<$format> {
-                matrix,
-                tiles,
-                x: x.quantised,
-                unpacked,
-                sums,
-                format: PhantomData,
-            })
-        };
-    }
-    macro_rules! of_numbers {
-        ($numbers:ty) => {
-            cores.level().run(OfNumbers::<$numbers> {
-                matrix,
-                tiles,
-                x,
-                sums,
-                numbers: PhantomData,
-            })
-        };
-    }
-    match matrix.kind() {
-        Kind::Q4_0 => of_format!(Nibbles),
-        Kind::Q4_1 => of_format!(NibblesLeast),
-        Kind::Q5_0 => of_format!(Fives),
-        Kind::Q5_1 => of_format!(FivesLeast),
-        Kind::Q8_0 => of_format!(Whole),
-        Kind::Q2_K => of_format!(TwosLong),
-        Kind::Q3_K => of_format!(ThreesLong),
-        Kind::Q4_K => of_format!(NibblesLong),
-        Kind::Q5_K => of_format!(FivesLong),
-        Kind::Q6_K => of_format!(SixesLong),
-        Kind::F32 => of_numbers!(Wide),
-        Kind::F16 => of_numbers!(Halves),
-        Kind::BF16 => of_numbers!(Uppers),
-    }
+    by_kind!(
+        matrix.kind(),
+        Quantised => cores.level().run(OfQuants::<Quantised> {
+            matrix,
+            tiles,
+            x: x.quantised,
+            unpacked,
+            sums,
+            format: PhantomData,
+        }),
+        Dense => cores.level().run(OfNumbers::<Dense> {
+            matrix,
+            tiles,
+            x,
+            sums,
+            numbers: PhantomData,
+        })
+    );
 }
 
 /// Products with quantised tiles. Each format is a piece of work of its own, so that the compiler has small ones.
-struct Quantised<'a, F> {
+struct OfQuants<'a, F> {
     matrix: &'a Packed,
     tiles: Range<usize>,
     x: &'a Activations,
@@ -373,7 +319,7 @@ struct Quantised<'a, F> {
     format: PhantomData<F>,
 }
 
-impl<F: Format> Work for Quantised<'_, F> {
+impl<F: Format> Work for OfQuants<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -405,91 +351,6 @@ impl<N: Numbers> Work for OfNumbers<'_, N> {
             numbers::multiply::<V, N>(vectors, self.matrix.tile(tile).lines, numbers, width, sums);
         }
     }
-}
-
-/// What is done with the sums of some tiles.
-struct Finishing<'a> {
-    of: &'a Tiles<'a>,
-    tiles: Range<usize>,
-    sums: &'a [Vec<Sums>; 2],
-}
-
-impl Work for Finishing<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Vectors>(self, vectors: V) {
-        let (outputs, rows) = (self.of.matrices[0].outputs(), self.of.x.rows);
-        for (index, tile) in self.tiles.enumerate() {
-            let columns = tile * TILE..outputs.min((tile + 1) * TILE);
-            let biases = match self.of.finish {
-                Finish::Store { bias, .. } => [bias, None],
-                Finish::Gate { biases, .. } => biases,
-            };
-            let biases = biases.map(|bias| bias.map(|bias| padded(&bias[columns.clone()])));
-            for row in 0..rows {
-                // SAFETY: rows and tiles do not overlap, and no other thread has these tiles.
-                let out = unsafe {
-                    self.of
-                        .out
-                        .slice(row * outputs + columns.start..row * outputs + columns.end)
-                };
-                let mut values = self.sums[0][index * rows + row];
-                add(&mut values, biases[0].as_ref());
-                match self.of.finish {
-                    Finish::Store { adds: false, .. } => {}
-                    Finish::Store { adds: true, .. } => add(&mut values, Some(&padded(out))),
-                    Finish::Gate { gate, .. } => {
-                        let mut ups = self.sums[1][index * rows + row];
-                        add(&mut ups, biases[1].as_ref());
-                        let x = vectors.read(&values);
-                        let gated = match gate {
-                            Gate::Silu => silu(vectors, x),
-                            Gate::GeluTanh => gelu_tanh(vectors, x),
-                        };
-                        vectors.write(vectors.multiply(gated, vectors.read(&ups)), &mut values);
-                    }
-                }
-                out.copy_from_slice(&values[..out.len()]);
-            }
-        }
-    }
-}
-
-/// The numbers of a tile, whose last may lack some.
-#[inline(always)]
-fn padded(numbers: &[f32]) -> Sums {
-    let mut padded = [0.0; TILE];
-    padded[..numbers.len()].copy_from_slice(numbers);
-    padded
-}
-
-#[inline(always)]
-fn add(values: &mut Sums, others: Option<&Sums>) {
-    if let Some(others) = others {
-        for (value, other) in values.iter_mut().zip(others) {
-            *value += other;
-        }
-    }
-}
-
-#[inline(always)]
-fn silu<V: Vectors>(vectors: V, x: V::Floats) -> V::Floats {
-    let negative = vectors.subtract(vectors.splat(0.0), x);
-    vectors.divide(x, vectors.add(exp(vectors, negative), vectors.splat(1.0)))
-}
-
-#[inline(always)]
-fn gelu_tanh<V: Vectors>(vectors: V, x: V::Floats) -> V::Floats {
-    /// The square root of 2 / pi.
-    const FACTOR: f32 = 0.797_884_6;
-    let cube = vectors.multiply(vectors.multiply(x, x), x);
-    let inner = vectors.multiply(
-        vectors.multiply_add(cube, vectors.splat(0.044_715), x),
-        vectors.splat(FACTOR),
-    );
-    let half = vectors.multiply(x, vectors.splat(0.5));
-    vectors.multiply_add(half, tanh(vectors, inner), half)
 }
 
 /// Looks rows of quantised blocks up.

@@ -5,10 +5,14 @@ use crate::TILE;
 use crate::activations::panel;
 use crate::instructions::Vectors;
 use crate::line::Line;
-use crate::pack::Kind;
 
 /// How numbers are held.
 pub(super) trait Numbers {
+    /// Bytes of a number.
+    const BYTES: usize;
+
+    /// One number from its bytes.
+    fn number(bytes: &[u8]) -> f32;
     /// Those of all outputs for one input.
     fn weights<V: Vectors>(vectors: V, lines: &[Line], input: usize) -> V::Floats;
 }
@@ -23,6 +27,13 @@ pub(super) struct Halves;
 pub(super) struct Uppers;
 
 impl Numbers for Wide {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn number(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
     #[inline(always)]
     fn weights<V: Vectors>(vectors: V, lines: &[Line], input: usize) -> V::Floats {
         let mut numbers = [0.0; TILE];
@@ -34,6 +45,13 @@ impl Numbers for Wide {
 }
 
 impl Numbers for Halves {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn number(bytes: &[u8]) -> f32 {
+        half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+
     #[inline(always)]
     fn weights<V: Vectors>(vectors: V, lines: &[Line], input: usize) -> V::Floats {
         vectors.halves(&half_of_line(lines, input))
@@ -41,6 +59,13 @@ impl Numbers for Halves {
 }
 
 impl Numbers for Uppers {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn number(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([0, 0, bytes[0], bytes[1]])
+    }
+
     #[inline(always)]
     fn weights<V: Vectors>(vectors: V, lines: &[Line], input: usize) -> V::Floats {
         vectors.uppers(&half_of_line(lines, input))
@@ -105,16 +130,9 @@ fn add<V: Vectors, N: Numbers, const R: usize>(
 }
 
 /// The weights of one output.
-pub(super) fn look_up(kind: Kind, lines: &[Line], output: usize, out: &mut [f32]) {
-    let size = kind.block_bytes();
+pub(super) fn look_up<N: Numbers>(lines: &[Line], output: usize, out: &mut [f32]) {
     for (input, out) in out.iter_mut().enumerate() {
-        let at = (input * TILE + output) * size;
-        let bytes = &lines[at / 64].0[at % 64..][..size];
-        *out = match *bytes {
-            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-            [low, high] if kind == Kind::F16 => half::f16::from_le_bytes([low, high]).to_f32(),
-            [low, high] => f32::from_le_bytes([0, 0, low, high]),
-            _ => unreachable!("numbers have 2 or 4 bytes"),
-        };
+        let at = (input * TILE + output) * N::BYTES;
+        *out = N::number(&lines[at / Line::BYTES].0[at % Line::BYTES..][..N::BYTES]);
     }
 }

@@ -416,7 +416,10 @@ fn self_test_finds_one_weight_that_is_not_the_same() {
         let damaged = pack(&damaged);
         for level in Level::available() {
             assert!(agrees(&cores(level, 1), &right), "{kind:?} {level:?}");
-            assert!(!super::same_products(level, &damaged, &right), "{kind:?} {level:?}");
+            assert!(
+                !super::agree::same_products(level, &damaged, &right),
+                "{kind:?} {level:?}"
+            );
         }
     }
 }
