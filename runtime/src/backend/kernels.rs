@@ -16,8 +16,8 @@ pub use profile::{Operation, Profile};
 pub use spare::Buffer;
 
 use super::{
-    Activation, AttentionShape, Backend, CacheShape, KvType, MatrixUse, Precision, Projection, Projections, Rope,
-    RopePairs, SpanLayout, StoredMatrix,
+    Activation, AttentionShape, Backend, CacheShape, KvType, Precision, Projection, Projections, Rope, RopePairs,
+    SpanLayout, StoredMatrix,
 };
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
@@ -135,11 +135,11 @@ impl Backend for Kernels {
         matrix::kind(kind).is_some()
     }
 
-    fn resident_bytes(&self, kind: TensorType, elements: u64, _usage: MatrixUse) -> u64 {
+    fn resident_bytes(&self, kind: TensorType, elements: u64) -> u64 {
         matrix::resident_bytes(kind, elements, self.precision)
     }
 
-    fn matrix(&self, stored: StoredMatrix<'_>, _usage: MatrixUse) -> Result<Matrix, ModelError> {
+    fn matrix(&self, stored: StoredMatrix<'_>) -> Result<Matrix, ModelError> {
         Matrix::new(&self.cores, &self.memory, &stored, self.precision)
     }
 

@@ -27,15 +27,6 @@ pub enum Precision {
     Widened,
 }
 
-/// What a matrix is for, which decides how it is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatrixUse {
-    /// It is multiplied with activations; its rows may also be looked up.
-    Linear,
-    /// Its rows are only looked up.
-    Table,
-}
-
 /// The weights of one matrix as a file stores them.
 #[derive(Debug, Clone)]
 pub struct StoredMatrix<'a> {
@@ -181,9 +172,9 @@ pub trait Backend: Send {
     /// Whether matrices of this type can be packed.
     fn supports(&self, kind: TensorType) -> bool;
     /// Bytes that a packed matrix holds in memory, rounded up where it is not known exactly.
-    fn resident_bytes(&self, kind: TensorType, elements: u64, usage: MatrixUse) -> u64;
+    fn resident_bytes(&self, kind: TensorType, elements: u64) -> u64;
     /// Packs a matrix.
-    fn matrix(&self, stored: StoredMatrix<'_>, usage: MatrixUse) -> Result<Self::Matrix, ModelError>;
+    fn matrix(&self, stored: StoredMatrix<'_>) -> Result<Self::Matrix, ModelError>;
     /// Takes over a vector.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, ModelError>;
 

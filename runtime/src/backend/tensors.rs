@@ -5,8 +5,8 @@
 //! processor, and are widened on the processor.
 
 use super::{
-    Activation, AttentionShape, Backend, CacheShape, KvType, MatrixUse, Precision, Projection, Projections, Rope,
-    RopePairs, SpanLayout, StoredMatrix, blocks,
+    Activation, AttentionShape, Backend, CacheShape, KvType, Precision, Projection, Projections, Rope, RopePairs,
+    SpanLayout, StoredMatrix, blocks,
 };
 use crate::kv::{BLOCK_TOKENS, BlockId};
 use crate::model::ModelError;
@@ -229,14 +229,14 @@ impl Backend for Tensors {
         blocks::block_type(kind).is_some()
     }
 
-    fn resident_bytes(&self, kind: TensorType, elements: u64, _usage: MatrixUse) -> u64 {
+    fn resident_bytes(&self, kind: TensorType, elements: u64) -> u64 {
         match self.dense(kind) {
             Some(dtype) => elements.saturating_mul(dtype.size_in_bytes() as u64),
             None => elements / kind.block_elements() as u64 * kind.block_bytes() as u64,
         }
     }
 
-    fn matrix(&self, stored: StoredMatrix<'_>, _usage: MatrixUse) -> Result<Matrix, ModelError> {
+    fn matrix(&self, stored: StoredMatrix<'_>) -> Result<Matrix, ModelError> {
         let (kind, columns) = (stored.kind, stored.columns);
         let packed = blocks::pack(&stored, &self.device)?;
         let dense = self.dense(kind).or_else(|| {

@@ -3,7 +3,7 @@
 use super::finite::are_finite;
 use super::inventory::{Entry, Inventory, Part, Shape, Slot};
 use super::quantize::Quantize;
-use crate::backend::{Backend, MatrixUse, Projection, StoredMatrix};
+use crate::backend::{Backend, Projection, StoredMatrix};
 use crate::model::decoder::{FeedForward, Layer, Weights};
 use crate::model::spec::ModelSpec;
 use crate::model::{LoadError, ModelError};
@@ -87,7 +87,7 @@ impl<B: Backend> Packed<B> {
                     None => stored,
                     Some(quantize) => quantize.pack(stored),
                 };
-                let matrix = backend.matrix(stored, usage(slot, spec)).map_err(failed)?;
+                let matrix = backend.matrix(stored).map_err(failed)?;
                 self.matrices.insert(slot, matrix);
             }
         }
@@ -153,14 +153,6 @@ fn absent(slot: Slot) -> Refusal {
     )
 }
 
-fn usage(slot: Slot, spec: &ModelSpec) -> MatrixUse {
-    if slot == Slot::Embedding && !spec.tied {
-        MatrixUse::Table
-    } else {
-        MatrixUse::Linear
-    }
-}
-
 /// Refuses types that the backend has no arithmetic for.
 pub(super) fn check_types<B: Backend>(backend: &B, file: &str, inventory: &Inventory) -> Result<(), Refusal> {
     match inventory.entries().find(|entry| !backend.supports(entry.kind)) {
@@ -191,7 +183,7 @@ pub(crate) fn resident_bytes<B: Backend>(
         Shape::Vector(length) => 4 * length as u64,
         Shape::Matrix { columns, .. } => {
             let kind = quantize.map_or(entry.kind, |quantize| quantize.held(entry.kind, columns));
-            backend.resident_bytes(kind, entry.elements() as u64, usage(slot, spec))
+            backend.resident_bytes(kind, entry.elements() as u64)
         }
     });
     bytes.fold(0, u64::saturating_add)

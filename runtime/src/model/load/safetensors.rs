@@ -7,7 +7,7 @@ use super::memory::{self, Sizes};
 use super::names::{layer_slots, part_name};
 use super::pack::{self, Packed};
 use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file, read_template};
-use crate::backend::{Backend, MatrixUse};
+use crate::backend::Backend;
 use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, Presence};
 use crate::model::template::ChatTemplate;
@@ -264,7 +264,7 @@ fn check_memory<B: Backend>(
         spec,
         options,
         &Sizes {
-            weights: backend.resident_bytes(held, elements, MatrixUse::Linear),
+            weights: backend.resident_bytes(held, elements),
             twice: largest,
             file: largest,
             device: backend.free_memory(),
