@@ -5,11 +5,14 @@
 //! out has the digest that was asked for.
 
 mod digest;
+pub mod license;
 mod model;
+mod reading;
 mod refusal;
 mod root;
 pub mod structure;
 
 pub use digest::{Digest, DigestFormatError, Hasher, model_digest};
 pub use model::{Progress, VerifiedModel};
+pub use reading::Reading;
 pub use refusal::{Reason, Refusal};

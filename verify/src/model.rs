@@ -1,6 +1,7 @@
 //! [`VerifiedModel`]: the only door to a model's bytes.
 
 use crate::digest::{Digest, Hasher, model_digest};
+use crate::reading::Reading;
 use crate::refusal::{Reason, Refusal};
 use crate::root::{OpenFile, Root, storage_fault};
 use std::collections::BTreeMap;
@@ -156,13 +157,7 @@ impl VerifiedModel {
         if let Some(content) = self.overlay.get(name) {
             return Ok(content.clone());
         }
-        let Some(entry) = self.files.get(name) else {
-            return Err(Refusal::new(Reason::FileMissing, "the model has no such file").in_file(name));
-        };
-        let open = self.root.open_file(name)?;
-        if open.bytes != entry.bytes {
-            return Err(changed(name).values(format!("{} bytes", entry.bytes), format!("{} bytes", open.bytes)));
-        }
+        let (entry, open) = self.open_file(name)?;
         let size = usize::try_from(open.bytes).map_err(|_| storage_fault(name, "it does not fit the address space"))?;
         let mut buffer = Vec::new();
         buffer
@@ -184,10 +179,36 @@ impl VerifiedModel {
         if digest == entry.digest {
             return Ok(buffer);
         }
-        if self.pinned && self.files.len() == 1 {
+        if self.is_approved_file() {
             return Err(mismatch(&entry.digest, &digest).in_file(name));
         }
         Err(changed(name).values(entry.digest.short(), digest.short()))
+    }
+
+    /// A file that belongs to the digest, to be read in pieces, from its front to its end, and hashed beside that.
+    ///
+    /// # Errors
+    /// `FileMissing` when the model has no such file; `ChangedAfterVerify` when its length changed; `StorageFault` when
+    /// it cannot be opened.
+    pub fn reading(&self, name: &str) -> Result<Reading, Refusal> {
+        let (entry, open) = self.open_file(name)?;
+        Ok(Reading::new(name, open, entry.digest, self.is_approved_file()))
+    }
+
+    fn open_file(&self, name: &str) -> Result<(&Entry, OpenFile), Refusal> {
+        let Some(entry) = self.files.get(name) else {
+            return Err(Refusal::new(Reason::FileMissing, "the model has no such file").in_file(name));
+        };
+        let open = self.root.open_file(name)?;
+        if open.bytes != entry.bytes {
+            return Err(changed(name).values(format!("{} bytes", entry.bytes), format!("{} bytes", open.bytes)));
+        }
+        Ok((entry, open))
+    }
+
+    /// Whether the digest of the only file is the one that was demanded.
+    fn is_approved_file(&self) -> bool {
+        self.pinned && self.files.len() == 1
     }
 }
 
@@ -214,7 +235,7 @@ fn hash(name: &str, open: OpenFile, progress: &mut dyn FnMut(u64)) -> Result<Dig
     Ok(hasher.finish())
 }
 
-fn mismatch(expected: &Digest, got: &Digest) -> Refusal {
+pub(crate) fn mismatch(expected: &Digest, got: &Digest) -> Refusal {
     Refusal::new(
         Reason::DigestMismatch,
         "the bytes are not those that were approved; check the source, or approve this digest if the change is wanted",
@@ -222,7 +243,7 @@ fn mismatch(expected: &Digest, got: &Digest) -> Refusal {
     .values(expected, got)
 }
 
-fn changed(name: &str) -> Refusal {
+pub(crate) fn changed(name: &str) -> Refusal {
     Refusal::new(
         Reason::ChangedAfterVerify,
         "the file changed while the model was opened; find out what writes to it",

@@ -42,6 +42,12 @@ pub enum Reason {
     TokenizerInvalid,
     /// The chat template cannot be used.
     TemplateRefused,
+    /// Nothing says which licence the model is under.
+    LicenseUnknown,
+    /// Two places name different licences.
+    LicenseConflict,
+    /// The licence is not one of those that may be used.
+    LicenseNotAllowed,
 }
 
 /// A refusal: everything that a person needs in order to act on it.

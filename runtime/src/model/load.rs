@@ -26,7 +26,7 @@ use crate::backend::device::Accelerator;
 use crate::backend::kernels::Kernels;
 use crate::backend::{Backend, Precision};
 use escadre_verify::structure::content;
-use escadre_verify::{Reason, Refusal, VerifiedModel};
+use escadre_verify::{Reading, Reason, Refusal, VerifiedModel};
 use inventory::Inventory;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ const MAX_SIDE_FILE: u64 = 256 << 20;
 
 /// Loads a model with its weights as they are stored.
 ///
-/// `progress` gets bytes done and in all; reading and packing count half each.
+/// `progress` gets the bytes of the weights that were read and packed, and how many there are in all.
 pub fn load(
     model: &VerifiedModel,
     options: &LoadOptions,
@@ -155,6 +155,18 @@ fn without_extension(model: &VerifiedModel) -> Result<Container, Refusal> {
 fn has_extension(name: &str, extension: &str) -> bool {
     name.rsplit_once('.')
         .is_some_and(|(_, found)| found.eq_ignore_ascii_case(extension))
+}
+
+/// Opens files of weights, to be read once while they are hashed.
+fn open_all<'a>(model: &VerifiedModel, names: impl IntoIterator<Item = &'a String>) -> Result<Vec<Reading>, Refusal> {
+    names.into_iter().map(|name| model.reading(name)).collect()
+}
+
+/// Why loading failed. A file that is not the right one is the cause of whatever was found in it, so what is left of
+/// the files is read and hashed first.
+fn cause(readings: &mut [Reading], error: LoadError) -> LoadError {
+    let wrong = readings.iter_mut().find_map(|reading| reading.finish().err());
+    wrong.map_or(error, LoadError::from)
 }
 
 /// A small file of the model, whole.

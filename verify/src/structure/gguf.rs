@@ -75,12 +75,16 @@ impl Gguf {
 
 /// Parses a whole file that is in memory.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Gguf, Refusal> {
-    Parser {
-        file,
-        reader: Reader::new(bytes),
-        length: bytes.len(),
+    Parser::new(file, Reader::new(bytes), bytes.len()).parse(bytes)
+}
+
+/// Parses the front of a file of `length` bytes. `None`: the header is longer than that.
+pub fn parse_front(file: &str, front: &[u8], length: usize) -> Result<Option<Gguf>, Refusal> {
+    let mut parser = Parser::new(file, Reader::of_front(front, length), length);
+    match parser.parse(front) {
+        Err(_) if parser.reader.lacks_bytes() => Ok(None),
+        parsed => parsed.map(Some),
     }
-    .parse(bytes)
 }
 
 struct Parser<'a> {
@@ -89,7 +93,11 @@ struct Parser<'a> {
     length: usize,
 }
 
-impl Parser<'_> {
+impl<'a> Parser<'a> {
+    fn new(file: &'a str, reader: Reader<'a>, length: usize) -> Self {
+        Self { file, reader, length }
+    }
+
     fn refuse(&self, message: impl Into<String>) -> Refusal {
         Refusal::new(Reason::GgufInvalid, message).in_file(self.file)
     }
@@ -104,7 +112,7 @@ impl Parser<'_> {
         .values(wanted, left)
     }
 
-    fn parse(mut self, bytes: &[u8]) -> Result<Gguf, Refusal> {
+    fn parse(&mut self, bytes: &[u8]) -> Result<Gguf, Refusal> {
         self.magic(bytes)?;
         let tensor_count = self.u64("the number of tensors")?;
         let key_count = self.u64("the number of keys")?;

@@ -11,24 +11,42 @@ pub(crate) struct Short {
     pub(crate) at: u64,
 }
 
-/// Reads little-endian values from the front of a slice.
+/// Reads little-endian values from the front of a slice, or of a file of which only the front is at hand.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     position: usize,
+    length: usize,
+    lacks_bytes: bool,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, position: 0 }
+        Self::of_front(bytes, bytes.len())
+    }
+
+    /// Reads a file of `length` bytes that starts with `bytes`.
+    pub(crate) fn of_front(bytes: &'a [u8], length: usize) -> Self {
+        Self {
+            bytes,
+            position: 0,
+            length: length.max(bytes.len()),
+            lacks_bytes: false,
+        }
+    }
+
+    /// Whether a step failed only because more of the file was needed than was at hand.
+    pub(crate) fn lacks_bytes(&self) -> bool {
+        self.lacks_bytes
     }
 
     pub(crate) fn position(&self) -> usize {
         self.position
     }
 
+    /// Bytes of the file behind the position.
     pub(crate) fn left(&self) -> u64 {
-        (self.bytes.len() - self.position) as u64
+        (self.length - self.position) as u64
     }
 
     /// The next `length` bytes.
@@ -42,7 +60,10 @@ impl<'a> Reader<'a> {
             return Err(short);
         }
         let length = usize::try_from(length).map_err(|_| short)?;
-        let taken = &self.bytes[self.position..self.position + length];
+        let Some(taken) = self.bytes.get(self.position..self.position + length) else {
+            self.lacks_bytes = true;
+            return Err(short);
+        };
         self.position += length;
         Ok(taken)
     }
@@ -73,6 +94,14 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn front_is_told_from_the_end() {
+        let mut reader = Reader::of_front(&[1, 0, 2], 6);
+        assert_eq!((reader.u16(), reader.left()), (Ok(1), 4));
+        assert!(reader.u64().is_err() && !reader.lacks_bytes());
+        assert!(reader.u32().is_err() && reader.lacks_bytes());
+    }
 
     #[test]
     fn reads_stop_at_the_end() {

@@ -116,9 +116,22 @@ impl TensorInfo {
 
 /// Parses a whole file that is in memory. Tensors come in the order in which they lie in the file.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<TensorInfo>, Refusal> {
+    read(file, &mut Reader::new(bytes), bytes, bytes.len())
+}
+
+/// Parses the front of a file of `length` bytes. `None`: the header is longer than that.
+pub fn parse_front(file: &str, front: &[u8], length: usize) -> Result<Option<Vec<TensorInfo>>, Refusal> {
+    let mut reader = Reader::of_front(front, length);
+    match read(file, &mut reader, front, length) {
+        Err(_) if reader.lacks_bytes() => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+fn read(file: &str, reader: &mut Reader<'_>, bytes: &[u8], size: usize) -> Result<Vec<TensorInfo>, Refusal> {
     let refuse = |message: String| Refusal::new(Reason::SafetensorsInvalid, message).in_file(file);
     if let kind @ (Kind::Pickle | Kind::Zip | Kind::Gguf) = content::detect(bytes)
-        && !header_is_json(bytes)
+        && !header_is_json(reader.clone(), bytes)
     {
         return Err(Refusal::new(
             Reason::FormatRefused,
@@ -126,10 +139,9 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<TensorInfo>, Refusal> {
         )
         .in_file(file));
     }
-    let mut reader = Reader::new(bytes);
     let length = reader
         .u64()
-        .map_err(|_| refuse("the file is too short for a header length".into()).values("8 bytes", bytes.len()))?;
+        .map_err(|_| refuse("the file is too short for a header length".into()).values("8 bytes", size))?;
     if length > MAX_HEADER {
         return Err(refuse("the header is too long".into()).values(format!("at most {MAX_HEADER} bytes"), length));
     }
@@ -156,12 +168,11 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<TensorInfo>, Refusal> {
             tensors.push(tensor);
         }
     }
-    place(tensors, data, bytes.len()).map_err(|(error, expected, got)| refuse(error).values(expected, got))
+    place(tensors, data, size).map_err(|(error, expected, got)| refuse(error).values(expected, got))
 }
 
 /// A header whose length happens to begin with the mark of another format is still a header.
-fn header_is_json(bytes: &[u8]) -> bool {
-    let mut reader = Reader::new(bytes);
+fn header_is_json(mut reader: Reader<'_>, bytes: &[u8]) -> bool {
     reader
         .u64()
         .is_ok_and(|length| length <= reader.left() && bytes.get(8) == Some(&b'{'))
@@ -299,6 +310,16 @@ mod tests {
         assert_eq!(tensors[0].range, data..data + 4);
         assert_eq!(tensors[1].shape, [2, 2]);
         assert_eq!(tensors[1].range, data + 4..data + 20);
+    }
+
+    #[test]
+    fn front_of_a_file_suffices_when_the_header_is_in_it() {
+        let bytes = file(VALID, 20);
+        let whole = parse("m", &bytes).unwrap();
+        for end in 0..=bytes.len() {
+            let found = parse_front("m", &bytes[..end], bytes.len()).unwrap();
+            assert_eq!(found, (end >= bytes.len() - 20).then(|| whole.clone()), "{end}");
+        }
     }
 
     #[test]

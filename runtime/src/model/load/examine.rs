@@ -1,7 +1,7 @@
 //! What a model is, without loading it: every structure rule is checked, no weight is packed.
 
 use super::inventory::Inventory;
-use super::memory::Need;
+use super::memory::{self, Need};
 use super::quantize::Quantize;
 use super::{Container, find, gguf, pack, safetensors};
 use crate::backend::kernels::Kernels;
@@ -37,14 +37,24 @@ pub(crate) struct Plan {
     pub(crate) spec: ModelSpec,
     /// Bytes of weights as they would be held.
     pub(crate) weights: u64,
-    /// The most that loading holds twice.
-    pub(crate) largest: u64,
+    /// What is held beside them while they are loaded.
+    pub(crate) loading: u64,
 }
 
 impl Plan {
+    /// What it takes on the processor.
+    fn new(spec: ModelSpec, inventory: &Inventory, quantize: Option<Quantize>) -> Self {
+        let backend = Kernels::new(Arc::default(), Precision::AsStored);
+        Self {
+            weights: pack::resident_bytes(&backend, inventory, &spec, quantize),
+            loading: memory::while_loading(inventory),
+            spec,
+        }
+    }
+
     /// Memory for `concurrency` sequences of `context` tokens whose keys and values are held so.
     pub(crate) fn need(&self, context: usize, concurrency: usize, kv_type: KvType) -> Need {
-        let mut need = Need::new(&self.spec, self.weights, self.largest, (context, kv_type));
+        let mut need = Need::new(&self.spec, self.weights, self.loading, (context, kv_type));
         need.kv_cache = need.kv_cache.saturating_mul(concurrency as u64);
         need
     }
@@ -56,12 +66,6 @@ pub(crate) fn examine(model: &VerifiedModel, quantize: Option<Quantize>) -> Resu
         Container::Gguf(files) => examine_gguf(model, &files, quantize),
         Container::Safetensors => examine_safetensors(model, quantize),
     }
-}
-
-/// Bytes of weights on the processor.
-fn weights_bytes(inventory: &Inventory, spec: &ModelSpec, quantize: Option<Quantize>) -> u64 {
-    let backend = Kernels::new(Arc::default(), Precision::AsStored);
-    pack::resident_bytes(&backend, inventory, spec, quantize)
 }
 
 fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quantize>) -> Result<Examined, LoadError> {
@@ -77,17 +81,11 @@ fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quanti
         Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
         Err(other) => return Err(other),
         Ok(spec) => {
-            let inventory = gguf::inventory(&files, &spec)?;
-            let plan = Plan {
-                weights: weights_bytes(&inventory, &spec, quantize),
-                largest: inventory
-                    .entries()
-                    .map(|entry| entry.range.len() as u64)
-                    .max()
-                    .unwrap_or(0),
-                spec,
-            };
-            (plan.spec.architecture.clone(), Some(plan))
+            if let Some((file, gguf)) = files.first() {
+                gguf::tokenizer(file, gguf, &spec)?;
+            }
+            let (inventory, _) = gguf::inventory(&files, &spec)?;
+            (spec.architecture.clone(), Some(Plan::new(spec, &inventory, quantize)))
         }
     };
     Ok(Examined {
@@ -111,14 +109,8 @@ fn examine_safetensors(model: &VerifiedModel, quantize: Option<Quantize>) -> Res
         Err(LoadError::ArchitectureUnsupported { architecture, .. }) => (architecture, None),
         Err(other) => return Err(other),
         Ok(spec) => {
-            let largest = contents.largest;
             let inventory = contents.inventory(&spec)?;
-            let plan = Plan {
-                weights: weights_bytes(&inventory, &spec, quantize),
-                largest,
-                spec,
-            };
-            (plan.spec.architecture.clone(), Some(plan))
+            (spec.architecture.clone(), Some(Plan::new(spec, &inventory, quantize)))
         }
     };
     Ok(Examined {

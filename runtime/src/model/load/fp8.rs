@@ -4,7 +4,7 @@ use super::inventory::Entry;
 use super::pack;
 use escadre_verify::structure::gguf::TensorType;
 use escadre_verify::structure::safetensors::{DataType, TensorInfo};
-use escadre_verify::{Reason, Refusal};
+use escadre_verify::{Reading, Reason, Refusal};
 use serde_json::Value;
 
 /// Rows and columns that share a scale.
@@ -89,13 +89,13 @@ pub(super) fn scales_name(matrix: &str) -> String {
 
 /// A matrix and its scales, which lie in the same file.
 pub(super) fn entry(
-    file: &str,
-    bytes: &[u8],
+    reading: &mut Reading,
     tensor: TensorInfo,
     scales: Option<&TensorInfo>,
     block: Option<BlockSize>,
 ) -> Result<Entry, Refusal> {
-    let refuse = |message: String| Refusal::new(Reason::WeightsMismatch, message).in_file(file);
+    let file = reading.name().to_owned();
+    let refuse = |message: String| Refusal::new(Reason::WeightsMismatch, message).in_file(&file);
     let Some(block) = block else {
         return Err(refuse(format!(
             "tensor {:?} is quantised, but the configuration does not say how",
@@ -124,14 +124,8 @@ pub(super) fn entry(
         range: scales.range.clone(),
         scales: None,
     };
-    let values = pack::widen(&stored, &bytes[scales.range.clone()]).map_err(|refusal| refusal.in_file(file))?;
-    let is_nan = |byte: &u8| byte & 127 == 127;
-    if bytes[tensor.range.clone()].iter().any(is_nan) {
-        return Err(refuse(format!(
-            "tensor {:?} has values that are not finite",
-            tensor.name
-        )));
-    }
+    let bytes = reading.look(scales.range.clone())?;
+    let values = pack::widen(&stored, &bytes).map_err(|refusal| refusal.in_file(&file))?;
     Ok(Entry {
         name: tensor.name,
         shape: tensor.shape,

@@ -3,18 +3,18 @@
 use super::inventory::{
     Entry, FUSED_ATTENTION, FUSED_ATTENTION_BIAS, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot,
 };
-use super::memory::{self, Sizes};
+use super::memory;
 use super::names::{layer_slots, part_name};
 use super::pack::{self, Packed};
-use super::{Facts, defaults, limit_context, main_type, parameters, read_template, split};
+use super::{Facts, cause, defaults, limit_context, main_type, open_all, parameters, read_template, split};
 use crate::backend::Backend;
 use crate::model::decoder::Decoder;
 use crate::model::spec::{ModelSpec, RopeFactors};
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Format, LoadError, LoadOptions, Loaded, Pooling};
-use escadre_verify::structure::gguf::{Gguf, TensorInfo, Value};
-use escadre_verify::{Reason, Refusal, VerifiedModel};
+use escadre_verify::structure::gguf::{Gguf, TensorInfo, Value, parse_front};
+use escadre_verify::{Reading, Reason, Refusal, VerifiedModel};
 
 /// Divisors for every pair of a head, instead of a rule in the metadata.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -31,149 +31,62 @@ pub(super) fn load<B: Backend + 'static>(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, LoadError> {
     check_overlay(model)?;
-    let sizes: Vec<u64> = files.iter().map(|file| size(model, file)).collect();
-    let total = sizes.iter().sum();
-    memory::check_file(total, options.memory_limit)?;
-    let mut progress = |done| progress(done, total);
-    let first = FirstPart::read(model, files, &mut |done| progress(done / 2))?;
+    let mut readings = open_all(model, files)?;
+    let loaded = load_from(model, &mut readings, options, backend, progress);
+    loaded.map_err(|error| cause(&mut readings, error))
+}
 
-    let mut spec = first.specification(model, files)?;
+/// Loads from files that are hashed while they are read; returns when all of them were found to be the right ones.
+fn load_from<B: Backend + 'static>(
+    model: &VerifiedModel,
+    readings: &mut [Reading],
+    options: &LoadOptions,
+    backend: B,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Loaded, LoadError> {
+    let Headers { files, spec } = Headers::read(readings)?;
+    let mut spec = spec?;
     limit_context(&mut spec, options)?;
-    let names = GgufNames::new(&spec);
-    let mut inventory = Inventory::default();
-    let placed = inventory.add(first.file, first.gguf.tensors.iter().map(entry), &names, &spec)?;
-    if files.len() == 1 {
-        inventory
-            .check_complete(&names, &spec)
-            .map_err(|refusal| refusal.in_file(first.file))?;
-    }
-    pack::check_types(&backend, first.file, &inventory)?;
-    check_memory(&backend, &inventory, &spec, &sizes, options)?;
-    let tokenizer = tokenizer(first.file, &first.gguf, &spec)?;
-    let template = template(model, first.file, &first.gguf, &tokenizer)?;
-    let generation = defaults::from_gguf(&first.gguf, &tokenizer);
-    let pooling = Pooling::from_gguf(first.gguf.get(&format!("{}.pooling_type", spec.architecture)));
+    let (inventory, placed) = inventory(&files, &spec)?;
+    let (first, gguf) = files.first().ok_or_else(no_files)?;
+    pack::check_types(&backend, first, &inventory)?;
+    let weights_bytes = pack::resident_bytes(&backend, &inventory, &spec, options.quantize);
+    let sizes = (weights_bytes, memory::while_loading(&inventory));
+    memory::check(&spec, options, sizes, backend.free_memory())?;
+    let tokenizer = tokenizer(first, gguf, &spec)?;
+    let template = template(model, first, gguf, &tokenizer)?;
 
     let mut packed = Packed::new(options.quantize);
-    let mut done = sizes[0] / 2;
-    packed.add_file(&backend, first.bytes, &placed, &spec, &mut |bytes| {
-        done += bytes / 2;
-        progress(done);
-    })?;
-    let mut before = sizes[0];
-    progress(before);
-    for (index, file) in files.iter().enumerate().skip(1) {
-        let bytes = model.read_with(file, &mut |done, _| progress(before + done / 2))?;
-        let gguf = parse(file, &bytes, index, files.len())?;
-        let placed = inventory.add(file, later_entries(file, &gguf)?, &names, &spec)?;
-        pack::check_types(&backend, file, &inventory)?;
-        let mut done = before + sizes[index] / 2;
-        packed.add_file(&backend, bytes, &placed, &spec, &mut |bytes| {
-            done += bytes / 2;
-            progress(done);
+    let total = readings.iter().map(Reading::bytes).sum();
+    let mut before = 0;
+    for (reading, placed) in readings.iter_mut().zip(&placed) {
+        packed.add_file(&backend, reading, placed, &spec, &mut |done| {
+            progress(before + done, total);
         })?;
-        before += sizes[index];
-        progress(before);
+        before += reading.bytes();
     }
-    inventory.check_complete(&names, &spec)?;
     let facts = Facts {
         format: Format::Gguf,
         spec: &spec,
         kv_type: options.kv_type,
         parameters: parameters(&inventory),
         quantization: main_type(&inventory, options.quantize),
-        weights_bytes: pack::resident_bytes(&backend, &inventory, &spec, options.quantize),
+        weights_bytes,
         template_digest: template.as_ref().map(ChatTemplate::digest),
     };
     let description = facts.describe();
     let weights = packed.assemble(&spec)?;
     Ok(Loaded {
         description,
+        generation: defaults::from_gguf(gguf, &tokenizer),
+        pooling: Pooling::from_gguf(gguf.get(&format!("{}.pooling_type", spec.architecture))),
         tokenizer,
         template,
         decoder: Decoder::new(backend, &spec, weights),
-        generation,
-        pooling,
     })
 }
 
-fn size(model: &VerifiedModel, file: &str) -> u64 {
-    let found = model.files().find(|(name, _)| *name == file);
-    found.map_or(0, |(_, size)| size)
-}
-
-fn parse(file: &str, bytes: &[u8], index: usize, count: usize) -> Result<Gguf, Refusal> {
-    let gguf = escadre_verify::structure::gguf::parse(file, bytes)?;
-    split::check(file, &gguf, index, count)?;
-    Ok(gguf)
-}
-
-/// The weights of a single file are known exactly. Those of a split model are taken to grow as those of its first
-/// part do, because a part is only read when it is loaded.
-fn check_memory<B: Backend>(
-    backend: &B,
-    inventory: &Inventory,
-    spec: &ModelSpec,
-    sizes: &[u64],
-    options: &LoadOptions,
-) -> Result<(), LoadError> {
-    let total: u64 = sizes.iter().sum();
-    let held = pack::resident_bytes(backend, inventory, spec, options.quantize);
-    let stored = inventory.entries().map(|entry| entry.range.len() as u64);
-    let (stored, largest) = stored.fold((0_u64, 0), |(sum, largest), bytes| (sum + bytes, largest.max(bytes)));
-    let weights = if sizes.len() == 1 || stored == 0 {
-        held
-    } else {
-        u64::try_from(u128::from(held) * u128::from(total) / u128::from(stored)).unwrap_or(u64::MAX)
-    };
-    let device = backend.free_memory();
-    memory::check(
-        spec,
-        options,
-        &Sizes {
-            // In the process's memory the file is there while it is packed.
-            weights: if device.is_some() { weights } else { weights.max(total) },
-            twice: largest,
-            file: sizes.iter().copied().max().unwrap_or(0),
-            device,
-        },
-    )
-}
-
-/// The first file of a model: only it has metadata.
-struct FirstPart<'a> {
-    file: &'a str,
-    gguf: Gguf,
-    bytes: Vec<u8>,
-}
-
-impl<'a> FirstPart<'a> {
-    fn read(model: &VerifiedModel, files: &'a [String], progress: &mut dyn FnMut(u64)) -> Result<Self, Refusal> {
-        let file = files.first().map_or("", String::as_str);
-        let bytes = model.read_with(file, &mut |done, _| progress(done))?;
-        let gguf = parse(file, &bytes, 0, files.len())?;
-        Ok(Self { file, gguf, bytes })
-    }
-
-    fn specification(&self, model: &VerifiedModel, files: &[String]) -> Result<ModelSpec, LoadError> {
-        let Self { file, gguf, bytes } = self;
-        let later = files.get(1..).unwrap_or_default().iter().enumerate();
-        let mut later = later.map(|(index, file)| {
-            let gguf = parse(file, &model.read(file)?, index + 1, files.len())?;
-            Ok((file.as_str(), gguf))
-        });
-        let vocabulary = vocabulary(file, gguf, &mut later)?;
-        let factors = |name| factors(file, gguf, bytes, name);
-        let factors = RopeFactors {
-            always: factors(ROPE_DIVISORS)?,
-            short: factors(ROPE_SHORT)?,
-            long: factors(ROPE_LONG)?,
-        };
-        ModelSpec::from_gguf(file, gguf, vocabulary, factors)
-    }
-}
-
-/// Everything but the bytes, for a look at a model without loading it.
+/// The headers of a model's files, in their order. Only the first has metadata.
 pub(super) struct Headers {
     /// Every file and its header.
     pub(super) files: Vec<(String, Gguf)>,
@@ -181,30 +94,68 @@ pub(super) struct Headers {
     pub(super) spec: Result<ModelSpec, LoadError>,
 }
 
-pub(super) fn headers(model: &VerifiedModel, names: &[String]) -> Result<Headers, Refusal> {
-    let first = FirstPart::read(model, names, &mut |_| {})?;
-    let spec = first.specification(model, names);
-    let mut files = vec![(first.file.to_owned(), first.gguf)];
-    for (index, name) in names.iter().enumerate().skip(1) {
-        files.push((name.clone(), parse(name, &model.read(name)?, index, names.len())?));
+impl Headers {
+    fn read(readings: &mut [Reading]) -> Result<Self, Refusal> {
+        let count = readings.len();
+        let mut files = Vec::with_capacity(count);
+        for (index, reading) in readings.iter_mut().enumerate() {
+            let name = reading.name().to_owned();
+            let gguf = reading.header(|front, length| parse_front(&name, front, length))?;
+            split::check(&name, &gguf, index, count)?;
+            files.push((name, gguf));
+        }
+        let first = readings.first_mut().ok_or_else(no_files)?;
+        let spec = specification(first, &files);
+        Ok(Self { files, spec })
     }
-    Ok(Headers { files, spec })
 }
 
-/// Checks that all weights are there, and the tokenizer.
-pub(super) fn inventory(headers: &[(String, Gguf)], spec: &ModelSpec) -> Result<Inventory, Refusal> {
+fn no_files() -> Refusal {
+    Refusal::new(Reason::ManifestEmpty, "the model has no files")
+}
+
+fn specification(first: &mut Reading, files: &[(String, Gguf)]) -> Result<ModelSpec, LoadError> {
+    let (file, gguf) = files.first().ok_or_else(no_files)?;
+    let vocabulary = vocabulary(files)?;
+    let mut factors = |name| factors(first, gguf, name);
+    let factors = RopeFactors {
+        always: factors(ROPE_DIVISORS)?,
+        short: factors(ROPE_SHORT)?,
+        long: factors(ROPE_LONG)?,
+    };
+    ModelSpec::from_gguf(file, gguf, vocabulary, factors)
+}
+
+/// Everything but the weights, for a look at a model without loading it.
+pub(super) fn headers(model: &VerifiedModel, names: &[String]) -> Result<Headers, Refusal> {
+    let mut readings = open_all(model, names)?;
+    let headers = Headers::read(&mut readings);
+    for reading in &mut readings {
+        reading.finish()?;
+    }
+    headers
+}
+
+/// Checks that all weights are there. Returns them, and those of every file.
+pub(super) fn inventory(
+    headers: &[(String, Gguf)],
+    spec: &ModelSpec,
+) -> Result<(Inventory, Vec<Vec<(Slot, Entry)>>), Refusal> {
     let names = GgufNames::new(spec);
     let mut inventory = Inventory::default();
+    let mut placed = Vec::with_capacity(headers.len());
     for (index, (file, gguf)) in headers.iter().enumerate() {
-        if index == 0 {
-            tokenizer(file, gguf, spec)?;
-            inventory.add(file, gguf.tensors.iter().map(entry), &names, spec)?;
+        let entries = if index == 0 {
+            gguf.tensors.iter().map(entry).collect()
         } else {
-            inventory.add(file, later_entries(file, gguf)?, &names, spec)?;
-        }
+            later_entries(file, gguf)?
+        };
+        placed.push(inventory.add(file, entries, &names, spec)?);
     }
-    inventory.check_complete(&names, spec)?;
-    Ok(inventory)
+    match (inventory.check_complete(&names, spec), headers) {
+        (Err(refusal), [(file, _)]) => Err(refusal.in_file(file)),
+        (complete, _) => complete.map(|()| (inventory, placed)),
+    }
 }
 
 /// Tensors of a part behind the first. What the specification needs was looked for in the first only.
@@ -238,46 +189,38 @@ fn check_overlay(model: &VerifiedModel) -> Result<(), Refusal> {
 }
 
 /// Divisors of frequencies. Whether there are as many as pairs is checked with the specification.
-fn factors(file: &str, gguf: &Gguf, bytes: &[u8], name: &str) -> Result<Option<Vec<f32>>, Refusal> {
+fn factors(first: &mut Reading, gguf: &Gguf, name: &str) -> Result<Option<Vec<f32>>, Refusal> {
     let Some(tensor) = gguf.tensor(name) else {
         return Ok(None);
     };
     let entry = entry(tensor);
-    let values = pack::widen(&entry, &bytes[entry.range.clone()]).map_err(|refusal| refusal.in_file(file))?;
+    let bytes = first.look(entry.range.clone())?;
+    let values = pack::widen(&entry, &bytes).map_err(|refusal| refusal.in_file(first.name()))?;
     Ok(Some(values))
 }
 
 /// The rows of the embedding, which is in the first part or in one of the later ones.
-fn vocabulary(
-    file: &str,
-    first: &Gguf,
-    later: &mut dyn Iterator<Item = Result<(&str, Gguf), Refusal>>,
-) -> Result<usize, Refusal> {
+fn vocabulary(files: &[(String, Gguf)]) -> Result<usize, Refusal> {
     let name = "token_embd.weight";
-    let rows = |file: &str, gguf: &Gguf| match gguf.tensor(name).map(|tensor| tensor.dims.as_slice()) {
-        None => Ok(None),
-        Some(&[_, rows]) => Ok(Some(rows)),
-        Some(dims) => Err(
-            Refusal::new(Reason::WeightsMismatch, format!("tensor {name:?} has the wrong shape"))
-                .in_file(file)
-                .values("2 dimensions", format!("{dims:?}")),
-        ),
-    };
-    let architecture = first.get("general.architecture").and_then(Value::as_str);
+    let (first, gguf) = files.first().ok_or_else(no_files)?;
+    let architecture = gguf.get("general.architecture").and_then(Value::as_str);
     if !architecture.is_some_and(crate::model::spec::is_supported_gguf) {
         // It may have no embedding; its error comes with the specification.
         return Ok(1);
     }
-    if let Some(rows) = rows(file, first)? {
-        return Ok(rows);
+    let found = files
+        .iter()
+        .find_map(|(file, gguf)| Some((file, gguf.tensor(name)?.dims.as_slice())));
+    match found {
+        Some((_, &[_, rows])) => Ok(rows),
+        Some((file, dims)) => Err(Refusal::new(
+            Reason::WeightsMismatch,
+            format!("tensor {name:?} has the wrong shape"),
+        )
+        .in_file(file)
+        .values("2 dimensions", format!("{dims:?}"))),
+        None => Err(Refusal::new(Reason::WeightsMismatch, format!("the model lacks tensors: {name}")).in_file(first)),
     }
-    for part in later {
-        let (file, gguf) = part?;
-        if let Some(rows) = rows(file, &gguf)? {
-            return Ok(rows);
-        }
-    }
-    Err(Refusal::new(Reason::WeightsMismatch, format!("the model lacks tensors: {name}")).in_file(file))
 }
 
 fn entry(tensor: &TensorInfo) -> Entry {

@@ -103,13 +103,6 @@ impl Shape {
             Self::Matrix { rows, .. } => rows,
         }
     }
-
-    pub(crate) fn elements(self) -> u64 {
-        match self {
-            Self::Vector(length) => length as u64,
-            Self::Matrix { rows, columns } => rows as u64 * columns as u64,
-        }
-    }
 }
 
 impl std::fmt::Display for Shape {
@@ -301,6 +294,11 @@ impl Inventory {
             more => format!(" and {more} more"),
         };
         Err(mismatch(format!("the model lacks tensors: {}{more}", first.join(", "))))
+    }
+
+    /// Leaves a weight out that is not needed.
+    pub(crate) fn leave_out(&mut self, slot: Slot) {
+        self.slots.remove(&slot);
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {

@@ -1,5 +1,6 @@
 //! How much memory a model needs, before it is loaded. Pure.
 
+use super::inventory::Inventory;
 use crate::backend::KvType;
 use crate::model::spec::ModelSpec;
 use crate::model::{LoadError, LoadOptions};
@@ -22,12 +23,12 @@ pub(crate) struct Need {
 }
 
 impl Need {
-    /// `largest` is what loading holds twice for a moment: the largest tensor or file.
-    pub(crate) fn new(spec: &ModelSpec, weights: u64, largest: u64, (context, kv_type): (usize, KvType)) -> Self {
+    /// `loading` is what is held beside the weights while they are loaded, and given back before the first step.
+    pub(crate) fn new(spec: &ModelSpec, weights: u64, loading: u64, (context, kv_type): (usize, KvType)) -> Self {
         Self {
             weights,
             kv_cache: spec.kv_bytes_per_token(kv_type.bytes()).saturating_mul(context as u64),
-            headroom: PROCESS.saturating_add(largest.max(activations(spec))),
+            headroom: PROCESS.saturating_add(loading.max(activations(spec))),
             context,
         }
     }
@@ -65,45 +66,42 @@ impl Need {
     }
 }
 
-/// How much a model takes, in bytes.
-#[derive(Debug)]
-pub(super) struct Sizes {
-    /// The weights as they are held.
-    pub(super) weights: u64,
-    /// What is held twice for a moment while they are packed.
-    pub(super) twice: u64,
-    /// The largest file: it is read whole.
-    pub(super) file: u64,
-    /// What is free in the memory of the device, when it has one of its own.
-    pub(super) device: Option<u64>,
-}
-
-/// Refuses a model that does not fit into the process's memory, or into the device's.
-pub(super) fn check(spec: &ModelSpec, options: &LoadOptions, sizes: &Sizes) -> Result<(), LoadError> {
-    let cache = (context_to_fit(spec, options.max_context), options.kv_type);
-    let need = Need::new(spec, sizes.weights, sizes.twice, cache);
-    match sizes.device {
-        None => need.check(options.memory_limit),
-        Some(free) => {
-            check_file(sizes.file, options.memory_limit)?;
-            let need = Need {
-                headroom: activations(spec),
-                ..need
-            };
-            need.check_device(free)
-        }
+/// What is held beside the weights while they are loaded: one tensor is hashed while the next is read and packed.
+pub(super) fn while_loading(inventory: &Inventory) -> u64 {
+    let (mut largest, mut second) = (0, 0);
+    for entry in inventory.entries() {
+        let bytes = entry.range.len() as u64;
+        second = second.max(bytes.min(largest));
+        largest = largest.max(bytes);
     }
+    largest.saturating_add(second)
 }
 
-/// Refuses a file that alone is larger than the limit, before it is read.
-pub(super) fn check_file(bytes: u64, limit: Option<u64>) -> Result<(), LoadError> {
-    let need = Need {
-        weights: bytes,
+/// Refuses a model that does not fit into the process's memory, or into the device's, of which `free` bytes are left
+/// when it has one of its own. `weights` and `loading` are as in [`Need`].
+pub(super) fn check(
+    spec: &ModelSpec,
+    options: &LoadOptions,
+    (weights, loading): (u64, u64),
+    free: Option<u64>,
+) -> Result<(), LoadError> {
+    let cache = (context_to_fit(spec, options.max_context), options.kv_type);
+    let need = Need::new(spec, weights, loading, cache);
+    let Some(free) = free else {
+        return need.check(options.memory_limit);
+    };
+    let process = Need {
+        weights: 0,
         kv_cache: 0,
-        headroom: PROCESS,
+        headroom: PROCESS.saturating_add(loading),
         context: 0,
     };
-    need.check(limit)
+    process.check(options.memory_limit)?;
+    let device = Need {
+        headroom: activations(spec),
+        ..need
+    };
+    device.check_device(free)
 }
 
 /// The tokens whose keys and values must fit.
@@ -152,19 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn device_with_memory_of_its_own_holds_the_weights_and_the_process_one_file() {
+    fn device_with_memory_of_its_own_holds_the_weights_and_the_process_what_is_read() {
         let options = LoadOptions {
             memory_limit: Some(2_000_000_000),
             ..LoadOptions::default()
         };
-        let fits = |file, device| {
-            let sizes = Sizes {
-                weights: 16_000_000_000,
-                twice: 600_000_000,
-                file,
-                device,
-            };
-            check(&spec(), &options, &sizes).map_err(|error| (error.reason(), error.to_string()))
+        let fits = |loading, device| {
+            let sizes = (16_000_000_000, loading);
+            check(&spec(), &options, sizes, device).map_err(|error| (error.reason(), error.to_string()))
         };
         assert_eq!(fits(1_000_000_000, Some(20_000_000_000)), Ok(()));
         assert_eq!(fits(1_000_000_000, None).unwrap_err().0, "OutOfMemoryHost");

@@ -8,12 +8,9 @@ use crate::model::decoder::{FeedForward, Layer, Weights};
 use crate::model::spec::ModelSpec;
 use crate::model::{LoadError, ModelError};
 use escadre_verify::structure::gguf::TensorType;
-use escadre_verify::{Reason, Refusal};
+use escadre_verify::{Reading, Reason, Refusal};
 use std::borrow::Cow;
 use std::collections::HashMap;
-
-/// Bytes that pile up behind the last packed tensor before they are given back: giving back is a system call.
-const RELEASE: usize = 64 << 20;
 
 /// Weights that are packed already.
 pub(super) struct Packed<B: Backend> {
@@ -31,26 +28,26 @@ impl<B: Backend> Packed<B> {
         }
     }
 
-    /// Packs every tensor of one file and gives its bytes back on the way, so that the file and the packed weights
-    /// are never both whole in memory.
+    /// Reads a file to its end and packs its tensors on the way. `progress` receives the bytes that were read so far.
+    ///
+    /// Only the tensor that is packed, and one that is still hashed, are in memory beside what is packed.
     pub(super) fn add_file(
         &mut self,
         backend: &B,
-        mut bytes: Vec<u8>,
+        reading: &mut Reading,
         entries: &[(Slot, Entry)],
         spec: &ModelSpec,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), LoadError> {
         let mut entries: Vec<_> = entries.iter().collect();
-        entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.range.start));
+        entries.sort_by_key(|(_, entry)| entry.range.start);
         for (slot, entry) in entries {
-            self.add(backend, &bytes[entry.range.clone()], *slot, entry, spec)?;
-            progress(entry.range.len() as u64);
-            bytes.truncate(entry.range.start);
-            if bytes.capacity() - bytes.len() > RELEASE {
-                bytes.shrink_to_fit();
-            }
+            let bytes = reading.take(entry.range.clone())?;
+            self.add(backend, &bytes, *slot, entry, spec)?;
+            progress(reading.position());
         }
+        reading.finish()?;
+        progress(reading.bytes());
         Ok(())
     }
 

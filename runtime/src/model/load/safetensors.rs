@@ -3,20 +3,23 @@
 
 use super::fp8::{self, BlockSize};
 use super::inventory::{Entry, FUSED_ATTENTION, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot};
-use super::memory::{self, Sizes};
+use super::memory;
 use super::names::{layer_slots, part_name};
 use super::pack::{self, Packed};
-use super::{Facts, defaults, has_extension, limit_context, main_type, parameters, read_side_file, read_template};
+use super::{
+    Facts, cause, defaults, has_extension, limit_context, main_type, open_all, parameters, read_side_file,
+    read_template,
+};
 use crate::backend::Backend;
-use crate::model::decoder::Decoder;
-use crate::model::spec::{ModelSpec, Presence};
+use crate::model::decoder::{Decoder, Weights};
+use crate::model::spec::ModelSpec;
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Format, LoadError, LoadOptions, Loaded, Pooling};
 use escadre_verify::structure::gguf::TensorType;
 use escadre_verify::structure::safetensors::{DataType, TensorInfo};
 use escadre_verify::structure::{index, json, safetensors};
-use escadre_verify::{Reason, Refusal, VerifiedModel};
+use escadre_verify::{Reading, Reason, Refusal, VerifiedModel};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,9 +42,6 @@ pub(super) fn load<B: Backend + 'static>(
     let config = read_json(model, CONFIG, Reason::ConfigInvalid)?;
     let mut spec = ModelSpec::from_config(CONFIG, &config)?;
     limit_context(&mut spec, options)?;
-    let shards = shards(model)?;
-    check_memory(&backend, &spec, options, &shards)?;
-
     let side = side_files(model)?;
     let tokenizer = Tokenizer::from_json(TOKENIZER, &read_side_file(model, TOKENIZER)?, &side.tokenizer)?;
     if tokenizer.vocabulary() > spec.vocabulary {
@@ -55,23 +55,11 @@ pub(super) fn load<B: Backend + 'static>(
     }
     let template = side.template(&tokenizer)?;
 
-    let mut loading = Loading {
-        model,
-        backend: &backend,
-        spec: &spec,
-        names: HfNames::new(&spec),
-        block: BlockSize::of(&config["quantization_config"]),
-        inventory: Inventory::default(),
-        packed: Packed::new(options.quantize),
-    };
-    loading.shards(&shards, progress)?;
-    let Loading {
-        inventory,
-        packed,
-        names,
-        ..
-    } = loading;
-    inventory.check_complete(&names, &spec)?;
+    let shards = shards(model)?;
+    let mut readings = open_all(model, shards.files.iter())?;
+    let block = BlockSize::of(&config["quantization_config"]);
+    let weights = load_weights((&mut readings, &shards, block), &spec, options, &backend, progress);
+    let (inventory, weights) = weights.map_err(|error| cause(&mut readings, error))?;
     let facts = Facts {
         format: Format::Safetensors,
         spec: &spec,
@@ -82,7 +70,6 @@ pub(super) fn load<B: Backend + 'static>(
         template_digest: template.as_ref().map(ChatTemplate::digest),
     };
     let description = facts.describe();
-    let weights = packed.assemble(&spec)?;
     Ok(Loaded {
         description,
         generation: defaults::from_config(&config, &side.generation, &tokenizer),
@@ -93,14 +80,73 @@ pub(super) fn load<B: Backend + 'static>(
     })
 }
 
+/// Loads from files that are hashed while they are read; returns when all of them were found to be the right ones.
+fn load_weights<B: Backend>(
+    (readings, shards, block): (&mut [Reading], &Shards, Option<BlockSize>),
+    spec: &ModelSpec,
+    options: &LoadOptions,
+    backend: &B,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Inventory, Weights<B>), LoadError> {
+    let mut files = Vec::with_capacity(readings.len());
+    for reading in &mut *readings {
+        let tensors = header(reading, shards)?;
+        files.push(entries(reading, tensors, block)?);
+    }
+    let names: Vec<_> = readings.iter().map(|reading| reading.name().to_owned()).collect();
+    let (inventory, placed) = inventory(names.iter().zip(files), spec)?;
+    let sizes = (
+        pack::resident_bytes(backend, &inventory, spec, options.quantize),
+        memory::while_loading(&inventory),
+    );
+    memory::check(spec, options, sizes, backend.free_memory())?;
+    let mut packed = Packed::new(options.quantize);
+    let total = readings.iter().map(Reading::bytes).sum();
+    let mut before = 0;
+    for (reading, placed) in readings.iter_mut().zip(&placed) {
+        packed.add_file(backend, reading, placed, spec, &mut |done| {
+            progress(before + done, total)
+        })?;
+        before += reading.bytes();
+    }
+    Ok((inventory, packed.assemble(spec)?))
+}
+
+fn header(reading: &mut Reading, shards: &Shards) -> Result<Vec<TensorInfo>, Refusal> {
+    let file = reading.name().to_owned();
+    let tensors = reading.header(|front, length| safetensors::parse_front(&file, front, length))?;
+    shards.check(&file, &tensors)?;
+    Ok(tensors)
+}
+
+/// Checks that all weights are there. Returns them, and those of every file.
+fn inventory<'a>(
+    files: impl Iterator<Item = (&'a String, Vec<Entry>)>,
+    spec: &ModelSpec,
+) -> Result<(Inventory, Vec<Vec<(Slot, Entry)>>), Refusal> {
+    let names = HfNames::new(spec);
+    let mut inventory = Inventory::default();
+    let mut placed = Vec::new();
+    for (file, weights) in files {
+        placed.push(inventory.add(file, weights, &names, spec)?);
+    }
+    if spec.tied {
+        // A head beside a tied embedding is a copy of it.
+        inventory.leave_out(Slot::Head);
+        for placed in &mut placed {
+            placed.retain(|(slot, _)| *slot != Slot::Head);
+        }
+    }
+    inventory.check_complete(&names, spec)?;
+    Ok((inventory, placed))
+}
+
 /// All headers of a model, for a look at it without loading.
 pub(super) struct Contents {
     pub(super) config: Value,
     pub(super) tensors: Vec<TensorInfo>,
     /// Every file and its weights, or what is wrong with one of them.
     weights: Result<Vec<(String, Vec<Entry>)>, Refusal>,
-    /// Bytes of the largest file.
-    pub(super) largest: u64,
 }
 
 pub(super) fn contents(model: &VerifiedModel) -> Result<Contents, Refusal> {
@@ -109,78 +155,34 @@ pub(super) fn contents(model: &VerifiedModel) -> Result<Contents, Refusal> {
     let block = BlockSize::of(&config["quantization_config"]);
     let mut tensors = Vec::new();
     let mut weights = Ok(Vec::new());
-    for file in shards.files.keys() {
-        let bytes = model.read(file)?;
-        let found = safetensors::parse(file, &bytes)?;
-        shards.check(file, &found)?;
+    for mut reading in open_all(model, shards.files.iter())? {
+        let found = header(&mut reading, &shards);
+        let entries = found.clone().and_then(|found| entries(&mut reading, found, block));
+        reading.finish()?;
         weights = weights.and_then(|mut weights| {
-            weights.push((file.clone(), entries(file, &bytes, found.clone(), block)?));
+            weights.push((reading.name().to_owned(), entries?));
             Ok(weights)
         });
-        tensors.extend(found);
+        tensors.extend(found?);
     }
-    let largest = shards.files.values().copied().max().unwrap_or(0);
     Ok(Contents {
         config,
         tensors,
         weights,
-        largest,
     })
 }
 
 impl Contents {
     pub(super) fn inventory(self, spec: &ModelSpec) -> Result<Inventory, Refusal> {
-        let names = HfNames::new(spec);
-        let mut inventory = Inventory::default();
-        for (file, weights) in self.weights? {
-            inventory.add(&file, weights, &names, spec)?;
-        }
-        inventory.check_complete(&names, spec)?;
-        Ok(inventory)
-    }
-}
-
-/// Shards one after the other: only one is in memory beside what is packed.
-struct Loading<'a, B: Backend> {
-    model: &'a VerifiedModel,
-    backend: &'a B,
-    spec: &'a ModelSpec,
-    names: HfNames,
-    block: Option<BlockSize>,
-    inventory: Inventory,
-    packed: Packed<B>,
-}
-
-impl<B: Backend> Loading<'_, B> {
-    fn shards(&mut self, shards: &Shards, progress: &mut dyn FnMut(u64, u64)) -> Result<(), LoadError> {
-        let total = shards.files.values().sum();
-        let mut before = 0;
-        for (file, size) in &shards.files {
-            let bytes = self
-                .model
-                .read_with(file, &mut |done, _| progress(before + done / 2, total))?;
-            let tensors = safetensors::parse(file, &bytes)?;
-            shards.check(file, &tensors)?;
-            let entries = entries(file, &bytes, tensors, self.block)?;
-            let mut placed = self.inventory.add(file, entries, &self.names, self.spec)?;
-            // A head beside a tied embedding is a copy of it.
-            placed.retain(|(slot, _)| !(self.spec.tied && *slot == Slot::Head));
-            let mut done = before + size / 2;
-            self.packed
-                .add_file(self.backend, bytes, &placed, self.spec, &mut |bytes| {
-                    done += bytes / 2;
-                    progress(done, total);
-                })?;
-            before += size;
-            progress(before, total);
-        }
-        Ok(())
+        let weights = self.weights?;
+        let (files, entries): (Vec<_>, Vec<_>) = weights.into_iter().unzip();
+        inventory(files.iter().zip(entries), spec).map(|(inventory, _)| inventory)
     }
 }
 
 /// The weight files, and which of them must have which tensor.
 struct Shards {
-    files: BTreeMap<String, u64>,
+    files: BTreeSet<String>,
     weight_map: Option<BTreeMap<String, String>>,
 }
 
@@ -208,89 +210,47 @@ impl Shards {
 }
 
 fn shards(model: &VerifiedModel) -> Result<Shards, Refusal> {
-    let sizes: BTreeMap<_, _> = model
-        .files()
-        .filter(|(name, _)| has_extension(name, "safetensors"))
-        .map(|(name, size)| (name.to_owned(), size))
+    let names = model.files().map(|(name, _)| name);
+    let mut files: BTreeSet<_> = names
+        .filter(|name| has_extension(name, "safetensors"))
+        .map(str::to_owned)
         .collect();
     if model.contains(INDEX) {
-        let index = index::parse(INDEX, &read_side_file(model, INDEX)?, |shard| sizes.contains_key(shard))?;
+        let index = index::parse(INDEX, &read_side_file(model, INDEX)?, |shard| files.contains(shard))?;
         let named = index.shards();
-        let files = sizes.iter().filter(|(name, _)| named.contains(name.as_str()));
+        files.retain(|name| named.contains(name.as_str()));
         return Ok(Shards {
-            files: files.map(|(name, size)| (name.clone(), *size)).collect(),
+            files,
             weight_map: Some(index.weight_map),
         });
     }
-    match sizes.len() {
+    match files.len() {
         1 => Ok(Shards {
-            files: sizes,
+            files,
             weight_map: None,
         }),
         _ => Err(Refusal::new(
             Reason::IndexInvalid,
             format!("there are several safetensors files, but no {INDEX} that says what they hold"),
         )
-        .values(format!("{INDEX} or only {SINGLE}"), format!("{} files", sizes.len()))),
+        .values(format!("{INDEX} or only {SINGLE}"), format!("{} files", files.len()))),
     }
 }
 
-/// The specification says how many numbers there are, so the memory is known before a shard is read.
-fn check_memory<B: Backend>(
-    backend: &B,
-    spec: &ModelSpec,
-    options: &LoadOptions,
-    shards: &Shards,
-) -> Result<(), LoadError> {
-    let largest = shards.files.values().copied().max().unwrap_or(0);
-    let parts = Part::ALL
-        .into_iter()
-        .filter(|part| part.presence(spec) == Presence::Present);
-    let layer: u64 = parts.map(|part| Slot::Layer(0, part).shape(spec).elements()).sum();
-    let layers = layer.saturating_mul(spec.layers.len() as u64);
-    let tables = (spec.vocabulary * spec.hidden) as u64 * if spec.tied { 1 } else { 2 };
-    let elements = layers.saturating_add(tables);
-    let total: u64 = shards.files.values().sum();
-    // Files of one byte per weight become numbers of 16 bits.
-    let stored = if total / 3 > elements {
-        TensorType::F32
-    } else {
-        TensorType::Bf16
-    };
-    let held = options
-        .quantize
-        .map_or(stored, |quantize| quantize.held(stored, spec.hidden));
-    memory::check(
-        spec,
-        options,
-        &Sizes {
-            weights: backend.resident_bytes(held, elements),
-            twice: largest,
-            file: largest,
-            device: backend.free_memory(),
-        },
-    )
-}
-
 /// The tensors of a file. Those that hold the scales of others become part of them.
-fn entries(
-    file: &str,
-    bytes: &[u8],
-    tensors: Vec<TensorInfo>,
-    block: Option<BlockSize>,
-) -> Result<Vec<Entry>, Refusal> {
+fn entries(reading: &mut Reading, tensors: Vec<TensorInfo>, block: Option<BlockSize>) -> Result<Vec<Entry>, Refusal> {
     let quantised = tensors.iter().filter(|tensor| tensor.kind == DataType::F8E4M3);
     let scales: BTreeSet<_> = quantised.map(|tensor| fp8::scales_name(&tensor.name)).collect();
     let (scales, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| scales.contains(&tensor.name));
-    let entry = |tensor: TensorInfo| {
+    let mut entry = |tensor: TensorInfo| {
         if tensor.kind != DataType::F8E4M3 {
-            return entry(file, tensor);
+            return entry(reading.name(), tensor);
         }
         let name = fp8::scales_name(&tensor.name);
         let scales = scales.iter().find(|scales| scales.name == name);
-        fp8::entry(file, bytes, tensor, scales, block)
+        fp8::entry(reading, tensor, scales, block)
     };
-    tensors.into_iter().map(entry).collect()
+    tensors.into_iter().map(&mut entry).collect()
 }
 
 fn entry(file: &str, tensor: TensorInfo) -> Result<Entry, Refusal> {

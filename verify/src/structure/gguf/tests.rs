@@ -242,3 +242,23 @@ fn no_mutation_panics() {
         }
     }
 }
+
+#[test]
+fn front_of_a_file_suffices_when_the_header_is_in_it() {
+    let bytes = Builder::valid().build();
+    let whole = parse("m", &bytes).unwrap();
+    let header = whole.tensors[0].range.start;
+    for end in 0..=bytes.len() {
+        let found = parse_front("m", &bytes[..end], bytes.len());
+        match found {
+            // The mark itself is wanted at once.
+            Err(refusal) => assert!(end < 4, "{end}: {refusal}"),
+            Ok(None) => assert!(end < header, "{end}"),
+            Ok(Some(found)) => assert_eq!(found, whole, "{end}"),
+        }
+    }
+    assert!(parse_front("m", &bytes[..header], bytes.len()).unwrap().is_some());
+    // What is wrong with the whole is said with the front at hand.
+    let refusal = parse_front("m", &bytes[..header], bytes.len() - 1).unwrap_err();
+    assert_eq!(refusal, parse("m", &bytes[..bytes.len() - 1]).unwrap_err());
+}
