@@ -85,7 +85,7 @@ finish() {
 # A test file whose prefix no suite below selects would never run.
 every_test_has_a_suite() {
   local stray
-  stray=$(ls ./*/tests/*.rs | grep -vE '/(api|fetch|lifecycle|model|chart|testbed|control_plane|node)_[^/]*$')
+  stray=$(ls ./*/tests/*.rs | grep -vE '/(api|fetch|lifecycle|model|signature|chart|testbed|control_plane|node)_[^/]*$')
   [ -z "$stray" ] || { echo "no suite runs: $stray"; return 1; }
 }
 
@@ -110,6 +110,7 @@ step "dependencies: licences, bans, sources" dev/deny.sh
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --no-deps --document-private-items
 tests "unit tests" cargo test -q --no-fail-fast --workspace --lib --bins
 tests "doc tests" cargo test -q --no-fail-fast --workspace --doc
+tests "signatures" cargo test -q --no-fail-fast --workspace --test 'signature_*'
 tests "runtime" cargo test -q --no-fail-fast --workspace --test 'fetch_*' --test 'model_*' --test 'api_*' --test 'lifecycle_*'
 [ "$mode" = all ] || finish
 

@@ -27,6 +27,11 @@ impl Digest {
         hasher.finish()
     }
 
+    /// A digest from its bytes.
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

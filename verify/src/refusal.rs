@@ -12,6 +12,58 @@ pub enum Reason {
     SizeMismatch,
     /// A file that the model needs is not there.
     FileMissing,
+    /// A file is in the model's folder, but nobody signed it.
+    UnsignedFile,
+    /// What was signed is another kind of model than what is there: a single file, or a folder.
+    FileNotInManifest,
+    /// The signature does not belong to what it is said to sign.
+    SignatureInvalid,
+    /// There is not exactly one signature.
+    SignatureCount,
+    /// The signature was made with another key than those that are trusted.
+    KeyNotTrusted,
+    /// What was signed is not an in-toto statement.
+    PayloadType,
+    /// The statement is about something else than a model's files.
+    PredicateType,
+    /// The signature has the format of before the standard, which is no longer accepted.
+    LegacyBundle,
+    /// The bundle has a version that is not known.
+    BundleVersion,
+    /// The bundle can be read in two ways.
+    BundleAmbiguous,
+    /// The signature was made in another way than the one that is demanded.
+    MethodNotAllowed,
+    /// Somebody else signed than who is demanded.
+    IdentityMismatch,
+    /// A proof that the signature was logged in public, or when it was made, is missing or wrong.
+    TransparencyProof,
+    /// A certificate is not valid, or does not lead to a trusted one.
+    CertificateInvalid,
+    /// Weights are there that were left out of the signature.
+    WeightsNotSigned,
+    /// A path that is left out of the signature is absolute or leaves the folder.
+    IgnorePathInvalid,
+    /// A file or a part of it is named twice.
+    DuplicateResource,
+    /// An object in JSON has a key twice.
+    DuplicateKey,
+    /// A hash that is not accepted.
+    HashNotAllowed,
+    /// A digest is written in another way than it must be.
+    DigestFormat,
+    /// The digest over all files is not the one of the files.
+    RootDigest,
+    /// A statement must have exactly one subject.
+    SubjectCount,
+    /// The parts of a file do not make up a file.
+    ShardLayout,
+    /// The statement lacks something, or has it in the wrong form.
+    ManifestSchema,
+    /// The bundle is not one.
+    BundleParse,
+    /// The bundle is larger than any is.
+    BundleTooLarge,
     /// A path is absolute, leaves the model's folder, or cannot be written in a manifest.
     PathInvalid,
     /// There is nothing to verify.

@@ -2,6 +2,7 @@
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use std::cell::Cell;
 use std::fmt;
 
 /// Bytes of a document.
@@ -9,37 +10,71 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Objects and arrays inside each other.
 pub const MAX_DEPTH: usize = 64;
 
-/// Parses one document. The error is a sentence without its subject, such as `is not JSON: …`.
+/// What is wrong with a document. Its text is a sentence without its subject, such as `is not acceptable JSON: …`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// More bytes than [`MAX_BYTES`].
+    #[error("is {0} bytes long, more than {MAX_BYTES}")]
+    TooLarge(usize),
+    /// An object has a key twice.
+    #[error("is not acceptable JSON: {0}")]
+    DuplicateKey(String),
+    /// It is not one JSON document, or it is nested too deep.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// Parses one document. The error is a sentence without its subject, such as `is not acceptable JSON: …`.
 pub fn parse(bytes: &[u8]) -> Result<Value, String> {
+    parse_document(bytes).map_err(|error| error.to_string())
+}
+
+/// Parses one document, and says of which kind a fault is.
+pub fn parse_document(bytes: &[u8]) -> Result<Value, JsonError> {
     if bytes.len() > MAX_BYTES {
-        return Err(format!("is {} bytes long, more than {MAX_BYTES}", bytes.len()));
+        return Err(JsonError::TooLarge(bytes.len()));
     }
     if bytes.starts_with(b"\xef\xbb\xbf") {
-        return Err("starts with a byte order mark".to_owned());
+        return Err(JsonError::Malformed("starts with a byte order mark".to_owned()));
     }
+    let duplicate = Cell::new(false);
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { depth: 0 }
-        .deserialize(&mut deserializer)
-        .and_then(|value| deserializer.end().map(|()| value));
-    value.map_err(|error| format!("is not acceptable JSON: {error}"))
+    let value = Strict {
+        depth: 0,
+        duplicate: &duplicate,
+    }
+    .deserialize(&mut deserializer)
+    .and_then(|value| deserializer.end().map(|()| value));
+    value.map_err(|error| {
+        if duplicate.get() {
+            JsonError::DuplicateKey(error.to_string())
+        } else {
+            JsonError::Malformed(format!("is not acceptable JSON: {error}"))
+        }
+    })
 }
 
 /// Builds a value and refuses what `serde_json::Value` would silently accept.
 #[derive(Clone, Copy)]
-struct Strict {
+struct Strict<'a> {
     depth: usize,
+    /// Set when a key occurs twice.
+    duplicate: &'a Cell<bool>,
 }
 
-impl Strict {
+impl Strict<'_> {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
         if self.depth == MAX_DEPTH {
             return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH}")));
         }
-        Ok(Self { depth: self.depth + 1 })
+        Ok(Self {
+            depth: self.depth + 1,
+            ..self
+        })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -47,7 +82,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,6 +127,7 @@ impl<'de> Visitor<'de> for Strict {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             if map.contains_key(&key) {
+                self.duplicate.set(true);
                 return Err(A::Error::custom(format_args!("key {key:?} occurs twice")));
             }
             let value = access.next_value_seed(inner)?;
@@ -128,5 +164,13 @@ mod tests {
             assert!(parse(bytes).is_err(), "{:?}", &bytes[..bytes.len().min(20)]);
         }
         assert!(parse(&[b"[".repeat(64), b"]".repeat(64)].concat()).is_ok());
+    }
+
+    #[test]
+    fn kind_of_a_fault_is_told() {
+        let kind = |bytes: &[u8]| parse_document(bytes).unwrap_err();
+        assert!(matches!(kind(b"{\"a\":1,\"\\u0061\":2}"), JsonError::DuplicateKey(_)));
+        assert!(matches!(kind(b"{} {}"), JsonError::Malformed(_)));
+        assert_eq!(kind(&vec![b' '; MAX_BYTES + 1]), JsonError::TooLarge(MAX_BYTES + 1));
     }
 }

@@ -1,9 +1,14 @@
 //! [`VerifiedModel`]: the only door to a model's bytes.
 
+mod signed;
+
+pub use signed::Strictness;
+
 use crate::digest::{Digest, Hasher, model_digest};
 use crate::reading::Reading;
 use crate::refusal::{Reason, Refusal};
 use crate::root::{OpenFile, Root, storage_fault};
+use crate::signature::Signer;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -17,6 +22,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 struct Entry {
     bytes: u64,
     digest: Digest,
+    /// Whether the file had this digest when the model was opened. Otherwise it is what somebody demands.
+    is_hashed: bool,
 }
 
 /// A model whose bytes are those that its digest names.
@@ -34,6 +41,7 @@ pub struct VerifiedModel {
     files: BTreeMap<String, Entry>,
     digest: Digest,
     pinned: bool,
+    signer: Option<Signer>,
     overlay: BTreeMap<String, Vec<u8>>,
 }
 
@@ -58,6 +66,7 @@ impl VerifiedModel {
                 Entry {
                     bytes: *bytes,
                     digest: *expected,
+                    is_hashed: false,
                 },
             )]);
             return Ok(Self {
@@ -65,6 +74,7 @@ impl VerifiedModel {
                 files,
                 digest: *expected,
                 pinned: true,
+                signer: None,
                 overlay: BTreeMap::new(),
             });
         }
@@ -72,10 +82,16 @@ impl VerifiedModel {
         let mut digests = BTreeMap::new();
         let mut files = BTreeMap::new();
         for (name, bytes) in names {
-            let digest = hash(&name, root.open_file(&name)?, &mut |read| progress(done + read, total))?;
+            let open = root.open_file(&name)?;
+            let digest = hash(&name, open, &mut |_| (), &mut |read| progress(done + read, total))?;
             done += bytes;
             digests.insert(name.clone(), digest);
-            files.insert(name, Entry { bytes, digest });
+            let entry = Entry {
+                bytes,
+                digest,
+                is_hashed: true,
+            };
+            files.insert(name, entry);
         }
         let digest = model_digest(&digests)?;
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
@@ -86,6 +102,7 @@ impl VerifiedModel {
             files,
             digest,
             pinned: expected.is_some(),
+            signer: None,
             overlay: BTreeMap::new(),
         })
     }
@@ -123,6 +140,30 @@ impl VerifiedModel {
     /// Whether the digest was demanded by the caller, and not only computed.
     pub fn is_pinned(&self) -> bool {
         self.pinned
+    }
+
+    /// Who signed the files, when a signature was verified.
+    pub fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
+    /// Reads all files that were not hashed when the model was opened, and keeps nothing of them.
+    ///
+    /// # Errors
+    /// As [`read_with`](Self::read_with).
+    pub fn check(&self, progress: Progress<'_>) -> Result<(), Refusal> {
+        let unread = self.files.iter().filter(|(_, entry)| !entry.is_hashed);
+        let total = unread.clone().map(|(_, entry)| entry.bytes).sum();
+        let mut done = 0;
+        for (name, entry) in unread {
+            let open = self.root.open_file(name)?;
+            let digest = hash(name, open, &mut |_| (), &mut |read| progress(done + read, total))?;
+            if digest != entry.digest {
+                return Err(mismatch(&entry.digest, &digest).in_file(name));
+            }
+            done += entry.bytes;
+        }
+        Ok(())
     }
 
     /// The files, sorted by their relative path, with their lengths in bytes.
@@ -179,7 +220,7 @@ impl VerifiedModel {
         if digest == entry.digest {
             return Ok(buffer);
         }
-        if self.is_approved_file() {
+        if !entry.is_hashed {
             return Err(mismatch(&entry.digest, &digest).in_file(name));
         }
         Err(changed(name).values(entry.digest.short(), digest.short()))
@@ -192,7 +233,7 @@ impl VerifiedModel {
     /// it cannot be opened.
     pub fn reading(&self, name: &str) -> Result<Reading, Refusal> {
         let (entry, open) = self.open_file(name)?;
-        Ok(Reading::new(name, open, entry.digest, self.is_approved_file()))
+        Ok(Reading::new(name, open, entry.digest, !entry.is_hashed))
     }
 
     fn open_file(&self, name: &str) -> Result<(&Entry, OpenFile), Refusal> {
@@ -205,15 +246,15 @@ impl VerifiedModel {
         }
         Ok((entry, open))
     }
-
-    /// Whether the digest of the only file is the one that was demanded.
-    fn is_approved_file(&self) -> bool {
-        self.pinned && self.files.len() == 1
-    }
 }
 
-/// Hashes a file without keeping its content.
-fn hash(name: &str, open: OpenFile, progress: &mut dyn FnMut(u64)) -> Result<Digest, Refusal> {
+/// Hashes a file without keeping its content. `also` gets every piece as well.
+pub(crate) fn hash(
+    name: &str,
+    open: OpenFile,
+    also: &mut dyn FnMut(&[u8]),
+    progress: &mut dyn FnMut(u64),
+) -> Result<Digest, Refusal> {
     let mut hasher = Hasher::new();
     let mut source = open.file.take(open.bytes);
     let mut buffer = vec![0; CHUNK.min(usize::try_from(open.bytes).unwrap_or(CHUNK)).max(1)];
@@ -226,6 +267,7 @@ fn hash(name: &str, open: OpenFile, progress: &mut dyn FnMut(u64)) -> Result<Dig
             break;
         }
         hasher.update(&buffer[..read]);
+        also(&buffer[..read]);
         done += read as u64;
         progress(done);
     }
