@@ -65,6 +65,8 @@ pub enum Reason {
     InvalidSpec,
     /// Something that the spec names is not there yet; the message says what.
     DependencyMissing,
+    /// A `ModelPolicy` does not allow what the spec asks for; the message names the policy and its field.
+    PolicyViolation,
     /// The model's files are here.
     Resolved,
     /// The model's files are being fetched.
@@ -208,6 +210,7 @@ pub enum VerifyReason {
     PolicyWeakening,
     LicenseUnknown,
     LicenseConflict,
+    LicenseNotAllowed,
 }
 
 /// The reason of one condition.
@@ -264,7 +267,12 @@ pub fn classify_runtime_reason(name: &str) -> (ConditionType, AnyReason) {
 /// the reason of another condition; `ModelVerified` also carries every [`VerifyReason`].
 pub fn reasons(condition: ConditionType) -> &'static [Reason] {
     match condition {
-        ConditionType::Accepted => &[Reason::Valid, Reason::InvalidSpec, Reason::DependencyMissing],
+        ConditionType::Accepted => &[
+            Reason::Valid,
+            Reason::InvalidSpec,
+            Reason::DependencyMissing,
+            Reason::PolicyViolation,
+        ],
         ConditionType::ModelResolved => &[
             Reason::Resolved,
             Reason::Downloading,
@@ -291,6 +299,7 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::ApplyFailed,
             Reason::InvalidSpec,
             Reason::DependencyMissing,
+            Reason::PolicyViolation,
         ],
         ConditionType::Available => &[
             Reason::Serving,
@@ -314,7 +323,7 @@ pub fn reasons(condition: ConditionType) -> &'static [Reason] {
             Reason::Suspended,
             Reason::Pending,
         ],
-        ConditionType::Degraded => &[Reason::ForeignPod],
+        ConditionType::Degraded => &[Reason::ForeignPod, Reason::PolicyViolation],
         ConditionType::Ready | ConditionType::Reconciling | ConditionType::Stalled => &[],
     }
 }

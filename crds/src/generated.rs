@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::{examples, reference};
+use crate::{LlmDeployment, ModelPolicy, examples, reference};
 
 /// One generated file.
 pub struct GeneratedFile {
@@ -23,7 +23,15 @@ pub fn files() -> anyhow::Result<Vec<GeneratedFile>> {
     let mut files = vec![
         GeneratedFile {
             path: "charts/escadre/templates/crd-llmdeployments.yaml".into(),
-            text: reference::chart_template()?,
+            text: reference::chart_template::<LlmDeployment>()?,
+        },
+        GeneratedFile {
+            path: "charts/escadre/templates/crd-modelpolicies.yaml".into(),
+            text: reference::chart_template::<ModelPolicy>()?,
+        },
+        GeneratedFile {
+            path: "docs/reference/modelpolicy.md".into(),
+            text: reference::policy_page()?,
         },
         GeneratedFile {
             path: "docs/reference/llmdeployment.md".into(),

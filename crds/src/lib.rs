@@ -10,4 +10,4 @@ pub mod names;
 pub mod reference;
 pub mod v1alpha1;
 
-pub use v1alpha1::{LlmDeployment, LlmDeploymentSpec, LlmDeploymentStatus};
+pub use v1alpha1::{LlmDeployment, LlmDeploymentSpec, LlmDeploymentStatus, ModelPolicy};

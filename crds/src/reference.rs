@@ -7,15 +7,15 @@ use serde_json::Value;
 use strum::IntoEnumIterator;
 
 use crate::condition::{self, ConditionType, VerifyReason};
-use crate::v1alpha1::LlmDeployment;
+use crate::v1alpha1::{LlmDeployment, ModelPolicy};
 
 /// The CRD as a Helm template: behind `crds.install`, so that `helm upgrade` updates it. It carries the annotation
 /// that keeps it, and with it every object, when the chart is uninstalled.
 ///
 /// # Errors
 /// When the CRD cannot be written as YAML.
-pub fn chart_template() -> anyhow::Result<String> {
-    let crd = serde_saphyr::to_string(&LlmDeployment::crd())?;
+pub fn chart_template<K: CustomResourceExt>() -> anyhow::Result<String> {
+    let crd = serde_saphyr::to_string(&K::crd())?;
     anyhow::ensure!(!crd.contains("{{"), "the CRD contains a Helm template expression");
     Ok(format!(
         "{{{{- /* Written by `make generate`; edit crds/src/v1alpha1 instead. */ -}}}}\n{{{{- if .Values.crds.install }}}}\n{}\n{{{{- end }}}}\n",
@@ -28,14 +28,7 @@ pub fn chart_template() -> anyhow::Result<String> {
 /// # Errors
 /// When the schema cannot be read as JSON.
 pub fn page() -> anyhow::Result<String> {
-    let crd = LlmDeployment::crd();
-    let schema = crd
-        .spec
-        .versions
-        .first()
-        .and_then(|version| version.schema.as_ref())
-        .and_then(|schema| schema.open_api_v3_schema.as_ref());
-    let schema = serde_json::to_value(schema)?;
+    let schema = schema::<LlmDeployment>()?;
     let mut page = String::from(
         "<!-- Written by `make generate`; edit crds/src/v1alpha1 instead. -->\n\n# LlmDeployment (`escadre.dev/v1alpha1`)\n\nShort name `llm`. \
          Each field says whether an edit *rolls* (makes a new revision, so new pods), *works live*, or *waits for the next revision*.\n",
@@ -53,8 +46,36 @@ pub fn page() -> anyhow::Result<String> {
     Ok(page)
 }
 
+/// The reference page of `ModelPolicy`.
+///
+/// # Errors
+/// When the schema cannot be read as JSON.
+pub fn policy_page() -> anyhow::Result<String> {
+    let schema = schema::<ModelPolicy>()?;
+    let mut page = String::from(
+        "<!-- Written by `make generate`; edit crds/src/v1alpha1 instead. -->\n\n# ModelPolicy (`escadre.dev/v1alpha1`)\n\n\
+         Belongs to no namespace. All policies that apply to a namespace hold together.\n\n## spec\n\n\
+         | Field | Type | Default | Meaning |\n|---|---|---|---|\n",
+    );
+    rows(&schema["properties"]["spec"], "spec", &mut page)?;
+    page.push_str("\n## Rules\n\nThe API server checks these at `kubectl apply`; the sentence is what it answers.\n\n");
+    rules(&schema, "", &mut page)?;
+    Ok(page)
+}
+
+fn schema<K: CustomResourceExt>() -> anyhow::Result<Value> {
+    let crd = K::crd();
+    let version = crd.spec.versions.first();
+    let schema = version.and_then(|version| version.schema.as_ref());
+    Ok(serde_json::to_value(
+        schema.and_then(|schema| schema.open_api_v3_schema.as_ref()),
+    )?)
+}
+
 /// Kubernetes types whose inner fields are described by Kubernetes itself.
-const OPAQUE: [&str; 5] = [
+const OPAQUE: [&str; 7] = [
+    "spec.model.verification.signatures",
+    "spec.namespaceSelector",
     "spec.runtime.env[].valueFrom",
     "spec.placement.affinity",
     "spec.placement.tolerations",
@@ -180,7 +201,7 @@ mod tests {
 
     #[test]
     fn chart_template_is_the_crd() {
-        let template = chart_template().unwrap();
+        let template = chart_template::<LlmDeployment>().unwrap();
         let lines: Vec<&str> = template.lines().filter(|line| !line.starts_with("{{")).collect();
         let yaml = lines.join("\n");
         let parsed: Value = serde_saphyr::from_str(&yaml).unwrap();

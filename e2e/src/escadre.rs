@@ -6,10 +6,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use escadre_crds::LlmDeployment;
+use escadre_crds::{LlmDeployment, ModelPolicy};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, CustomResourceExt as _};
+use kube::{Api, Client, CustomResourceExt as _, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -60,22 +60,22 @@ pub fn source_tree() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Installs the resource and waits until it is served.
+/// Installs the resources and waits until they are served.
 pub async fn install_resource(cluster: &Cluster) -> Result<()> {
     let client = cluster.client().await?;
+    install(&client, &LlmDeployment::crd()).await?;
+    install(&client, &ModelPolicy::crd()).await
+}
+
+async fn install(client: &Client, definition: &CustomResourceDefinition) -> Result<()> {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let definition = LlmDeployment::crd();
-    let name = LlmDeployment::crd_name();
+    let name = &definition.name_any();
     definitions
-        .patch(
-            name,
-            &PatchParams::apply("scenario").force(),
-            &Patch::Apply(&definition),
-        )
+        .patch(name, &PatchParams::apply("scenario").force(), &Patch::Apply(definition))
         .await
         .context("could not install the resource")?;
     await_condition(
-        &client,
+        client,
         "default",
         "the resource to be served",
         Duration::from_secs(20),

@@ -13,6 +13,7 @@ pub mod due;
 pub mod kube_ext;
 pub mod leader;
 pub mod metrics;
+pub mod policy;
 pub mod queue;
 pub mod reference;
 pub mod retry;

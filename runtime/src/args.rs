@@ -5,6 +5,7 @@ use crate::backend::device::DeviceChoice;
 use crate::bench::BenchArgs;
 use crate::inspect::InspectArgs;
 use crate::model::{Format, Pooling, Quantize};
+use crate::requirements::Requirements;
 use crate::telemetry::LogFormat;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use escadre_verify::Digest;
@@ -221,6 +222,11 @@ pub struct ServeArgs {
     /// The digest that the model must have: `sha256:` and 64 hex digits.
     #[arg(long)]
     pub digest: Option<Digest>,
+
+    /// What the model must keep to beside its digest, as a JSON list: signers, licences, chat templates, formats. The operator
+    /// writes it from the manifest and from the cluster's policies.
+    #[arg(long, value_name = "JSON", default_value = "[]", hide_default_value = true)]
+    pub requirements: Requirements,
 
     /// How the weights must be stored; a model in another format is refused.
     #[arg(long, value_enum, default_value_t)]

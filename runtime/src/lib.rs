@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod kv;
 pub mod metrics;
 pub mod model;
+pub mod requirements;
 pub mod serve;
 pub mod server;
 pub mod status;

@@ -105,6 +105,8 @@ pub struct Model {
     pub context_length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template_digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
 }
 
 /// The verdict of a verification.
@@ -126,6 +128,9 @@ pub struct Verification {
     pub result: Verdict,
     /// How it was reached.
     pub method: &'static str,
+    /// Who signed, when a signature was demanded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
     /// Files of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<usize>,
@@ -228,6 +233,7 @@ impl Board {
             verification: Verification {
                 result: Verdict::Pending,
                 method: "Digest",
+                signer: None,
                 files: None,
                 bytes: None,
                 duration_seconds: None,

@@ -94,6 +94,8 @@ pub enum Reason {
     TokenizerInvalid,
     /// The chat template cannot be used.
     TemplateRefused,
+    /// The chat template is not one that was approved.
+    TemplateNotApproved,
     /// Nothing says which licence the model is under.
     LicenseUnknown,
     /// Two places name different licences.

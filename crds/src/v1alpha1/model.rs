@@ -9,6 +9,9 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Signatures;
+use super::placement::terse;
+
 /// Which weights are served and how they are recognised.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -79,6 +82,12 @@ pub struct ModelSpec {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$')")
         .message("spec.model.servedName must be letters, digits and . _ : / - only, for example qwen2.5-7b, and begin and end with a letter or digit"))]
     pub served_name: Option<String>,
+    /// license is the licence of the model, as an SPDX expression or `LicenseRef-` and a name (`LicenseRef-llama3`). A policy
+    /// judges it before any pod is made; pods refuse a model that says that it is under another. Absent: what the model's
+    /// files say. An edit rolls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub license: Option<String>,
     /// verification says what the bytes must be; nothing else is ever served. Required. An edit rolls.
     pub verification: Verification,
 }
@@ -93,6 +102,12 @@ pub struct Verification {
     #[x_kube(validation = Rule::new("self.matches('^sha256:[0-9a-f]{64}$')")
         .message("spec.model.verification.digest must be 'sha256:' and 64 lower-case hexadecimal digits; for a single file `sha256sum FILE` prints them"))]
     pub digest: String,
+    /// signatures says who must have signed the model besides (OpenSSF Model Signing 1.0). The bundle must be among the
+    /// files that are fetched, and covers every other one. What a `ModelPolicy` demands is demanded all the same; its
+    /// `signatures` have the same fields and describe them. Absent: nobody. An edit rolls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "terse::<Option<Signatures>>")]
+    pub signatures: Option<Signatures>,
 }
 
 /// How the weights are stored.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Strategy;
+use super::placement::terse;
 
 /// What the operator saw last.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -17,7 +18,7 @@ pub struct LlmDeploymentStatus {
     /// conditions say what is true, with a stable reason and a sentence on what to do: `Accepted`, `ModelResolved`,
     /// `ModelVerified`, `CapacityAvailable`, `Progressing`, `Available`, `Ready`, `Degraded`, `Reconciling`, `Stalled`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "terse::<Vec<Condition>>", extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// replicas counts the pods that are not terminating, of any revision.
     #[serde(default)]
@@ -197,6 +198,12 @@ pub struct ModelStatus {
     /// contextLength is the longest context in tokens that is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_length: Option<i64>,
+    /// templateDigest is the SHA-256 of the chat template that is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_digest: Option<String>,
+    /// license is the licence that the model's files name, as an SPDX expression. Absent: they name none, or different ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
 }
 
 /// How the bytes were judged.
@@ -206,9 +213,12 @@ pub struct VerificationStatus {
     /// result is `Verified`, `Refused` or `Pending`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
-    /// method is how: `Digest`.
+    /// method is how: `Digest`, or `Signature` when one was demanded besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// signer is who signed: a key's fingerprint, a certificate's subject, or an identity and its issuer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
     /// files counts the files that were judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<i64>,

@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod furthest;
+pub mod policies;
 pub mod poller;
 pub mod statuses;
 pub mod trim;
@@ -16,6 +17,7 @@ use kube::core::PartialObjectMeta;
 
 use cache::Cache;
 use furthest::Furthest;
+use policies::Policies;
 use poller::Poller;
 use statuses::OwnStatuses;
 
@@ -31,6 +33,8 @@ pub struct World {
     pub budgets: Cache<PodDisruptionBudget>,
     /// Snapshots of overlay files, without their contents.
     pub snapshots: Cache<PartialObjectMeta<ConfigMap>>,
+    /// The policies of the cluster, and where they apply.
+    pub policies: Policies,
     /// What this process wrote of each deployment last.
     pub statuses: OwnStatuses,
     /// How far new revisions had come.
@@ -60,6 +64,7 @@ impl World {
             revisions: Cache::default(),
             budgets: Cache::default(),
             snapshots: Cache::default(),
+            policies: Policies::default(),
             statuses: OwnStatuses::default(),
             furthest: Furthest::default(),
             poller: Arc::new(poller),
@@ -73,5 +78,6 @@ impl World {
         self.revisions.wait_until_known().await;
         self.budgets.wait_until_known().await;
         self.snapshots.wait_until_known().await;
+        self.policies.wait_until_known().await;
     }
 }

@@ -25,6 +25,7 @@ use super::{Format, KvType, LoadError, LoadOptions, Loaded};
 use crate::backend::device::Accelerator;
 use crate::backend::kernels::Kernels;
 use crate::backend::{Backend, Precision};
+use escadre_verify::license::{self, Evidence};
 use escadre_verify::structure::content;
 use escadre_verify::{Reading, Reason, Refusal, VerifiedModel};
 use inventory::Inventory;
@@ -233,6 +234,7 @@ struct Facts<'a> {
     quantization: String,
     weights_bytes: u64,
     template_digest: Option<String>,
+    licenses: Vec<Evidence>,
 }
 
 impl Facts<'_> {
@@ -245,6 +247,7 @@ impl Facts<'_> {
             quantization,
             weights_bytes,
             template_digest,
+            licenses,
         } = self;
         super::ModelDescription {
             format,
@@ -255,6 +258,7 @@ impl Facts<'_> {
             weights_bytes,
             kv_bytes_per_token: spec.kv_bytes_per_token(kv_type.bytes()),
             template_digest,
+            license: license::agreed(&licenses).ok().map(|license| license.to_string()),
         }
     }
 }

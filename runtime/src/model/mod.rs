@@ -23,6 +23,7 @@ pub use template::{ChatInput, ChatTemplate, TemplateError};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 
 use crate::backend::kernels::Profile;
+use crate::requirements::Requirements;
 use escadre_kernels::Cores;
 use std::sync::Arc;
 
@@ -43,6 +44,8 @@ pub struct LoadOptions {
     pub cores: Arc<Cores>,
     /// Where the time of its steps is added up.
     pub profile: Option<Arc<Profile>>,
+    /// What the model must keep to beside its digest.
+    pub requirements: Arc<Requirements>,
 }
 
 /// Everything that serving needs from a model.
@@ -91,6 +94,8 @@ pub struct ModelDescription {
     pub kv_bytes_per_token: u64,
     /// SHA-256 of the chat template's text.
     pub template_digest: Option<String>,
+    /// The licence that the model's files name, as an SPDX expression, when they agree on one.
+    pub license: Option<String>,
 }
 
 /// What the model's files say about sampling and stopping.

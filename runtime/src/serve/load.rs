@@ -15,6 +15,7 @@ use crate::model::{
     self, Decoder, Format, LoadError, LoadOptions, Loaded, ModelDescription, Pooling, Quantize, SpecialTokens,
     Tokenizer,
 };
+use crate::requirements::Requirements;
 use crate::server::Served;
 use crate::status::{Board, Performance, Progress, Stage, Verdict};
 use crate::threads::{Threaded, Threads};
@@ -24,7 +25,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -60,6 +61,7 @@ pub(super) struct Plan {
     pub(super) overlay: Option<PathBuf>,
     pub(super) threads: Option<NonZeroUsize>,
     pub(super) memory_limit: Option<u64>,
+    pub(super) requirements: Arc<Requirements>,
 }
 
 /// The engine's thread.
@@ -232,6 +234,9 @@ fn load(
         status.model.digest = Some(verified.digest());
         status.model.bytes = Some(verified.bytes());
     });
+    // Before anything is laid over the files: what is signed is the model as it was published.
+    let signed = plan.requirements.check_signatures(&mut verified, SystemTime::now());
+    signed.inspect_err(refused)?;
     if let Some(folder) = &plan.overlay {
         verified.lay_over(overlay::read(folder)?).inspect_err(refused)?;
         let files: Vec<_> = verified.overlaid().collect();
@@ -245,6 +250,7 @@ fn load(
         quantize: plan.quantize,
         cores,
         profile: None,
+        requirements: Arc::clone(&plan.requirements),
     };
     let loaded = model::load_on(accelerator, &verified, &options, &mut progress(Stage::Loading)).map_err(|error| {
         if let LoadError::Refused(refusal) = &error {
@@ -256,7 +262,12 @@ fn load(
         // Every byte was hashed while it was read. Without a digest to compare with, nothing was judged.
         let pinned = verified.is_pinned();
         status.verification.result = if pinned { Verdict::Verified } else { Verdict::Pending };
-        status.verification.method = if pinned { "Digest" } else { "None" };
+        status.verification.method = match (verified.signer(), pinned) {
+            (Some(_), _) => "Signature",
+            (None, true) => "Digest",
+            (None, false) => "None",
+        };
+        status.verification.signer = verified.signer().map(ToString::to_string);
         status.verification.files = Some(verified.files().count());
         status.verification.bytes = Some(verified.bytes());
         status.verification.duration_seconds = Some(began.elapsed().as_secs_f64());
@@ -310,6 +321,7 @@ fn describe(board: &Board, description: &ModelDescription, performance: Performa
         weights_bytes,
         kv_bytes_per_token: _,
         template_digest,
+        license,
     } = description;
     board.update(|status| {
         status.model.format = Some(format.to_string());
@@ -318,6 +330,7 @@ fn describe(board: &Board, description: &ModelDescription, performance: Performa
         status.model.quantization = Some(quantization.clone());
         status.model.context_length = Some(*context_length);
         status.model.template_digest.clone_from(template_digest);
+        status.model.license.clone_from(license);
         status.memory.weights_bytes = Some(*weights_bytes);
         status.performance = Some(performance);
     });

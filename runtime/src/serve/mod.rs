@@ -198,6 +198,7 @@ fn plan(args: &ServeArgs, place: &Place) -> Plan {
         overlay: args.overlay.clone(),
         threads: args.threads,
         memory_limit: args.memory_limit.or(container),
+        requirements: Arc::new(args.requirements.clone()),
     }
 }
 

@@ -105,6 +105,49 @@ impl VerifiedModel {
     }
 }
 
+impl VerifiedModel {
+    /// Refuses a model that is open already unless every file of it was signed as it is. Files that the signature leaves
+    /// out cannot be read from now on.
+    ///
+    /// # Errors
+    /// As [`open_signed`](Self::open_signed) with [`Strictness::Subset`].
+    pub fn require_signed(&mut self, manifest: &SignedManifest) -> Result<(), Refusal> {
+        let names: Vec<_> = self
+            .files
+            .iter()
+            .map(|(name, entry)| (name.clone(), entry.bytes))
+            .collect();
+        let standings = judge(&names, manifest, Strictness::Subset)?;
+        for ((name, bytes), standing) in names.iter().zip(standings) {
+            let signed = match standing {
+                Standing::Signed(signed) => signed,
+                Standing::LeftOut => {
+                    self.files.remove(name);
+                    continue;
+                }
+            };
+            let (entry, open) = self.open_file(name)?;
+            if let Some(expected) = signed.sha256() {
+                if expected != entry.digest {
+                    return Err(mismatch(&expected, &entry.digest).in_file(name));
+                }
+                continue;
+            }
+            if let Some(expected) = signed.bytes().filter(|expected| expected != bytes) {
+                return Err(wrong_size(name, expected, *bytes));
+            }
+            let mut comparison = Comparison::new(signed);
+            let digest = hash(name, open, &mut |piece| comparison.update(piece), &mut |_| ())?;
+            if digest != entry.digest {
+                return Err(changed(name).values(entry.digest.short(), digest.short()));
+            }
+            compare(name, signed, comparison, &digest)?;
+        }
+        self.signer = Some(manifest.signer().clone());
+        Ok(())
+    }
+}
+
 fn compare(
     name: &str,
     signed: &FileHash,

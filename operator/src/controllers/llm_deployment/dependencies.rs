@@ -173,6 +173,7 @@ pub fn users_of_config_map(
 fn missing(message: String) -> Rejected {
     Rejected {
         reason: Reason::DependencyMissing,
+        drains: false,
         message,
     }
 }
@@ -208,6 +209,7 @@ pub fn files(spec: &LlmDeploymentSpec, found: &Dependencies) -> Result<BTreeMap<
             (Some(_), Some(_)) | (None, None) => {
                 return Err(Rejected {
                     reason: Reason::InvalidSpec,
+                    drains: false,
                     message: format!("{field} must have either inline or configMapRef; set exactly one of them"),
                 });
             }
@@ -218,6 +220,7 @@ pub fn files(spec: &LlmDeploymentSpec, found: &Dependencies) -> Result<BTreeMap<
     if size > FILES_LIMIT {
         return Err(Rejected {
             reason: Reason::InvalidSpec,
+            drains: false,
             message: format!(
                 "spec.files holds {size} bytes, and at most {FILES_LIMIT} fit into a revision; shorten the files, or publish them with the model"
             ),
@@ -242,6 +245,7 @@ pub fn check(spec: &LlmDeploymentSpec, found: &Dependencies) -> Result<(), Rejec
     }
     let taken = |kind: &str, name: &str, remedy: &str| Rejected {
         reason: Reason::InvalidSpec,
+        drains: false,
         message: format!(
             "a {kind} named {name} exists already and does not belong to this object; delete it, or {remedy}"
         ),

@@ -57,6 +57,7 @@ pub(super) fn world(pods: Vec<ObservedPod>) -> Observed {
         service: None,
         revisions: vec![],
         dependencies: Dependencies::default(),
+        policies: vec![],
         defaults: Defaults {
             runtime_image: "registry.example.com/runtime:7".to_owned(),
             pull_policy: PullPolicy::Always,

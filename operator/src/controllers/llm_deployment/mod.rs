@@ -108,7 +108,10 @@ async fn reconcile(object: &DeserializeGuard<LlmDeployment>, ctx: &Context) -> R
     let observed = observe::observe(ctx, object).await.map_err(Error::Observe)?;
     let (rejected, valid) = match validate::validate(object, &observed) {
         Ok(valid) => (None, Some(valid)),
-        Err(rejected) => (Some(rejected), validate::held(object, &observed)),
+        Err(rejected) => {
+            let held = validate::held(object, &observed, &rejected);
+            (Some(rejected), held)
+        }
     };
     let work = match valid {
         Some(valid) => Some(Box::pin(work(ctx, &place(object), valid, &observed)).await?),

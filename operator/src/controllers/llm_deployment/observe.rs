@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use escadre_crds::{LlmDeployment, names};
+use escadre_crds::{LlmDeployment, ModelPolicy, names};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -49,6 +49,8 @@ pub struct Observed {
     pub revisions: Vec<Arc<PartialObjectMeta<ControllerRevision>>>,
     /// What the spec names, and children that few objects have.
     pub dependencies: Dependencies,
+    /// The policies that apply to the object, by name.
+    pub policies: Vec<Arc<ModelPolicy>>,
     /// What applies where the object says nothing.
     pub defaults: Defaults,
 }
@@ -143,6 +145,7 @@ pub async fn observe(ctx: &Context, object: &LlmDeployment) -> Result<Observed, 
             .filter(|one| is_owned(one.owner_references(), &uid) && one.metadata.deletion_timestamp.is_none())
             .collect(),
         dependencies,
+        policies: ctx.world.policies.of(&namespace),
         defaults: ctx.defaults.clone(),
     })
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::kube_ext::orphans::Identity;
+use crate::policy::Requirement;
 
 /// What the user wants of each pod. A field added later must be left out of the JSON when it is not used, so that
 /// old revisions keep their names.
@@ -74,6 +75,9 @@ pub struct Intent {
     /// Another text, other pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_token: Option<String>,
+    /// What the pods must check of the model beside its digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requirements: Option<Vec<Requirement>>,
 }
 
 /// Who may ask, without what works live: the contents of Secrets, and how high limits are.

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use escadre_crds::condition::Reason;
+use escadre_crds::condition::{ConditionType, Reason};
 use escadre_crds::v1alpha1::{
     Access, AccessLimits, Disruption, ImagePullPolicy, LlmDeploymentSpec, LlmDeploymentStatus, ModelFormat, Network,
-    Placement, PodMonitorMode, Resources, Rollout, RuntimeSpec, ServiceSpec,
+    OnViolation, Placement, PodMonitorMode, Resources, Rollout, RuntimeSpec, ServiceSpec,
 };
 use escadre_crds::{LlmDeployment, names};
 use k8s_openapi::api::core::v1::{PodTemplateSpec, Service};
@@ -24,6 +24,7 @@ use super::observe::{Observed, ObservedPod};
 use super::plan::PodFacts;
 use super::revision::{AccessIntent, Intent, Record, Recorded, Revision, Settings, recorded, sha256};
 use crate::kube_ext::orphans::Identity;
+use crate::policy::{self, Judgement};
 
 /// Why a spec cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Rejected {
     pub reason: Reason,
     /// For people: the field and what to do.
     pub message: String,
+    /// Whether pods that run must end, once they have answered what they answer.
+    pub drains: bool,
 }
 
 /// A spec that can be followed, with everything that the next steps may use.
@@ -85,6 +88,8 @@ pub struct Valid {
     pub limits: Option<AccessLimits>,
     /// Our living pods with their annotations.
     pub annotated: Vec<(Identity, BTreeMap<String, String>)>,
+    /// Where it does not keep to policies that only want to be told.
+    pub alerts: Vec<String>,
     /// The template of a new revision.
     pub template: PodTemplateSpec,
 }
@@ -116,11 +121,21 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     }
     check_access(spec.access.as_ref())?;
     let service_before = own_service(&name, observed)?;
+    policy::check_own(spec).map_err(invalid)?;
+    let judgement = policy::judge(spec, &observed.policies);
     dependencies::check(spec, &observed.dependencies)?;
     let files = dependencies::files(spec, &observed.dependencies)?;
 
-    let intent = intent(spec, &name, &files);
+    let intent = Intent {
+        requirements: (!judgement.requirements.is_empty()).then(|| judgement.requirements.clone()),
+        ..intent(spec, &name, &files)
+    };
     let revision = intent.revision_name();
+    let target = object
+        .status
+        .as_ref()
+        .and_then(|status| status.target_revision.as_deref());
+    check_policies(&judgement, was_accepted(object) || target == Some(revision.as_str()))?;
     let runtime = spec.runtime.as_ref();
     let mut valid = Valid {
         recorded: recorded(&observed.revisions, &name),
@@ -148,6 +163,11 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
         dependencies: observed.dependencies.clone(),
         limits: spec.access.as_ref().and_then(|access| access.limits),
         annotated: annotated(observed),
+        alerts: judgement
+            .violations
+            .into_iter()
+            .map(|violation| violation.message)
+            .collect(),
         template: PodTemplateSpec::default(),
         replicas: if spec.suspend { 0 } else { replicas },
         size: replicas,
@@ -165,7 +185,7 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
 }
 
 /// What was asked for before a spec that cannot be followed, so that its pods are healed. `None`: nothing was.
-pub fn held(object: &LlmDeployment, observed: &Observed) -> Option<Valid> {
+pub fn held(object: &LlmDeployment, observed: &Observed, rejected: &Rejected) -> Option<Valid> {
     let before = object.status.clone()?;
     let name = object.name_any();
     let recorded = recorded(&observed.revisions, &name);
@@ -183,7 +203,11 @@ pub fn held(object: &LlmDeployment, observed: &Observed) -> Option<Valid> {
         records: BTreeMap::new(),
         rollout: object.spec.rollout.clone(),
         is_frozen: true,
-        replicas: if object.spec.suspend { 0 } else { size },
+        replicas: if object.spec.suspend || rejected.drains {
+            0
+        } else {
+            size
+        },
         size,
         suspended: object.spec.suspend,
         service: object.spec.service.clone(),
@@ -196,6 +220,7 @@ pub fn held(object: &LlmDeployment, observed: &Observed) -> Option<Valid> {
         dependencies: observed.dependencies.clone(),
         limits: object.spec.access.as_ref().and_then(|access| access.limits),
         annotated: annotated(observed),
+        alerts: Vec::new(),
         template: PodTemplateSpec::default(),
         name,
         recorded,
@@ -232,6 +257,7 @@ fn intent(spec: &LlmDeploymentSpec, name: &str, files: &BTreeMap<String, String>
         pod_overrides: spec.pod_overrides.clone().filter(|patch| !is_empty(patch)),
         access: spec.access.as_ref().map(access),
         restart_token: spec.restart_token.clone(),
+        requirements: None,
     }
 }
 
@@ -280,7 +306,31 @@ fn invalid(message: String) -> Rejected {
     Rejected {
         reason: Reason::InvalidSpec,
         message,
+        drains: false,
     }
+}
+
+/// Whether policies allow a spec to be followed. One that only wants to be told stands in the way of what is new or edited,
+/// and of nothing that runs.
+fn check_policies(judgement: &Judgement, is_known: bool) -> Result<(), Rejected> {
+    match judgement.strictest() {
+        None => Ok(()),
+        Some(violation) if is_known && violation.on_violation == OnViolation::Alert => Ok(()),
+        Some(violation) => Err(Rejected {
+            reason: Reason::PolicyViolation,
+            message: violation.message.clone(),
+            drains: violation.on_violation == OnViolation::Drain,
+        }),
+    }
+}
+
+/// Whether this spec was followed before.
+fn was_accepted(object: &LlmDeployment) -> bool {
+    let accepted: &str = ConditionType::Accepted.into();
+    let conditions = object.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|one| {
+        one.type_ == accepted && one.status == "True" && one.observed_generation == object.metadata.generation
+    })
 }
 
 fn check_source(source: &str) -> Result<(), Rejected> {

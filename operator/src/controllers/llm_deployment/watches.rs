@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use escadre_crds::{LlmDeployment, names};
-use futures::{Stream, StreamExt as _};
+use escadre_crds::{LlmDeployment, ModelPolicy, names};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::Store;
 use kube::runtime::reflector::store::Writer;
@@ -55,6 +55,8 @@ pub(super) fn start(
     watches.spawn(children(Arc::clone(ctx), scoped(ctx, namespace), |world| {
         &world.snapshots
     }));
+    watches.spawn(policies(Arc::clone(ctx), known.clone()));
+    watches.spawn(namespaces(Arc::clone(ctx), known.clone()));
     watches.spawn(config_maps(Arc::clone(ctx), scoped(ctx, namespace), known));
     watches
 }
@@ -119,6 +121,44 @@ where
 {
     let events = watcher(api, labelled()).backoff(Pause::default()).modify(trim);
     follow(events, |event| wake(&ctx, cache(&ctx.world).handle(&event))).await;
+}
+
+/// The watch of policies. A cluster whose definitions are older does not have the kind, and so no policies.
+async fn policies(ctx: Arc<Context>, known: Deployments) {
+    let events = watcher(Api::<ModelPolicy>::all(ctx.client.clone()), watcher::Config::default());
+    let events = events.backoff(Pause::default()).inspect_err(|error| {
+        if let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error
+            && status.code == 404
+        {
+            ctx.world.policies.policies.has_none();
+        }
+    });
+    follow(events, |event| {
+        let is_told = matches!(event, Event::Apply(_) | Event::Delete(_) | Event::InitDone);
+        ctx.world.policies.policies.handle(event, Arc::new);
+        if is_told {
+            wake(&ctx, known.state().iter().map(|object| place(&**object)).collect());
+        }
+    })
+    .await;
+}
+
+/// The watch of namespaces, without anything but their labels: they decide which policies apply.
+async fn namespaces(ctx: Arc<Context>, known: Deployments) {
+    let api = Api::<PartialObjectMeta<Namespace>>::all(ctx.client.clone());
+    let events = watcher(api, watcher::Config::default()).backoff(Pause::default());
+    follow(events, |event| {
+        if let Some(namespace) = ctx
+            .world
+            .policies
+            .namespaces
+            .handle(event, crate::world::policies::labels)
+        {
+            let inside = known.state().into_iter().map(|object| place(&*object));
+            wake(&ctx, inside.filter(|(of, _)| *of == namespace).collect());
+        }
+    })
+    .await;
 }
 
 /// The watch of every ConfigMap, without contents and without a cache: it wakes those that name one.

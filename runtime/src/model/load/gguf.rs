@@ -13,6 +13,8 @@ use crate::model::spec::{ModelSpec, RopeFactors};
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Format, LoadError, LoadOptions, Loaded, Pooling};
+use crate::requirements;
+use escadre_verify::license;
 use escadre_verify::structure::gguf::{Gguf, TensorInfo, Value, parse_front};
 use escadre_verify::{Reading, Reason, Refusal, VerifiedModel};
 
@@ -55,6 +57,13 @@ fn load_from<B: Backend + 'static>(
     memory::check(&spec, options, sizes, backend.free_memory())?;
     let tokenizer = tokenizer(first, gguf, &spec)?;
     let template = template(model, first, gguf, &tokenizer)?;
+    let template_digest = template.as_ref().map(ChatTemplate::digest);
+    let licenses = license::find(model, Some((first, gguf)))?;
+    options.requirements.check(&requirements::Facts {
+        format: Format::Gguf,
+        template_digest: template_digest.as_deref(),
+        licenses: &licenses,
+    })?;
 
     let mut packed = Packed::new(options.quantize);
     let total = readings.iter().map(Reading::bytes).sum();
@@ -72,7 +81,8 @@ fn load_from<B: Backend + 'static>(
         parameters: parameters(&inventory),
         quantization: main_type(&inventory, options.quantize),
         weights_bytes,
-        template_digest: template.as_ref().map(ChatTemplate::digest),
+        template_digest,
+        licenses,
     };
     let description = facts.describe();
     let weights = packed.assemble(&spec)?;

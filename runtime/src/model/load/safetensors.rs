@@ -16,6 +16,8 @@ use crate::model::spec::ModelSpec;
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Format, LoadError, LoadOptions, Loaded, Pooling};
+use crate::requirements;
+use escadre_verify::license;
 use escadre_verify::structure::gguf::TensorType;
 use escadre_verify::structure::safetensors::{DataType, TensorInfo};
 use escadre_verify::structure::{index, json, safetensors};
@@ -54,6 +56,13 @@ pub(super) fn load<B: Backend + 'static>(
         .into());
     }
     let template = side.template(&tokenizer)?;
+    let template_digest = template.as_ref().map(ChatTemplate::digest);
+    let licenses = license::find(model, None)?;
+    options.requirements.check(&requirements::Facts {
+        format: Format::Safetensors,
+        template_digest: template_digest.as_deref(),
+        licenses: &licenses,
+    })?;
 
     let shards = shards(model)?;
     let mut readings = open_all(model, shards.files.iter())?;
@@ -67,7 +76,8 @@ pub(super) fn load<B: Backend + 'static>(
         parameters: parameters(&inventory),
         quantization: main_type(&inventory, options.quantize),
         weights_bytes: pack::resident_bytes(&backend, &inventory, &spec, options.quantize),
-        template_digest: template.as_ref().map(ChatTemplate::digest),
+        template_digest,
+        licenses,
     };
     let description = facts.describe();
     Ok(Loaded {

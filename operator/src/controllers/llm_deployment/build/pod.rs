@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::super::revision::json;
 use super::super::validate::Valid;
 use super::{access, files, live};
 
@@ -213,6 +214,9 @@ fn build_runtime(valid: &Valid) -> Container {
         format!("--digest={}", intent.digest),
         format!("--served-name={}", intent.served_name),
     ];
+    if let Some(requirements) = &intent.requirements {
+        args.push(format!("--requirements={}", json(requirements)));
+    }
     if let Some(runtime) = &intent.runtime {
         args.extend(runtime.max_context.map(|tokens| format!("--max-context={tokens}")));
         args.extend(

@@ -305,6 +305,9 @@ fn degraded(scene: &Scene<'_>) -> Finding {
         );
         return finding(type_, True, Reason::ForeignPod, message);
     }
+    if let Some(alert) = scene.alerts().first() {
+        return finding(type_, True, Reason::PolicyViolation, alert.clone());
+    }
     if scene.available() == 0 {
         return finding(
             type_,

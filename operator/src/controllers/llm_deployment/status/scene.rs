@@ -103,6 +103,11 @@ impl<'a> Scene<'a> {
         self.outcome.work.as_ref().map(|work| &work.plan)
     }
 
+    /// Where it does not keep to policies that only want to be told.
+    pub(super) fn alerts(&self) -> &'a [String] {
+        self.outcome.work.as_ref().map_or(&[], |work| &work.valid.alerts)
+    }
+
     pub(super) fn name(&self) -> String {
         self.object.name_any()
     }
