@@ -3,6 +3,9 @@
 //! The check is our own, since signers' certificates are often made by hand: the public test vectors have a leaf that
 //! says it is an authority and shares its name with the one that issued it, which libraries for TLS refuse.
 
+#[cfg(test)]
+mod tests;
+
 use super::TrustError;
 use super::key::{MessageHash, PublicKey};
 use super::pem;

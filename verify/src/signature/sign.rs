@@ -103,7 +103,7 @@ impl SigningKey {
     }
 
     /// A signature in DER. It depends on nothing but key and message.
-    fn sign(&self, message: &[u8]) -> Vec<u8> {
+    pub(super) fn sign(&self, message: &[u8]) -> Vec<u8> {
         match &self.secret {
             Secret::P256(key) => {
                 let signature: p256::ecdsa::DerSignature = key.sign(message);
