@@ -1,5 +1,7 @@
 //! The reference tool `model-signing`, in one process that answers one request after another; and models to ask it about.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of it")]
+
 use p256::pkcs8::{EncodePrivateKey as _, LineEnding};
 use serde_json::{Value, json};
 use std::fs;
