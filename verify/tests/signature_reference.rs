@@ -52,7 +52,7 @@ fn each_tool_accepts_what_the_other_signed() {
 }
 
 /// Where the verdicts differ: the change, whether this project accepts it, and why.
-const DIFFERENCES: [(&str, bool, &str); 20] = [
+const DIFFERENCES: [(&str, bool, &str); 17] = [
     (
         "another hint",
         true,
@@ -72,16 +72,6 @@ const DIFFERENCES: [(&str, bool, &str); 20] = [
         "key of the statement twice",
         false,
         "readers of JSON do not agree which of the two counts",
-    ),
-    (
-        "message beside the envelope",
-        false,
-        "a bundle that can be read in two ways",
-    ),
-    (
-        "certificate beside the key",
-        false,
-        "a bundle that can be read in two ways",
     ),
     ("digest in capitals", false, "a digest has one spelling"),
     ("path with a dot", false, "a path has one spelling"),
@@ -112,7 +102,6 @@ const DIFFERENCES: [(&str, bool, &str); 20] = [
     ("resource named twice", false, "the reference keeps the last of the two"),
     ("links are allowed, as a text", false, "a flag is true or false"),
     ("deep statement", false, "JSON is nested at most 64 deep"),
-    ("byte order mark", false, "JSON does not begin with one"),
 ];
 
 /// Small numbers that are the same in every run.
@@ -483,6 +472,7 @@ fn changes_get_the_verdict_of_the_reference_tool_but_for_known_differences() {
     let mut dice = Dice(20_261_129);
     let mut seen: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     let mut unexplained = Vec::new();
+    let mut accepted = 0;
     for number in 0..300 {
         let folder = scratch.path().join(number.to_string());
         let model = folder.join("model");
@@ -502,6 +492,7 @@ fn changes_get_the_verdict_of_the_reference_tool_but_for_known_differences() {
         let count = seen.entry(name).or_default();
         if ours.is_ok() == theirs.is_ok() {
             count.0 += 1;
+            accepted += usize::from(ours.is_ok());
             continue;
         }
         count.1 += 1;
@@ -521,6 +512,8 @@ fn changes_get_the_verdict_of_the_reference_tool_but_for_known_differences() {
             .map_or("", |(.., why)| why);
         println!("| {name} | {same} | {other} | {why} |");
     }
+    println!("\nboth accept {accepted} of 300");
+    assert!(accepted >= 40, "{accepted}");
     assert!(unexplained.is_empty(), "{}", unexplained.join("\n\n"));
     for (name, ..) in DIFFERENCES {
         assert!(

@@ -481,3 +481,53 @@ fn payload_is_taken_as_it_came() {
     value["dsseEnvelope"]["payload"] = json!(STANDARD.encode(valid().to_string()));
     assert!(verify(value.to_string().as_bytes()).is_err());
 }
+
+/// Files of any length in parts of any length, in any order: they are put together again, and a part that is missing, moved
+/// or named differently is noticed.
+#[test]
+fn parts_of_any_files_are_put_together_or_refused() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |limit: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % limit
+    };
+    for _ in 0..300 {
+        let size = 1 + next(20);
+        let lengths: Vec<u64> = (0..=next(4)).map(|_| 1 + next(100)).collect();
+        let mut parts = Vec::new();
+        for (file, length) in lengths.iter().enumerate() {
+            let starts = (0..length.div_ceil(size)).map(|part| part * size);
+            parts.extend(starts.map(|start| (file, start, length.min(&(start + size)).to_owned())));
+        }
+        for at in (1..parts.len()).rev() {
+            parts.swap(at, usize::try_from(next(at as u64 + 1)).unwrap());
+        }
+        let parse = |parts: &[(usize, u64, u64)]| {
+            let mut serialization = shards();
+            serialization["shard_size"] = json!(size);
+            let names = parts
+                .iter()
+                .map(|(name, start, end)| file(&format!("{name}:{start}:{end}")));
+            let statement = statement(serialization, names.collect());
+            Manifest::parse(statement.to_string().as_bytes())
+        };
+        let manifest = parse(&parts).unwrap();
+        let found: Vec<_> = manifest.files().map(|(_, hash)| hash.bytes().unwrap()).collect();
+        assert_eq!(found, lengths);
+        let at = usize::try_from(next(parts.len() as u64)).unwrap();
+        let (name, start, end) = parts[at];
+        let mut moved = parts.clone();
+        moved[at] = (name, start + 1, end + 1);
+        assert!(parse(&moved).is_err());
+        let mut doubled = parts.clone();
+        doubled.push((name, start, end));
+        assert_eq!(parse(&doubled).unwrap_err().reason, Reason::DuplicateResource);
+        let is_last = end == lengths[name];
+        let mut fewer = parts.clone();
+        fewer.remove(at);
+        // Without its last part a file is a shorter one, and is compared as such.
+        assert!(is_last || parse(&fewer).is_err());
+    }
+}
