@@ -11,7 +11,7 @@ use super::key::{MessageHash, PublicKey};
 use super::pem;
 use crate::digest::Digest;
 use crate::refusal::{Reason, Refusal};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 use x509_cert::Certificate;
 use x509_cert::der::oid::{AssociatedOid as _, ObjectIdentifier as Oid};
@@ -208,9 +208,9 @@ impl Parsed {
     }
 
     fn check_duplicates(&self) -> Result<(), String> {
-        let mut seen = HashMap::new();
+        let mut seen = HashSet::new();
         for extension in self.extensions() {
-            if seen.insert(extension.extn_id, ()).is_some() {
+            if !seen.insert(extension.extn_id) {
                 return Err(format!("has the extension {} twice", extension.extn_id));
             }
         }
