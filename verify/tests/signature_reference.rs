@@ -225,7 +225,7 @@ const TEXT: [Change; 7] = [
         case.bundle.insert(at, byte);
     }),
     ("cut off", |case| {
-        case.bundle.truncate(case.dice.roll(case.bundle.len() - 1))
+        case.bundle.truncate(case.dice.roll(case.bundle.len() - 1));
     }),
     ("text behind the bundle", |case| case.bundle.push_str("{}")),
     ("byte order mark", |case| case.bundle.insert(0, '\u{feff}')),
@@ -238,17 +238,17 @@ const TEXT: [Change; 7] = [
 const BUNDLE: [Change; 15] = [
     ("nothing", |_| ()),
     ("another hint", |case| {
-        case.change_bundle(|bundle| bundle["verificationMaterial"]["publicKey"]["hint"] = json!("x"))
+        case.change_bundle(|bundle| bundle["verificationMaterial"]["publicKey"]["hint"] = json!("x"));
     }),
     ("no hint", |case| {
-        case.change_bundle(|bundle| bundle["verificationMaterial"]["publicKey"] = json!({}))
+        case.change_bundle(|bundle| bundle["verificationMaterial"]["publicKey"] = json!({}));
     }),
     ("key identifier", |case| {
-        case.change_bundle(|bundle| bundle["dsseEnvelope"]["signatures"][0]["keyid"] = json!("x"))
+        case.change_bundle(|bundle| bundle["dsseEnvelope"]["signatures"][0]["keyid"] = json!("x"));
     }),
     ("another version", |case| {
         case.change_bundle(|bundle| {
-            bundle["mediaType"] = json!("application/vnd.dev.sigstore.bundle+json;version=0.1")
+            bundle["mediaType"] = json!("application/vnd.dev.sigstore.bundle+json;version=0.1");
         });
     }),
     ("another type of payload", |case| {
@@ -261,13 +261,13 @@ const BUNDLE: [Change; 15] = [
         });
     }),
     ("no signature", |case| {
-        case.change_bundle(|bundle| bundle["dsseEnvelope"]["signatures"] = json!([]))
+        case.change_bundle(|bundle| bundle["dsseEnvelope"]["signatures"] = json!([]));
     }),
     ("no envelope", |case| {
-        case.change_bundle(|bundle| bundle["dsseEnvelope"] = Value::Null)
+        case.change_bundle(|bundle| bundle["dsseEnvelope"] = Value::Null);
     }),
     ("no key", |case| {
-        case.change_bundle(|bundle| bundle["verificationMaterial"] = json!({"tlogEntries": []}))
+        case.change_bundle(|bundle| bundle["verificationMaterial"] = json!({"tlogEntries": []}));
     }),
     ("message beside the envelope", |case| {
         case.change_bundle(|bundle| bundle["messageSignature"] = json!({"signature": "AAAA"}));
@@ -299,13 +299,13 @@ const BUNDLE: [Change; 15] = [
 /// Changes to the statement, which is signed anew.
 const STATEMENT: [Change; 28] = [
     ("another statement", |case| {
-        case.change_statement(|statement| statement["_type"] = json!("x"))
+        case.change_statement(|statement| statement["_type"] = json!("x"));
     }),
     ("another predicate", |case| {
-        case.change_statement(|statement| statement["predicateType"] = json!("x"))
+        case.change_statement(|statement| statement["predicateType"] = json!("x"));
     }),
     ("no predicate", |case| {
-        case.change_statement(|statement| statement["predicate"] = Value::Null)
+        case.change_statement(|statement| statement["predicate"] = Value::Null);
     }),
     ("two subjects", |case| {
         case.change_statement(|statement| {
@@ -317,10 +317,10 @@ const STATEMENT: [Change; 28] = [
         case.change_statement(|statement| statement["subject"][0]["digest"]["sha256"] = json!("00".repeat(32)));
     }),
     ("another name", |case| {
-        case.change_statement(|statement| statement["subject"][0]["name"] = json!("x"))
+        case.change_statement(|statement| statement["subject"][0]["name"] = json!("x"));
     }),
     ("other order", |case| {
-        case.change_resources(|resources| resources.reverse())
+        case.change_resources(|resources| resources.reverse());
     }),
     ("resource named twice", |case| {
         case.change_resources(|resources| {
@@ -354,30 +354,30 @@ const STATEMENT: [Change; 28] = [
         });
     }),
     ("short digest", |case| {
-        case.change_resources(|resources| resources[0]["digest"] = json!("00"))
+        case.change_resources(|resources| resources[0]["digest"] = json!("00"));
     }),
     ("path with a dot", |case| {
-        case.change_resources(|resources| rename(resources, |name| format!("./{name}")))
+        case.change_resources(|resources| rename(resources, |name| format!("./{name}")));
     }),
     ("path with two slashes", |case| {
         case.change_resources(|resources| rename(resources, |name| name.replace('/', "//")));
     }),
     ("path that ends in a slash", |case| {
-        case.change_resources(|resources| rename(resources, |name| format!("{name}/")))
+        case.change_resources(|resources| rename(resources, |name| format!("{name}/")));
     }),
     ("path that leaves the folder", |case| {
         case.change_resources(|resources| rename(resources, |name| format!("../model/{name}")));
     }),
     ("unknown fact", |case| {
-        case.change_statement(|statement| statement["predicate"]["author"] = json!("somebody"))
+        case.change_statement(|statement| statement["predicate"]["author"] = json!("somebody"));
     }),
     ("unknown way of hashing", |case| {
-        case.serialization("order", json!("by size"))
+        case.serialization("order", json!("by size"));
     }),
     ("unknown hash", |case| case.serialization("hash_type", json!("md5"))),
     ("unknown method", |case| case.serialization("method", json!("tensors"))),
     ("links are allowed, as a text", |case| {
-        case.serialization("allow_symlinks", json!("yes"))
+        case.serialization("allow_symlinks", json!("yes"));
     }),
     ("key of the statement twice", |case| {
         let text = case.payload().to_string().replacen('{', "{\"_type\":\"x\",", 1);
@@ -421,14 +421,14 @@ const FILES: [Change; 15] = [
     ("empty file more", |case| case.add("more.txt", b"")),
     ("file more in a folder", |case| case.add("a/b/more.txt", b"x")),
     ("empty folder more", |case| {
-        fs::create_dir(case.model.join("more")).unwrap()
+        fs::create_dir(case.model.join("more")).unwrap();
     }),
     ("file of git", |case| case.add(".git/config", b"x")),
     ("file of git further down", |case| case.add("notes/.git/config", b"x")),
     ("file in an ignored folder", |case| case.add("logs/x.txt", b"x")),
     ("file beside an ignored folder", |case| case.add("logs2/x.txt", b"x")),
     ("weights in an ignored folder", |case| {
-        case.add("logs/x.safetensors", b"x")
+        case.add("logs/x.safetensors", b"x");
     }),
     ("ignored weights", |case| {
         case.add("adapter.gguf", b"x");
