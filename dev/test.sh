@@ -103,6 +103,7 @@ fi
 step "models of the tests" dev/second-model.sh
 step "chat templates" dev/templates.sh
 step "OpenAI clients and frameworks" dev/clients.sh
+step "reference tool for signatures" dev/model-signing.sh
 step "build" cargo build --workspace --all-targets
 step "generated files are up to date" target/debug/crdgen --check
 step "lints" cargo clippy -q --workspace --all-targets -- -D warnings

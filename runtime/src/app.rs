@@ -3,7 +3,7 @@
 use crate::args::{Command, DescribeArgs};
 use crate::failure::{Failure, chain};
 use crate::server::openapi;
-use crate::{bench, fetch, inspect, serve};
+use crate::{bench, fetch, inspect, serve, sign, verify};
 use std::future::Future;
 use std::io::{self, Write as _};
 
@@ -17,6 +17,8 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Describe(args) => describe(&args).map_err(|error| Failure::new("Internal", error.to_string())),
         Command::Bench(args) => bench::run(&args).map_err(|error| Failure::new("BenchFailed", chain(&error))),
+        Command::Verify(args) => Ok(verify::run(&args)?),
+        Command::Sign(args) => Ok(sign::run(&args)?),
         Command::Inspect(args) => inspect::run(&args).map_err(|error| Failure::new("InspectFailed", chain(&error))),
     }
 }

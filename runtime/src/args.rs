@@ -6,7 +6,9 @@ use crate::bench::BenchArgs;
 use crate::inspect::InspectArgs;
 use crate::model::{Format, Pooling, Quantize};
 use crate::requirements::Requirements;
+use crate::sign::SignArgs;
 use crate::telemetry::LogFormat;
+use crate::verify::VerifyArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use escadre_verify::Digest;
 use std::net::IpAddr;
@@ -57,6 +59,15 @@ pub enum Command {
     ///
     /// On a laptop: `escadre-runtime serve --model model.gguf`, then talk to `http://127.0.0.1:8080/v1`.
     Serve(ServeArgs),
+    /// Check that files are those that were signed, or those of a digest.
+    ///
+    /// Nothing is read over a network. The exit code is 0 only when all is verified, 1 when it is refused, 2 when there
+    /// is no verdict.
+    Verify(VerifyArgs),
+    /// Sign a model with a private key.
+    ///
+    /// The signature is one of OpenSSF Model Signing 1.0, which `verify` and `model_signing verify key` accept.
+    Sign(SignArgs),
     /// Check a model's structure and print what it is and how much memory it needs.
     Inspect(InspectArgs),
     /// Print the description of the API: an `OpenAPI` document, or the page of the reference.
@@ -444,6 +455,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_model_is_verified_against_can_be_combined() {
+        for line in [
+            format!("verify --model=m --digest={DIGEST}"),
+            format!("verify --model=m --key=k --digest={DIGEST} --signature=s --ignore-path=a --ignore-path=b --json"),
+            "verify --model=m --ca=c --ignore-unsigned-files".to_owned(),
+            "verify --model=m --trusted-root=r --identity=i --issuer=u --subset".to_owned(),
+            "sign --model=m --key=k --signature=s --ignore-path=a".to_owned(),
+        ] {
+            assert!(parse(&line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
     fn contradictory_command_lines_are_usage_errors() {
         for line in [
             "serve",
@@ -461,6 +485,15 @@ mod tests {
             "serve --model=m.gguf --trace-sampling=NaN",
             "serve --model=m.gguf --limits=/limits --tokens-per-minute=5",
             "fetch --source=hf://a/b --store=/models",
+            "verify --model=m",
+            "verify --model=m --signature=s",
+            "verify --model=m --key=k --ca=c",
+            "verify --model=m --trusted-root=r --identity=i",
+            "verify --model=m --key=k --identity=i --issuer=u",
+            "verify --model=m --digest=sha256:12",
+            &format!("verify --model=m --digest={DIGEST} --ignore-path=x"),
+            "verify --model=m --key=k --subset --ignore-unsigned-files",
+            "sign --model=m",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

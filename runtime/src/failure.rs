@@ -20,12 +20,20 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The reason when the command line asks for something that cannot be done, so that nothing was done.
+    pub const USAGE: &str = "UsageError";
+
     /// A failure of this reason.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             reason,
             message: message.into(),
         }
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        if self.reason == Self::USAGE { 2 } else { 1 }
     }
 
     /// Writes the reason and the message where the kubelet looks for them, when that file exists.

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             eprintln!("error: {failure}");
             failure.write_termination_log(&args.termination_log);
-            ExitCode::FAILURE
+            ExitCode::from(failure.exit_code())
         }
     }
 }

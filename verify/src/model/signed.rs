@@ -1,5 +1,8 @@
 //! Opening a model with a signature.
 
+#[cfg(test)]
+mod tests;
+
 use super::{Entry, Progress, VerifiedModel, changed, hash, mismatch};
 use crate::digest::model_digest;
 use crate::refusal::{Reason, Refusal};

@@ -3,12 +3,15 @@
 //! The check is our own, since signers' certificates are often made by hand: the public test vectors have a leaf that
 //! says it is an authority and shares its name with the one that issued it, which libraries for TLS refuse.
 
+#[cfg(test)]
+mod tests;
+
 use super::TrustError;
 use super::key::{MessageHash, PublicKey};
 use super::pem;
 use crate::digest::Digest;
 use crate::refusal::{Reason, Refusal};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 use x509_cert::Certificate;
 use x509_cert::der::oid::{AssociatedOid as _, ObjectIdentifier as Oid};
@@ -205,9 +208,9 @@ impl Parsed {
     }
 
     fn check_duplicates(&self) -> Result<(), String> {
-        let mut seen = HashMap::new();
+        let mut seen = HashSet::new();
         for extension in self.extensions() {
-            if seen.insert(extension.extn_id, ()).is_some() {
+            if !seen.insert(extension.extn_id) {
                 return Err(format!("has the extension {} twice", extension.extn_id));
             }
         }

@@ -147,7 +147,7 @@ fn refusal(error: Error, wanted: &Identity) -> Refusal {
         Error::Certificate(error) => Refusal::new(Reason::CertificateInvalid, error.to_string()),
         Error::TransparencyLog(error) => unproven(&error.to_string()),
         Error::Timestamp(error) => unproven(&error.to_string()),
-        Error::InvalidBundle(_) | Error::UnsupportedBundle(_) | Error::Types(_) | Error::Bundle(_) => {
+        Error::InvalidBundle(_) | Error::UnsupportedBundle(_) | Error::Types(_) => {
             Refusal::new(Reason::BundleParse, format!("{error}; sign the model again"))
         }
         other => unproven(&other.to_string()),

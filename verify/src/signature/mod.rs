@@ -14,6 +14,8 @@ mod manifest;
 mod paths;
 mod pem;
 mod sign;
+#[cfg(test)]
+mod tests;
 
 pub use certificate::Authorities;
 pub(crate) use hash::Comparison;

@@ -103,7 +103,7 @@ impl SigningKey {
     }
 
     /// A signature in DER. It depends on nothing but key and message.
-    fn sign(&self, message: &[u8]) -> Vec<u8> {
+    pub(super) fn sign(&self, message: &[u8]) -> Vec<u8> {
         match &self.secret {
             Secret::P256(key) => {
                 let signature: p256::ecdsa::DerSignature = key.sign(message);
@@ -154,9 +154,8 @@ pub fn sign(path: &Path, key: &SigningKey, ignored: &[String], progress: Progres
     let (mut done, mut all, mut resources) = (0, sha2::Sha256::new(), Vec::new());
     for (file, bytes) in &names {
         paths::check(file, Reason::PathInvalid)?;
-        let digest = hash(file, root.open_file(file)?, &mut |_| (), &mut |read| {
-            progress(done + read, total)
-        })?;
+        let mut told = |read| progress(done + read, total);
+        let digest = hash(file, root.open_file(file)?, &mut |_| (), &mut told)?;
         done += bytes;
         all.update(digest.as_bytes());
         let name = if is_folder { file } else { SINGLE_FILE };

@@ -1,6 +1,9 @@
 //! The public test vectors of the standard, which are read where they lie and are no part of the project:
 //! `ESCADRE_TESTDATA`, or `../shared/testdata` beside the workspace.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of it")]
+#![expect(clippy::print_stdout, reason = "tests tell what they skip")]
+
 use escadre_verify::signature::Identity;
 use escadre_verify::{Refusal, Signature, SignedManifest, Strictness, Trust, VerifiedModel};
 use std::fs;
