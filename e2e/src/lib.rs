@@ -14,6 +14,7 @@ pub mod floor;
 pub mod metrics_api;
 pub mod mirror;
 pub mod operator;
+pub mod policy;
 pub mod rollouts;
 pub mod scenario;
 pub mod stage;

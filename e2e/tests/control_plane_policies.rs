@@ -6,49 +6,18 @@ use std::time::Duration;
 
 use escadre_crds::{ModelPolicy, names};
 use escadre_e2e::fixtures::Deployment;
+use escadre_e2e::policy::TestPolicy;
 use escadre_e2e::stage::Stage;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 const SEED: u64 = 20_261_129;
 const SOON: Duration = Duration::from_mins(1);
 
-/// A policy for one namespace, which is gone at the end of the test.
-struct Policy {
-    api: Api<ModelPolicy>,
-    name: String,
-}
-
-impl Policy {
-    async fn create(stage: &Stage, name: &str, spec: Value) -> Self {
-        let api: Api<ModelPolicy> = Api::all(stage.namespace().client().clone());
-        let namespace = stage.namespace().name();
-        let name = format!("{name}-{namespace}");
-        let mut policy = json!({
-            "apiVersion": "escadre.dev/v1alpha1", "kind": "ModelPolicy", "metadata": {"name": name},
-            "spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}},
-        });
-        for (key, value) in spec.as_object().unwrap() {
-            policy["spec"][key] = value.clone();
-        }
-        let policy: ModelPolicy = serde_json::from_value(policy).unwrap();
-        api.create(&PostParams::default(), &policy).await.unwrap();
-        Self { api, name }
-    }
-
-    async fn edit(&self, spec: Value) {
-        let patch = Patch::Merge(json!({"spec": spec}));
-        self.api
-            .patch(&self.name, &PatchParams::default(), &patch)
-            .await
-            .unwrap();
-    }
-
-    async fn delete(self) {
-        self.api.delete(&self.name, &DeleteParams::default()).await.unwrap();
-    }
+async fn policy(stage: &Stage, name: &str, spec: Value) -> TestPolicy {
+    TestPolicy::create(stage.namespace(), name, &spec).await.unwrap()
 }
 
 /// Waits until a condition has this status and reason; returns its message.
@@ -95,7 +64,7 @@ async fn await_pods(stage: &Stage, name: &str, count: usize) {
 async fn what_a_policy_keeps_out_gets_no_pod_and_heals_with_the_policy() {
     let stage = Stage::shared(SEED).await.unwrap();
     let _operator = stage.operator().unwrap();
-    let policy = Policy::create(
+    let policy = policy(
         &stage,
         "sources",
         json!({"sources": {"allow": ["oci://registry.example.com/**"]}}),
@@ -113,10 +82,11 @@ async fn what_a_policy_keeps_out_gets_no_pod_and_heals_with_the_policy() {
     assert!(living(&stage, "kept-out").await.is_empty());
 
     policy
-        .edit(json!({"sources": {"allow": ["hf://**", "https://**"]}}))
-        .await;
+        .edit(&json!({"sources": {"allow": ["hf://**", "https://**"]}}))
+        .await
+        .unwrap();
     await_reason(&stage, "kept-out", ("Ready", "True", "Serving")).await;
-    policy.delete().await;
+    policy.delete().await.unwrap();
 }
 
 #[tokio::test]
@@ -128,7 +98,7 @@ async fn what_runs_goes_on_is_told_of_or_drained_as_the_policy_says() {
     let before = living(&stage, "running").await;
 
     let forbids = json!({"sources": {"allow": ["oci://**"]}, "onViolation": "Alert"});
-    let policy = Policy::create(&stage, "later", forbids).await;
+    let policy = policy(&stage, "later", forbids).await;
     let message = await_reason(&stage, "running", ("Degraded", "True", "PolicyViolation")).await;
     assert!(message.contains("sources.allow"), "{message}");
     await_reason(&stage, "running", ("Ready", "True", "Serving")).await;
@@ -140,7 +110,7 @@ async fn what_runs_goes_on_is_told_of_or_drained_as_the_policy_says() {
     await_reason(&stage, "running", ("Accepted", "False", "PolicyViolation")).await;
     assert_eq!(uids(&living(&stage, "running").await), uids(&before));
 
-    policy.edit(json!({"onViolation": "Refuse"})).await;
+    policy.edit(&json!({"onViolation": "Refuse"})).await.unwrap();
     await_reason(&stage, "running", ("Accepted", "False", "PolicyViolation")).await;
     // A pod that goes is healed from its record.
     let api: Api<Pod> = stage.namespace().api();
@@ -156,9 +126,9 @@ async fn what_runs_goes_on_is_told_of_or_drained_as_the_policy_says() {
         .await
         .unwrap();
 
-    policy.edit(json!({"onViolation": "Drain"})).await;
+    policy.edit(&json!({"onViolation": "Drain"})).await.unwrap();
     await_pods(&stage, "running", 0).await;
-    policy.delete().await;
+    policy.delete().await.unwrap();
     await_reason(&stage, "running", ("Ready", "True", "Serving")).await;
     assert_eq!(living(&stage, "running").await.len(), 2);
 }
@@ -177,7 +147,7 @@ async fn what_only_the_model_shows_is_demanded_of_new_pods() {
     await_reason(&stage, "told", ("Ready", "True", "Serving")).await;
     assert_eq!(demanded(&living(&stage, "told").await[0]), None);
 
-    let policy = Policy::create(&stage, "licences", json!({"licenses": {"allow": ["Apache-2.0"]}})).await;
+    let policy = policy(&stage, "licences", json!({"licenses": {"allow": ["Apache-2.0"]}})).await;
     let by = format!("ModelPolicy {}", policy.name);
     let wanted = json!([{"by": by, "licenses": {"allow": ["Apache-2.0"]}}]);
     let told = async || {
@@ -202,7 +172,7 @@ async fn what_only_the_model_shows_is_demanded_of_new_pods() {
         message.contains("licenses: spec.model.license") && message.contains("Apache-2.0"),
         "{message}"
     );
-    policy.delete().await;
+    policy.delete().await.unwrap();
 }
 
 /// What a pod was told to check.
@@ -221,14 +191,14 @@ async fn policy_that_cannot_be_used_lets_nothing_through() {
     let stage = Stage::shared(SEED + 3).await.unwrap();
     let _operator = stage.operator().unwrap();
     let broken = json!({"signatures": {"anyOf": [{"publicKey": "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"}]}});
-    let policy = Policy::create(&stage, "broken", broken).await;
+    let policy = policy(&stage, "broken", broken).await;
     stage.create(Deployment::named("behind").replicas(1)).await.unwrap();
     let message = await_reason(&stage, "behind", ("Accepted", "False", "PolicyViolation")).await;
     assert!(
         message.contains("the policy itself cannot be used") && message.contains("anyOf[0]"),
         "{message}"
     );
-    policy.delete().await;
+    policy.delete().await.unwrap();
     await_reason(&stage, "behind", ("Ready", "True", "Serving")).await;
 }
 

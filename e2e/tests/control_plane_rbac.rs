@@ -266,9 +266,11 @@ async fn cluster_mode_is_never_forbidden_anything_and_uses_all_that_it_has() {
     assert_eq!(line["span"]["namespace"], json!(namespace.name()), "{line}");
     assert!(line["span"]["generation"].is_i64(), "{line}");
     stop(operator).await;
+    let policies = format!("{ACCOUNT}-policies-{SYSTEM}");
     let roles = [
         &["clusterrole", ACCOUNT][..],
         &["role", "escadre-operator-lease", "--namespace", SYSTEM],
+        &["clusterrole", &policies],
     ];
     judge(cluster, SYSTEM, &roles).await;
 }
@@ -297,9 +299,11 @@ async fn namespaced_mode_works_with_rights_in_its_namespace_only() {
     let answer = cluster.output("kubectl", &elsewhere).await.unwrap_err().to_string();
     assert!(answer.contains("failed"), "{answer}");
     stop(operator).await;
+    let policies = format!("{ACCOUNT}-policies-{SYSTEM}");
     let roles = [
         &["role", ACCOUNT, "--namespace", namespace.name()][..],
         &["role", "escadre-operator-lease", "--namespace", SYSTEM],
+        &["clusterrole", &policies],
     ];
     judge(cluster, SYSTEM, &roles).await;
 }

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::admin::{self, Readiness};
 use crate::args::Args;
+use crate::audit::Audit;
 use crate::context::{Clock, Context, Defaults};
 use crate::controllers::llm_deployment::{self, dependencies::PodMonitorKind};
 use crate::kube_ext::gated::gated;
@@ -105,6 +106,7 @@ fn context(client: &Client, args: &Args, gate: &Gate, metrics: &Arc<Metrics>) ->
     };
     Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
+        audit: Audit::to_stdout(),
         client,
         gate: gate.clone(),
         metrics: Arc::clone(metrics),
@@ -150,6 +152,7 @@ fn elect(
 async fn control(context: Arc<Context>, args: &Args, gate: Gate, readiness: Readiness, shutdown: Shutdown) {
     let scope = llm_deployment::Scope {
         namespace: args.namespace.clone(),
+        ignores_policies: args.ignore_policies,
         concurrency: args.concurrency,
     };
     let controller = llm_deployment::run(context, &scope, readiness, shutdown.clone());

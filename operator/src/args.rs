@@ -27,6 +27,9 @@ pub struct Args {
     /// Watch one namespace only. Absent: all.
     #[arg(long, env = "ESCADRE_NAMESPACE")]
     pub namespace: Option<String>,
+    /// Follow no `ModelPolicy`: for an operator without permission to read them, whose users could change it anyway.
+    #[arg(long, env = "ESCADRE_IGNORE_POLICIES")]
+    pub ignore_policies: bool,
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "ESCADRE_ADMIN_ADDRESS", default_value = "0.0.0.0:8081")]
     pub admin_address: SocketAddr,

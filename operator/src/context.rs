@@ -8,6 +8,7 @@ use kube::Client;
 use kube::runtime::events::Recorder;
 
 use crate::args::PullPolicy;
+use crate::audit::Audit;
 use crate::controllers::llm_deployment::dependencies::PodMonitorKind;
 use crate::leader::Gate;
 use crate::metrics::Metrics;
@@ -26,6 +27,8 @@ pub struct Context {
     pub gate: Gate,
     /// The one publisher of events of this process.
     pub recorder: Recorder,
+    /// The record of decisions.
+    pub audit: Audit,
     /// Numbers about the operator.
     pub metrics: Arc<Metrics>,
     /// The time.

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+pub mod audit;
 #[cfg(test)]
 mod chance;
 pub mod context;

@@ -2,14 +2,18 @@
 //!
 //! The verdict is about structure only. An architecture that cannot be served is said, but is no fault.
 
+mod bom;
+
 use crate::backend::KvType;
 use crate::model::load::{self, CONTEXT_TO_FIT, Examined};
 use crate::model::{LoadError, Quantize};
+use escadre_verify::license::{self, Evidence};
 use escadre_verify::{Refusal, VerifiedModel};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `inspect`.
 #[derive(Debug, Clone, clap::Args)]
@@ -30,8 +34,11 @@ pub struct InspectArgs {
     #[arg(long, value_enum, value_name = "TYPE")]
     pub quantize: Option<Quantize>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bom")]
     pub json: bool,
+    /// Print a bill of materials instead: `CycloneDX` 1.6 as JSON, with what was verified and what is only declared
+    #[arg(long)]
+    pub bom: bool,
 }
 
 /// Why `inspect` ends with a failure.
@@ -73,8 +80,9 @@ pub fn run(args: &InspectArgs) -> Result<(), InspectError> {
 /// As of [`run`].
 pub fn run_to(args: &InspectArgs, out: &mut dyn Write) -> Result<(), InspectError> {
     match examine(args) {
-        Ok(report) if args.json => print_json(out, &Verdict::valid(report)),
-        Ok(report) => Ok(report.write(out)?),
+        Ok((model, report)) if args.bom => print_json(out, &bom::document(&model, &report, &name_of(&args.model))),
+        Ok((_, report)) if args.json => print_json(out, &Verdict::valid(report)),
+        Ok((_, report)) => Ok(report.write(out)?),
         Err(InspectError::Invalid(refusal)) => {
             if args.json {
                 print_json(out, &Verdict::invalid(&refusal))?;
@@ -85,18 +93,28 @@ pub fn run_to(args: &InspectArgs, out: &mut dyn Write) -> Result<(), InspectErro
     }
 }
 
-fn print_json(out: &mut dyn Write, verdict: &Verdict) -> Result<(), InspectError> {
-    serde_json::to_writer(&mut *out, verdict).map_err(io::Error::from)?;
+fn print_json(out: &mut dyn Write, answer: &impl Serialize) -> Result<(), InspectError> {
+    serde_json::to_writer(&mut *out, answer).map_err(io::Error::from)?;
     Ok(writeln!(out)?)
 }
 
-fn examine(args: &InspectArgs) -> Result<Report, InspectError> {
+/// The name of the file or folder.
+fn name_of(path: &Path) -> String {
+    let name = path.file_stem().or_else(|| path.file_name());
+    name.map_or_else(
+        || path.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn examine(args: &InspectArgs) -> Result<(VerifiedModel, Report), InspectError> {
     let model = VerifiedModel::open(&args.model, None, &mut |_, _| {})?;
     let examined = load::examine(&model, args.quantize).map_err(|error| match error {
         LoadError::Refused(refusal) => InspectError::Invalid(refusal),
         other => InspectError::Model(other),
     })?;
-    Report::new(&model, examined, args)
+    let report = Report::new(&model, examined, args)?;
+    Ok((model, report))
 }
 
 /// The object of `--json`. Every field is always there.
@@ -153,11 +171,42 @@ struct Report {
     format: String,
     architecture: String,
     supported: bool,
+    /// The licence on which the files agree, as an SPDX expression.
+    license: Option<String>,
+    /// Where it is named.
+    licenses: Vec<LicenseReport>,
     parameters: u64,
     weight_bytes: u64,
     /// By type.
     tensors: BTreeMap<String, TypeReport>,
     serving: Option<Serving>,
+}
+
+/// One place where a licence is named.
+#[derive(Debug, Serialize)]
+struct LicenseReport {
+    file: String,
+    field: String,
+    text: String,
+    license: Option<String>,
+}
+
+impl LicenseReport {
+    fn new(evidence: &Evidence) -> Self {
+        Self {
+            file: evidence.file.clone(),
+            field: evidence.field.clone(),
+            text: evidence.text.clone(),
+            license: evidence.license.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+impl fmt::Display for LicenseReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = self.license.as_deref().unwrap_or("nothing known");
+        write!(formatter, "{named} ({} of {}: {:?})", self.field, self.file, self.text)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -197,6 +246,10 @@ impl Report {
             digest: model.digest().to_string(),
             format: examined.format.to_string(),
             supported: examined.plan.is_some(),
+            license: license::agreed(&examined.licenses)
+                .ok()
+                .map(|license| license.to_string()),
+            licenses: examined.licenses.iter().map(LicenseReport::new).collect(),
             parameters: examined.types.values().map(|total| total.elements).sum(),
             weight_bytes: examined.types.values().map(|total| total.bytes).sum(),
             tensors: tensors.collect(),
@@ -210,6 +263,9 @@ impl Report {
         writeln!(out, "format        {}", self.format)?;
         let remark = if self.supported { "" } else { " (cannot be served)" };
         writeln!(out, "architecture  {}{remark}", self.architecture)?;
+        for found in &self.licenses {
+            writeln!(out, "license       {found}")?;
+        }
         writeln!(out, "parameters    {}", self.parameters)?;
         writeln!(out, "weights       {} in the file", bytes(self.weight_bytes))?;
         for (name, report) in &self.tensors {
@@ -306,6 +362,7 @@ mod tests {
                 kv_cache_dtype: KvType::default(),
                 quantize: None,
                 json: true,
+                bom: false,
             };
             let mut out = Vec::new();
             let error = run_to(&args, &mut out).unwrap_err();

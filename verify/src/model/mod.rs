@@ -1,5 +1,6 @@
 //! [`VerifiedModel`]: the only door to a model's bytes.
 
+mod listed;
 mod signed;
 
 pub use signed::Strictness;
@@ -169,6 +170,11 @@ impl VerifiedModel {
     /// The files, sorted by their relative path, with their lengths in bytes.
     pub fn files(&self) -> impl Iterator<Item = (&str, u64)> {
         self.files.iter().map(|(name, entry)| (name.as_str(), entry.bytes))
+    }
+
+    /// The digests of the files, sorted by their relative path.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, Digest)> {
+        self.files.iter().map(|(name, entry)| (name.as_str(), entry.digest))
     }
 
     /// Whether the model has a file of this relative path.

@@ -18,7 +18,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::dependencies;
+use super::{Scope, dependencies};
 use crate::context::Context;
 use crate::queue::Purpose;
 use crate::world::World;
@@ -34,11 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) type Deployments = Store<DeserializeGuard<LlmDeployment>>;
 
 /// Starts every watch. They run until the set is dropped.
-pub(super) fn start(
-    ctx: &Arc<Context>,
-    namespace: Option<&str>,
-    writer: Writer<DeserializeGuard<LlmDeployment>>,
-) -> JoinSet<()> {
+pub(super) fn start(ctx: &Arc<Context>, scope: &Scope, writer: Writer<DeserializeGuard<LlmDeployment>>) -> JoinSet<()> {
+    let namespace = scope.namespace.as_deref();
     let known = writer.as_reader();
     let mut watches = JoinSet::new();
     watches.spawn(deployments(Arc::clone(ctx), scoped(ctx, namespace), writer));
@@ -55,8 +52,12 @@ pub(super) fn start(
     watches.spawn(children(Arc::clone(ctx), scoped(ctx, namespace), |world| {
         &world.snapshots
     }));
-    watches.spawn(policies(Arc::clone(ctx), known.clone()));
-    watches.spawn(namespaces(Arc::clone(ctx), known.clone()));
+    if scope.ignores_policies {
+        ctx.world.policies.has_none();
+    } else {
+        watches.spawn(policies(Arc::clone(ctx), known.clone()));
+        watches.spawn(namespaces(Arc::clone(ctx), known.clone()));
+    }
     watches.spawn(config_maps(Arc::clone(ctx), scoped(ctx, namespace), known));
     watches
 }

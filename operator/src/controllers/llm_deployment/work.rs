@@ -25,6 +25,8 @@ const CONFLICT: Duration = Duration::from_secs(1);
 pub struct Scope {
     /// The only namespace. `None`: all.
     pub namespace: Option<String>,
+    /// Whether policies are not looked at.
+    pub ignores_policies: bool,
     /// How many deployments at once.
     pub concurrency: u16,
 }
@@ -33,7 +35,7 @@ pub struct Scope {
 pub async fn run(ctx: Arc<Context>, scope: &Scope, readiness: Readiness, shutdown: impl Future<Output = ()>) {
     let (known, writer) = reflector::store();
     ctx.metrics.show(known.clone());
-    let mut beside = watches::start(&ctx, scope.namespace.as_deref(), writer);
+    let mut beside = watches::start(&ctx, scope, writer);
     beside.spawn({
         let ctx = Arc::clone(&ctx);
         async move { ctx.world.poller.run(&ctx.queue).await }

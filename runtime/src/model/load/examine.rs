@@ -9,6 +9,7 @@ use crate::backend::{KvType, Precision};
 use crate::model::spec::ModelSpec;
 use crate::model::{Format, LoadError};
 use escadre_verify::VerifiedModel;
+use escadre_verify::license::{self, Evidence};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub(crate) struct Examined {
     pub(crate) architecture: String,
     /// By the name of the type.
     pub(crate) types: BTreeMap<String, TypeTotal>,
+    /// Where a licence is named.
+    pub(crate) licenses: Vec<Evidence>,
     /// Absent when the architecture is not supported.
     pub(crate) plan: Option<Plan>,
 }
@@ -70,6 +73,8 @@ pub(crate) fn examine(model: &VerifiedModel, quantize: Option<Quantize>) -> Resu
 
 fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quantize>) -> Result<Examined, LoadError> {
     let gguf::Headers { files, spec } = gguf::headers(model, files)?;
+    let first = files.first().map(|(file, gguf)| (file.as_str(), gguf));
+    let licenses = license::find(model, first)?;
     let mut types: BTreeMap<String, TypeTotal> = BTreeMap::new();
     for tensor in files.iter().flat_map(|(_, gguf)| &gguf.tensors) {
         let total = types.entry(tensor.kind.to_string()).or_default();
@@ -91,6 +96,7 @@ fn examine_gguf(model: &VerifiedModel, files: &[String], quantize: Option<Quanti
     Ok(Examined {
         format: Format::Gguf,
         architecture,
+        licenses,
         types,
         plan,
     })
@@ -116,6 +122,7 @@ fn examine_safetensors(model: &VerifiedModel, quantize: Option<Quantize>) -> Res
     Ok(Examined {
         format: Format::Safetensors,
         architecture,
+        licenses: license::find(model, None)?,
         types,
         plan,
     })

@@ -342,6 +342,8 @@ pub async fn write(
         Ok(written) => {
             ctx.world.statuses.wrote(object, &written);
             ctx.metrics.wrote("apply", "LlmDeploymentStatus");
+            let policies: Vec<_> = observed.policies.iter().map(|policy| policy.name_any()).collect();
+            ctx.audit.record(object, (&before, &status), &policies, ctx.clock.now());
             events::publish(ctx, object, &before.conditions, &status.conditions).await;
             Ok(next_look)
         }
