@@ -183,10 +183,7 @@ fn serialization(fields: Fields<'_>) -> Result<Serialization, Refusal> {
     const KNOWN: [&str; 5] = ["method", "hash_type", "allow_symlinks", "shard_size", "ignore_paths"];
     // How files are hashed must be understood as a whole. Elsewhere unknown fields are ignored, as the standard says.
     if let Some(name) = fields.names().find(|name| !KNOWN.contains(name)) {
-        return Err(fields.wrong(
-            name,
-            "is not known; update this program or sign with version 1.0 of the standard",
-        ));
+        return Err(fields.wrong(name, "is not known to version 1.0 of the standard"));
     }
     let algorithm = algorithm(fields.text("hash_type")?)?;
     // Links are never followed here, so it does not matter what the signer did.

@@ -335,6 +335,8 @@ fn every_rule_of_bundles_has_its_reason() {
     assert_eq!(reason_of_bundle(material(chain)), Reason::MethodNotAllowed);
     let empty = json!({"x509CertificateChain": {"certificates": []}});
     assert_eq!(reason_of_bundle(material(empty)), Reason::BundleParse);
+    let many = json!({"x509CertificateChain": {"certificates": vec![certificate.clone(); 17]}});
+    assert_eq!(reason_of_bundle(material(many)), Reason::BundleParse);
     assert_eq!(
         reason_of_bundle(material(json!({"certificate": certificate}))),
         Reason::TransparencyProof
