@@ -216,7 +216,7 @@ fn requirements_that_are_not_known_are_refused() {
     let table = [
         ("{}", "not a list of requirements"),
         (r#"[{"by": "p", "egress": "None"}]"#, "egress"),
-        (r#"[{"signatures": {}}]"#, "by"),
+        (r#"[{"formats": ["GGUF"]}]"#, "by"),
         (r#"[{"by": "p", "formats": ["Pickle"]}]"#, "Pickle"),
         (r#"[{"by": "p", "license": "Apache 2"}]"#, "p, license: "),
         (r#"[{"by": "p", "licenses": {"deny": ["x"]}}]"#, "p, licenses: "),

@@ -19,6 +19,8 @@ const LOOK_AGAIN: usize = 24;
 const ALONE: Duration = Duration::from_millis(500);
 /// The fewest prompt tokens of a step: prompts are read, however slow the machine is.
 const FEWEST: usize = 4;
+/// Rows of a step that are computed together: those that fill up the last such lot cost little more.
+const TOGETHER: usize = 8;
 
 /// What is known of the speed of steps.
 #[derive(Debug, Clone)]
@@ -106,7 +108,7 @@ impl Pace {
         // A step that was short since there was no more to read says nothing; and no step has fewer tokens than the
         // fewest or more than the most, whatever they cost.
         let is_said = if miss > 0.0 {
-            allowed > FEWEST
+            self.affordable(answers) > FEWEST
         } else {
             prompt_tokens >= allowed && allowed < self.most(answers)
         };
@@ -137,7 +139,24 @@ impl Pace {
         self.tokens(answers)
     }
 
+    /// As many as there is time for, and beside answers as many as make whole lots of rows.
     fn tokens(&self, answers: usize) -> usize {
+        let affordable = self.affordable(answers);
+        if answers == 0 {
+            return affordable;
+        }
+        let rows = answers + affordable;
+        let whole = rows / TOGETHER * TOGETHER;
+        let filled = if whole >= answers + FEWEST && (rows - whole) * 2 < TOGETHER {
+            whole
+        } else {
+            rows.next_multiple_of(TOGETHER)
+        };
+        (filled - answers).min(self.most(answers))
+    }
+
+    /// How many prompt tokens there is time for.
+    fn affordable(&self, answers: usize) -> usize {
         let room = self.room(answers);
         let most = self.most(answers);
         let token = if answers > 0 && self.beside > 0.0 {
@@ -178,9 +197,10 @@ mod tests {
     fn prompt_alone_takes_half_a_second_and_beside_answers_less_than_their_step() {
         let pace = Pace::new((1000.0, 20.0), None, 4096);
         assert_eq!(pace.prompt_tokens(0), 500);
-        // One answer takes 50 ms; 47 ms more are 31 tokens of one and a half milliseconds.
+        // One answer takes 50 ms; 47 ms more are 31 tokens of one and a half milliseconds, and 32 rows.
         assert_eq!(pace.prompt_tokens(1), 31);
-        assert_eq!(pace.prompt_tokens(4), 126, "four were not seen yet: four times as long");
+        // Four were not seen yet, and take four times as long: 126 tokens, of which 124 make whole lots.
+        assert_eq!(pace.prompt_tokens(4), 124);
     }
 
     #[test]
@@ -189,8 +209,8 @@ mod tests {
         for _ in 0..50 {
             pace.learn(4, 0, milliseconds(80));
         }
-        assert_eq!(pace.prompt_tokens(4), 50);
-        assert_eq!(pace.prompt_tokens(2), 50, "no more than what four take");
+        assert_eq!(pace.prompt_tokens(4), 52, "50, and what fills the lot");
+        assert_eq!(pace.prompt_tokens(2), 54, "no more than what four take");
     }
 
     /// Plays steps with one answer of 100 ms, to which prompts add what `cost` says. Returns how many tokens of prompts
@@ -228,7 +248,7 @@ mod tests {
         }
         let (tokens, ..) = play(&mut Pace::new((1000.0, 10.0), None, 4096), |_| 500);
         assert!(
-            (tokens - 4.0).abs() < 0.1,
+            (tokens - 7.0).abs() < 0.1,
             "prompts are read, however slow the machine is: {tokens}"
         );
         let mut pace = Pace::new((1000.0, 10.0), None, 4096);
@@ -239,9 +259,9 @@ mod tests {
     #[test]
     fn target_bounds_the_step_but_prompts_are_always_read() {
         let pace = Pace::new((1000.0, 20.0), Some(Duration::from_micros(70_500)), 4096);
-        assert_eq!(pace.prompt_tokens(1), 13);
+        assert_eq!(pace.prompt_tokens(1), 15, "13, and what fills the lot");
         let late = Pace::new((1000.0, 20.0), Some(milliseconds(1)), 4096);
-        assert_eq!(late.prompt_tokens(1), FEWEST);
+        assert_eq!(late.prompt_tokens(1), TOGETHER - 1);
         assert_eq!(Pace::new((1e9, 1.0), None, 256).prompt_tokens(56), 200);
         assert_eq!(Pace::new((0.0, 0.0), None, 256).prompt_tokens(1), 255);
     }
