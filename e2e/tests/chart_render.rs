@@ -58,9 +58,24 @@ async fn mistyped_value_fails_the_install() {
 }
 
 #[tokio::test]
-async fn namespaced_mode_grants_nothing_outside_its_namespaces() {
-    let text = render(&["--set", "watchNamespace=fleet"]).await.unwrap();
-    assert!(!text.contains("kind: ClusterRole"), "{text}");
+async fn namespaced_mode_grants_nothing_outside_its_namespaces_but_to_read_policies() {
+    let wide = render(&["--set", "watchNamespace=fleet"]).await.unwrap();
+    let roles: Vec<_> = wide
+        .split("\n---\n")
+        .filter(|one| one.contains("kind: ClusterRole\n"))
+        .collect();
+    assert!(
+        roles.len() == 1 && roles[0].contains("resources: [modelpolicies]"),
+        "{roles:?}"
+    );
+    assert!(!roles[0].contains("create") && !roles[0].contains("patch"), "{roles:?}");
+    let text = render(&["--set", "watchNamespace=fleet,modelPolicy.enabled=false"])
+        .await
+        .unwrap();
+    assert!(
+        !text.contains("kind: ClusterRole") && text.contains("- --ignore-policies"),
+        "{text}"
+    );
     for document in text.split("\n---\n").filter(|one| one.contains("kind: Role")) {
         assert!(
             document.contains("namespace: fleet") || document.contains("namespace: escadre-system"),
