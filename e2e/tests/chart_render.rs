@@ -62,7 +62,7 @@ async fn namespaced_mode_grants_nothing_outside_its_namespaces_but_to_read_polic
     let wide = render(&["--set", "watchNamespace=fleet"]).await.unwrap();
     let roles: Vec<_> = wide
         .split("\n---\n")
-        .filter(|one| one.contains("kind: ClusterRole\n"))
+        .filter(|one| one.contains("\nkind: ClusterRole\n"))
         .collect();
     assert!(
         roles.len() == 1 && roles[0].contains("resources: [modelpolicies]"),

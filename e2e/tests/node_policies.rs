@@ -50,7 +50,7 @@ fn publish(root: &Path, key: &Path) -> String {
     run(&runtime, &["sign", "--model", folder, "--key", key.to_str().unwrap()]);
     let found = run(&runtime, &["inspect", "--model", folder, "--json"]);
     let found: Value = serde_json::from_slice(&found).unwrap();
-    found["digest"].as_str().unwrap().to_owned()
+    found["model"]["digest"].as_str().unwrap().to_owned()
 }
 
 fn trusts(public: &str) -> Value {
