@@ -16,6 +16,7 @@ pub mod mirror;
 pub mod operator;
 pub mod rollouts;
 pub mod scenario;
+pub mod sources;
 pub mod stage;
 pub mod status_pages;
 pub mod testing;

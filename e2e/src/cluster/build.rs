@@ -55,13 +55,15 @@ pub async fn ensure(cache: &Cache, components: &[Component]) -> Result<Programs>
     if missing.contains(&Component::Runc) {
         toolchain::require_runc_packages().await?;
     }
-    let _lock = cache.lock("build").await?;
-    // Another run may have built them while we waited.
-    missing.retain(|component| existing(cache, *component, &go).is_none());
     announce(&missing);
     for (index, component) in missing.iter().enumerate() {
-        let position = format!("[{}/{}]", index + 1, missing.len());
-        build(cache, *component, &go, &position).await?;
+        // For each program anew: a test that needs one of them does not wait for all that another run builds.
+        let _lock = cache.lock("build").await?;
+        // Another run may have built it while we waited.
+        if existing(cache, *component, &go).is_none() {
+            let position = format!("[{}/{}]", index + 1, missing.len());
+            build(cache, *component, &go, &position).await?;
+        }
     }
     for component in components {
         let file = existing(cache, *component, &go)

@@ -2,8 +2,10 @@
 //! is being downloaded. A folder gets its final name by one rename, when every byte of it was hashed and is on disk.
 
 use super::error::FetchError;
+use super::listing::{Content, RemoteFile};
 use escadre_verify::{Digest, Hasher, VerifiedModel};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -37,6 +39,13 @@ pub(crate) struct PartialFile {
     pub(crate) etag: Option<String>,
 }
 
+/// A file that came out of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnpackedFile {
+    pub(crate) sha256: Digest,
+    pub(crate) bytes: u64,
+}
+
 impl Store {
     /// Prepares the folders for a model of this digest.
     pub(crate) fn open(root: &Path, digest: Digest) -> Result<Self, FetchError> {
@@ -62,6 +71,14 @@ impl Store {
     /// Where a file is while its model is not whole.
     pub(crate) fn quarantined(&self, name: &str) -> PathBuf {
         self.quarantine().join("files").join(name)
+    }
+
+    /// Where what comes from a source is while its model is not whole: a file among the files, an archive apart.
+    pub(crate) fn place(&self, remote: &RemoteFile) -> PathBuf {
+        match remote.content {
+            Content::File => self.quarantined(&remote.name),
+            Content::Archive(_) => self.quarantine().join("archives").join(&remote.name),
+        }
     }
 
     /// The bytes of the one file that is being downloaded.
@@ -136,9 +153,24 @@ impl Store {
         self.write_note(&self.partial_note(), partial)
     }
 
+    /// What an archive had, when all of it was unpacked already.
+    pub(crate) fn unpacked(&self, archive: &RemoteFile) -> Option<BTreeMap<String, UnpackedFile>> {
+        let note = self.place(archive).with_added_extension("json");
+        serde_json::from_slice(&fs::read(note).ok()?).ok()
+    }
+
+    /// Records what an archive had.
+    pub(crate) fn note_unpacked(
+        &self,
+        archive: &RemoteFile,
+        files: &BTreeMap<String, UnpackedFile>,
+    ) -> Result<(), FetchError> {
+        self.write_note(&self.place(archive).with_added_extension("json"), files)
+    }
+
     /// Gives the partial file its name in the quarantine.
-    pub(crate) fn finish_file(&self, name: &str) -> Result<(), FetchError> {
-        let (from, to) = (self.partial(), self.quarantined(name));
+    pub(crate) fn finish_file(&self, remote: &RemoteFile) -> Result<(), FetchError> {
+        let (from, to) = (self.partial(), self.place(remote));
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder).map_err(|error| self.fault("create", folder, &error))?;
         }
@@ -265,7 +297,16 @@ mod tests {
                 etag: None,
             })
             .unwrap();
-        store.finish_file("a/m.gguf").unwrap();
+        store
+            .finish_file(&RemoteFile {
+                name: "a/m.gguf".into(),
+                url: url::Url::parse("http://h/").unwrap(),
+                bytes: None,
+                sha256: None,
+                content: Content::File,
+                is_immutable: false,
+            })
+            .unwrap();
         assert!(!store.is_complete(&mut |_, _| ()).unwrap());
         store.commit(&origin("one")).unwrap();
         assert!(store.is_complete(&mut |_, _| ()).unwrap());
