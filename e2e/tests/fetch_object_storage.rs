@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use escadre_e2e::escadre::digest;
-use escadre_e2e::sources::{KEYS, ObjectStorage, REGION, fetch, model_digest};
+use escadre_e2e::sources::{CuttingProxy, KEYS, ObjectStorage, REGION, fetch, model_digest};
 
 const BUCKET: &str = "models";
 const WEIGHTS: &[u8] = b"GGUF and then some weights";
@@ -48,10 +48,16 @@ async fn prefix_is_fetched_with_keys_in_the_region_that_the_bucket_tells() {
         ("--source=s3://models/team/tiny/", &format!("--region={REGION}")),
     ] {
         let store = tempfile::tempdir().unwrap();
-        let fetched = fetch(store.path(), &[source, &endpoint, &digest, more], &SECRET).await.unwrap();
+        let fetched = fetch(store.path(), &[source, &endpoint, &digest, more], &SECRET)
+            .await
+            .unwrap();
         assert!(fetched.success, "{source}: {}", fetched.log);
         assert_eq!(names(store.path(), &model), ["config.json", "tiny model+1=é.gguf"]);
-        assert!(!fetched.log.contains(KEYS.1) && !fetched.log.contains("X-Amz-Signature"), "{}", fetched.log);
+        assert!(
+            !fetched.log.contains(KEYS.1) && !fetched.log.contains("X-Amz-Signature"),
+            "{}",
+            fetched.log
+        );
     }
 }
 
@@ -65,7 +71,10 @@ async fn single_object_and_globs_are_fetched() {
     let fetched = fetch(store.path(), &[source, &endpoint, &one], &SECRET).await.unwrap();
     assert!(fetched.success, "{}", fetched.log);
 
-    let two = format!("--digest={}", model_digest(&[("config.json", b"{}"), ("sub/extra.json", b"[]")]));
+    let two = format!(
+        "--digest={}",
+        model_digest(&[("config.json", b"{}"), ("sub/extra.json", b"[]")])
+    );
     let arguments = ["--source=s3://models/team/tiny", "--file=**/*.json", &endpoint, &two];
     let fetched = fetch(store.path(), &arguments, &SECRET).await.unwrap();
     assert!(fetched.success, "{}", fetched.log);
@@ -77,13 +86,22 @@ async fn listing_of_many_objects_is_read_to_its_end() {
     storage.make_bucket(BUCKET).await.unwrap();
     // More than one page of 1,000.
     for number in 0..1005 {
-        storage.put(BUCKET, &format!("many/{number:04}.txt"), b"x").await.unwrap();
+        storage
+            .put(BUCKET, &format!("many/{number:04}.txt"), b"x")
+            .await
+            .unwrap();
     }
     storage.put(BUCKET, "many/z.gguf", WEIGHTS).await.unwrap();
     let store = tempfile::tempdir().unwrap();
     let digest = format!("--digest={}", digest(WEIGHTS));
     let endpoint = format!("--endpoint={}", storage.endpoint());
-    let fetched = fetch(store.path(), &["--source=s3://models/many", &endpoint, &digest], &SECRET).await.unwrap();
+    let fetched = fetch(
+        store.path(),
+        &["--source=s3://models/many", &endpoint, &digest],
+        &SECRET,
+    )
+    .await
+    .unwrap();
     assert!(fetched.success, "{}", fetched.log);
 }
 
@@ -116,9 +134,33 @@ async fn wrong_keys_buckets_and_prefixes_say_what_to_check() {
         ("s3://models/team/nothing", SECRET, "check the prefix"),
     ] {
         let source = format!("--source={source}");
-        let fetched = fetch(store.path(), &[&source, &endpoint, &digest], &secret).await.unwrap();
+        let fetched = fetch(store.path(), &[&source, &endpoint, &digest], &secret)
+            .await
+            .unwrap();
         assert_eq!(fetched.reason(), "SourceUnavailable", "{}", fetched.log);
         assert!(fetched.message().contains(words), "{}: {words}", fetched.message());
         assert!(!fetched.log.contains("wrong-7"), "{}", fetched.log);
     }
+}
+
+#[tokio::test]
+async fn object_that_breaks_off_is_resumed_under_a_new_signature() {
+    let storage = ObjectStorage::start().await.unwrap();
+    storage.make_bucket(BUCKET).await.unwrap();
+    let large = vec![7; 4 << 20];
+    storage.put(BUCKET, "large/m.gguf", &large).await.unwrap();
+    let proxy = CuttingProxy::start(storage.address(), 1 << 20, 3).unwrap();
+    let endpoint = format!("--endpoint=http://{}", proxy.address());
+    let store = tempfile::tempdir().unwrap();
+    let digest = format!("--digest={}", digest(&large));
+    let fetched = fetch(
+        store.path(),
+        &["--source=s3://models/large", &endpoint, &digest],
+        &SECRET,
+    )
+    .await
+    .unwrap();
+    assert!(fetched.success, "{}", fetched.log);
+    assert_eq!(proxy.cuts_left(), 0);
+    assert!(proxy.bytes() < 6 << 20, "{} bytes: it was begun anew", proxy.bytes());
 }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use escadre_e2e::escadre::digest;
-use escadre_e2e::sources::{LOGIN, Layer, Protection, Registry, fetch, model_digest};
+use escadre_e2e::sources::{CuttingProxy, LOGIN, Layer, Protection, Registry, fetch, model_digest};
 use serde_json::{Value, json};
 
 const REPOSITORY: &str = "team/models/tiny";
@@ -70,11 +70,17 @@ async fn model_pack_artifact_is_fetched_by_digest_and_by_tag() {
     for version in [format!("@{manifest}"), ":v1".to_owned(), format!(":v1@{manifest}")] {
         let store = tempfile::tempdir().unwrap();
         let source = format!("--source=oci://{}/{REPOSITORY}{version}", registry.host());
-        let fetched = fetch(store.path(), &[&source, &format!("--digest={model}")], &[]).await.unwrap();
+        let fetched = fetch(store.path(), &[&source, &format!("--digest={model}")], &[])
+            .await
+            .unwrap();
         assert!(fetched.success, "{version}: {}", fetched.log);
         assert_eq!(names(store.path(), &model), ["LICENSE", "tiny.gguf"]);
         assert_eq!(content(store.path(), &model, "tiny.gguf"), WEIGHTS);
-        assert_eq!(note(store.path(), &model)["resolvedRevision"], manifest.as_str(), "{version}");
+        assert_eq!(
+            note(store.path(), &model)["resolvedRevision"],
+            manifest.as_str(),
+            "{version}"
+        );
     }
 }
 
@@ -90,12 +96,21 @@ async fn oras_artifact_and_its_globs() {
     let source = format!("--source=oci://{}/{REPOSITORY}:v2", registry.host());
     let store = tempfile::tempdir().unwrap();
     let model = model_digest(&[("small.gguf", WEIGHTS), ("sub/extra.json", b"{}")]);
-    let arguments = [&source, "--file=small*", "--file=sub/*.json", &format!("--digest={model}")];
+    let arguments = [
+        &source,
+        "--file=small*",
+        "--file=sub/*.json",
+        &format!("--digest={model}"),
+    ];
     let fetched = fetch(store.path(), &arguments, &[]).await.unwrap();
     assert!(fetched.success, "{}", fetched.log);
     assert_eq!(names(store.path(), &model), ["small.gguf", "sub"]);
 
-    let fetched = fetch(store.path(), &[&source, "--file=*.bin", &format!("--digest={}", digest(b"x"))], &[]);
+    let fetched = fetch(
+        store.path(),
+        &[&source, "--file=*.bin", &format!("--digest={}", digest(b"x"))],
+        &[],
+    );
     let fetched = fetched.await.unwrap();
     assert_eq!(fetched.reason(), "SourceUnavailable");
     assert!(fetched.message().contains("small.gguf"), "{}", fetched.message());
@@ -115,17 +130,25 @@ async fn archives_are_unpacked_and_what_was_not_chosen_stays_away() {
     let source = format!("--source=oci://{}/{REPOSITORY}:v3", registry.host());
     let store = tempfile::tempdir().unwrap();
     let model = model_digest(&[("tiny.gguf", WEIGHTS), ("config.json", b"{\"a\": 1}")]);
-    let fetched = fetch(store.path(), &[&source, &format!("--digest={model}")], &[]).await.unwrap();
+    let fetched = fetch(store.path(), &[&source, &format!("--digest={model}")], &[])
+        .await
+        .unwrap();
     assert!(fetched.success, "{}", fetched.log);
     assert_eq!(names(store.path(), &model), ["config.json", "tiny.gguf"]);
-    let quarantine = store.path().join("quarantine").join(model.trim_start_matches("sha256:"));
+    let quarantine = store
+        .path()
+        .join("quarantine")
+        .join(model.trim_start_matches("sha256:"));
     assert!(!quarantine.exists(), "the archives were kept");
 }
 
 #[tokio::test]
 async fn registry_that_wants_a_login_gets_it_and_a_wrong_one_is_told() {
     let registry = Registry::start(Protection::Basic).await.unwrap();
-    registry.push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)]).await.unwrap();
+    registry
+        .push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)])
+        .await
+        .unwrap();
     let source = format!("--source=oci://{}/{REPOSITORY}:v1", registry.host());
     let digest = format!("--digest={}", digest(WEIGHTS));
     let arguments = [source.as_str(), digest.as_str()];
@@ -135,17 +158,23 @@ async fn registry_that_wants_a_login_gets_it_and_a_wrong_one_is_told() {
     assert_eq!(fetched.reason(), "SecretMissing");
 
     let wrong = docker_config(&registry, "wrong-7");
-    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &wrong)]).await.unwrap();
+    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &wrong)])
+        .await
+        .unwrap();
     assert_eq!(fetched.reason(), "SourceUnavailable");
     assert!(fetched.message().contains("credentials"), "{}", fetched.message());
     assert!(!fetched.log.contains("wrong-7"), "the password is in the log");
 
     let elsewhere = json!({"auths": {"ghcr.io": {"username": "u", "password": "p"}}}).to_string();
-    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &elsewhere)]).await.unwrap();
+    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &elsewhere)])
+        .await
+        .unwrap();
     assert_eq!(fetched.reason(), "SecretMissing");
 
     let right = docker_config(&registry, LOGIN.1);
-    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &right)]).await.unwrap();
+    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &right)])
+        .await
+        .unwrap();
     assert!(fetched.success, "{}", fetched.log);
     assert!(!fetched.log.contains(LOGIN.1), "the password is in the log");
 }
@@ -153,14 +182,19 @@ async fn registry_that_wants_a_login_gets_it_and_a_wrong_one_is_told() {
 #[tokio::test]
 async fn registry_with_a_token_service_gets_tokens() {
     let registry = Registry::start(Protection::Token).await.unwrap();
-    registry.push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)]).await.unwrap();
+    registry
+        .push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)])
+        .await
+        .unwrap();
     let source = format!("--source=oci://{}/{REPOSITORY}:v1", registry.host());
     let digest = format!("--digest={}", digest(WEIGHTS));
     let arguments = [source.as_str(), digest.as_str()];
     let store = tempfile::tempdir().unwrap();
 
     let wrong = docker_config(&registry, "wrong-7");
-    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &wrong)]).await.unwrap();
+    let fetched = fetch(store.path(), &arguments, &[(".dockerconfigjson", &wrong)])
+        .await
+        .unwrap();
     assert_eq!(fetched.reason(), "SourceUnavailable");
     assert!(fetched.message().contains("token service"), "{}", fetched.message());
     let fetched = fetch(store.path(), &arguments, &[]).await.unwrap();
@@ -170,17 +204,28 @@ async fn registry_with_a_token_service_gets_tokens() {
     let login = [("username", LOGIN.0), ("password", LOGIN.1)];
     let fetched = fetch(store.path(), &arguments, &login).await.unwrap();
     assert!(fetched.success, "{}", fetched.log);
-    assert_eq!(registry.tokens_given(), 1, "one token is enough for manifest and layers");
+    assert_eq!(
+        registry.tokens_given(),
+        1,
+        "one token is enough for manifest and layers"
+    );
 }
 
 #[tokio::test]
 async fn missing_artifacts_and_indexes_say_what_is_wrong() {
     let registry = Registry::start(Protection::None).await.unwrap();
     let store = tempfile::tempdir().unwrap();
-    let manifest = registry.push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)]).await.unwrap();
-    let other = registry.push(REPOSITORY, "v2", &[Layer::oras("m.gguf", b"GGUF 2")]).await.unwrap();
+    let manifest = registry
+        .push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)])
+        .await
+        .unwrap();
+    let other = registry
+        .push(REPOSITORY, "v2", &[Layer::oras("m.gguf", b"GGUF 2")])
+        .await
+        .unwrap();
     let kind = "application/vnd.oci.image.index.v1+json";
-    let entry = |digest: &str| json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1});
+    let entry =
+        |digest: &str| json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1});
     // The registry checks that what an index names is there, not its length.
     let both = json!({"schemaVersion": 2, "mediaType": kind, "manifests": [entry(&manifest), entry(&other)]});
     registry.push_manifest(REPOSITORY, "both", kind, &both).await.unwrap();
@@ -202,12 +247,36 @@ async fn missing_artifacts_and_indexes_say_what_is_wrong() {
 #[tokio::test]
 async fn blob_that_was_changed_in_the_registry_is_refused() {
     let registry = Registry::start(Protection::None).await.unwrap();
-    registry.push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)]).await.unwrap();
+    registry
+        .push(REPOSITORY, "v1", &[Layer::oras("m.gguf", WEIGHTS)])
+        .await
+        .unwrap();
     let changed = vec![b'x'; WEIGHTS.len()];
     std::fs::write(registry.blob_file(&digest(WEIGHTS)), changed).unwrap();
     let store = tempfile::tempdir().unwrap();
     let source = format!("--source=oci://{}/{REPOSITORY}:v1", registry.host());
-    let fetched = fetch(store.path(), &[&source, &format!("--digest={}", digest(WEIGHTS))], &[]).await.unwrap();
+    let fetched = fetch(store.path(), &[&source, &format!("--digest={}", digest(WEIGHTS))], &[])
+        .await
+        .unwrap();
     assert_eq!(fetched.reason(), "DigestMismatch");
     assert!(fetched.message().starts_with("m.gguf"), "{}", fetched.message());
+}
+
+#[tokio::test]
+async fn layer_that_breaks_off_is_resumed() {
+    let registry = Registry::start(Protection::None).await.unwrap();
+    let large = vec![7; 4 << 20];
+    registry
+        .push(REPOSITORY, "v1", &[Layer::oras("m.gguf", &large)])
+        .await
+        .unwrap();
+    let proxy = CuttingProxy::start(registry.host(), 1 << 20, 3).unwrap();
+    let store = tempfile::tempdir().unwrap();
+    let source = format!("--source=oci://{}/{REPOSITORY}:v1", proxy.address());
+    let fetched = fetch(store.path(), &[&source, &format!("--digest={}", digest(&large))], &[])
+        .await
+        .unwrap();
+    assert!(fetched.success, "{}", fetched.log);
+    assert_eq!(proxy.cuts_left(), 0);
+    assert!(proxy.bytes() < 6 << 20, "{} bytes: it was begun anew", proxy.bytes());
 }

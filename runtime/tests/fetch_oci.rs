@@ -100,10 +100,17 @@ async fn token_and_login_stay_where_they_belong() {
     let storage = SourceServer::start(|asked, _| Reply::file(asked, WEIGHTS, "\"s\""));
     let target = storage.url.clone();
     let tokens = SourceServer::start(|_, before| Reply::ok(format!("{{\"token\": \"token-{before}\"}}")));
-    let challenge = format!("Bearer realm=\"{}/token\",service=\"s\",scope=\"repository:a/m:pull\"", tokens.url);
+    let challenge = format!(
+        "Bearer realm=\"{}/token\",service=\"s\",scope=\"repository:a/m:pull\"",
+        tokens.url
+    );
     let server = registry(&[(RAW, "m.gguf", WEIGHTS)], move |asked, _| {
         // The first token is good for the manifest only.
-        let wanted = if is_blob(asked) { "Bearer token-1" } else { "Bearer token-0" };
+        let wanted = if is_blob(asked) {
+            "Bearer token-1"
+        } else {
+            "Bearer token-0"
+        };
         if asked.header("authorization") != Some(wanted) {
             return Some(Reply::status(401).header("www-authenticate", &challenge));
         }
@@ -145,7 +152,12 @@ async fn login_is_not_given_to_whoever_a_redirect_leads_to() {
     });
     let error = fetch(&request, &fetching.board).await.unwrap_err();
     assert_eq!(error.reason(), "SourceUnavailable");
-    assert!(thief.asked().iter().all(|asked| asked.header("authorization").is_none()));
+    assert!(
+        thief
+            .asked()
+            .iter()
+            .all(|asked| asked.header("authorization").is_none())
+    );
 }
 
 #[tokio::test]
@@ -173,11 +185,18 @@ async fn blob_is_resumed_even_without_a_validator() {
         }
         let mut reply = Reply::file(asked, WEIGHTS, "");
         reply.headers.retain(|(name, _)| name != "etag");
-        Some(if asked.header("range").is_some() { reply } else { reply.cut_after(20) })
+        Some(if asked.header("range").is_some() {
+            reply
+        } else {
+            reply.cut_after(20)
+        })
     });
     run(&server, Digest::of(WEIGHTS)).await.unwrap();
     let resumed = server.asked().into_iter().rfind(is_blob).unwrap();
-    assert_eq!((resumed.header("range"), resumed.header("if-range")), (Some("bytes=20-"), None));
+    assert_eq!(
+        (resumed.header("range"), resumed.header("if-range")),
+        (Some("bytes=20-"), None)
+    );
 }
 
 #[tokio::test]
@@ -199,7 +218,10 @@ async fn manifests_that_are_none_are_refused() {
         ("{}".to_owned(), "FormatRefused"),
         ("[".repeat(1 << 20), "SourceUnavailable"),
         (" ".repeat((16 << 20) + 1), "SizeLimit"),
-        (r#"{"layers": [{"mediaType": "x", "digest": "sha256:1", "size": -1}]}"#.to_owned(), "SourceUnavailable"),
+        (
+            r#"{"layers": [{"mediaType": "x", "digest": "sha256:1", "size": -1}]}"#.to_owned(),
+            "SourceUnavailable",
+        ),
     ] {
         let shown = body.chars().take(20).collect::<String>();
         let server = SourceServer::start(move |_, _| Reply::ok(body.clone()));
@@ -230,13 +252,28 @@ async fn archives_with_ways_out_or_without_end_are_refused_and_leave_nothing() {
         (TAR, tar(&[("../m.gguf", b'0', WEIGHTS)]), "PathInvalid", "leaves"),
         (TAR, tar(&[("/m.gguf", b'0', WEIGHTS)]), "PathInvalid", "absolute"),
         (TAR, tar(&[("m.gguf", b'2', b"")]), "PathInvalid", "link"),
-        (TAR, tar(&[("m.gguf", b'0', b"1"), ("m.gguf", b'0', b"2")]), "PathInvalid", "twice"),
-        (TAR, tar(&[("x", b'L', many.as_bytes()), ("m.gguf", b'0', b"")]), "FormatRefused", "64 KiB"),
+        (
+            TAR,
+            tar(&[("m.gguf", b'0', b"1"), ("m.gguf", b'0', b"2")]),
+            "PathInvalid",
+            "twice",
+        ),
+        (
+            TAR,
+            tar(&[("x", b'L', many.as_bytes()), ("m.gguf", b'0', b"")]),
+            "FormatRefused",
+            "64 KiB",
+        ),
         (TAR, cut, "FormatRefused", "unpacked"),
         (TAR, b"no archive".to_vec(), "FormatRefused", "unpacked"),
         (TAR_GZIP, b"no archive".to_vec(), "FormatRefused", "unpacked"),
         (TAR_GZIP, bomb, "SizeLimit", "unpacks to"),
-        (TAR, tar(&[("weights.bin", b'0', b"1")]), "SourceUnavailable", "weights.bin"),
+        (
+            TAR,
+            tar(&[("weights.bin", b'0', b"1")]),
+            "SourceUnavailable",
+            "weights.bin",
+        ),
     ] {
         let server = registry(&[(kind, "m.gguf", &archive)], |_, _| None);
         let fetching = Fetching::new();

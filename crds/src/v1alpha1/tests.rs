@@ -153,7 +153,12 @@ fn fields_without_effect_are_refused() {
     const BUCKET: &str = "s3://models/x";
     const FILE: &str = "https://h/f.gguf";
     for (field, value, works, refused) in [
-        ("endpoint", json!("https://m"), &[HUB, BUCKET][..], &[REGISTRY, FILE][..]),
+        (
+            "endpoint",
+            json!("https://m"),
+            &[HUB, BUCKET][..],
+            &[REGISTRY, FILE][..],
+        ),
         ("revision", json!("main"), &[HUB], &[REGISTRY, BUCKET, FILE]),
         ("files", json!(["*.gguf"]), &[HUB, REGISTRY, BUCKET], &[FILE]),
         ("format", json!("Safetensors"), &[HUB, REGISTRY, BUCKET], &[FILE]),

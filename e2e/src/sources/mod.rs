@@ -2,10 +2,12 @@
 //!
 //! Needs no cluster. Each server ends with the test that started it, even when that is killed.
 
+mod cutting_proxy;
 mod object_storage;
 mod registry;
 mod token_service;
 
+pub use cutting_proxy::CuttingProxy;
 pub use object_storage::{KEYS, ObjectStorage, REGION};
 pub use registry::{LOGIN, Layer, Protection, Registry};
 
@@ -54,7 +56,11 @@ impl Server {
             .with_context(|| format!("could not start {}", component.name()))?;
         // Ends the server when this process is gone, however that came about.
         let watchdog = Command::new("sh")
-            .args(["-c", "read -r _; kill -KILL \"$0\" 2>/dev/null", &child.id().to_string()])
+            .args([
+                "-c",
+                "read -r _; kill -KILL \"$0\" 2>/dev/null",
+                &child.id().to_string(),
+            ])
             .stdin(Stdio::piped())
             .spawn()
             .context("could not start a shell")?;

@@ -1,5 +1,6 @@
 //! Real object storage (Versity's gateway over a folder) that speaks S3.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -33,11 +34,17 @@ impl ObjectStorage {
         let folder = tempfile::tempdir().context("could not make a folder for object storage")?;
         let objects = folder.path().join("objects");
         std::fs::create_dir(&objects).context("could not make a folder for objects")?;
-        let arguments = |address: std::net::SocketAddr| {
+        let arguments = |address: SocketAddr| {
             let address = address.to_string();
-            let options = ["--port", &address, "--access", KEYS.0, "--secret", KEYS.1, "--region", REGION, "posix"];
+            let options = [
+                "--port", &address, "--access", KEYS.0, "--secret", KEYS.1, "--region", REGION, "posix",
+            ];
             let objects = objects.display().to_string();
-            Ok(options.iter().map(|option| (*option).to_owned()).chain([objects]).collect())
+            Ok(options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .chain([objects])
+                .collect())
         };
         let server = Server::start(Component::Versitygw, folder.path(), arguments).await?;
         Ok(Self {
@@ -46,6 +53,11 @@ impl ObjectStorage {
             client: crate::client::plain_client()?,
             _folder: folder,
         })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address
     }
 
     /// The address of its API.
@@ -75,7 +87,9 @@ impl ObjectStorage {
         }]});
         let bucket = self.bucket(name)?;
         let url = rusty_s3::signing::sign(
-            &std::time::SystemTime::now().try_into().context("the clock says no time")?,
+            &std::time::SystemTime::now()
+                .try_into()
+                .context("the clock says no time")?,
             Method::Put,
             bucket.base_url().clone(),
             KEYS.0,
@@ -98,6 +112,10 @@ impl ObjectStorage {
 async fn send(request: RequestBuilder) -> Result<()> {
     let response = request.send().await.context("could not ask object storage")?;
     let status = response.status();
-    ensure!(status.is_success(), "object storage answered {status}: {}", response.text().await?);
+    ensure!(
+        status.is_success(),
+        "object storage answered {status}: {}",
+        response.text().await?
+    );
     Ok(())
 }

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Map, Value, json};
 
-use super::token_service::{ISSUER, SERVICE, TokenService};
 use super::Server;
+use super::token_service::{ISSUER, SERVICE, TokenService};
 use crate::cluster::Component;
 use crate::escadre::digest;
 
@@ -159,7 +159,11 @@ impl Registry {
         };
         let response = request.send().await.context("could not ask the registry")?;
         let status = response.status();
-        ensure!(status.is_success(), "the registry answered {status}: {}", response.text().await?);
+        ensure!(
+            status.is_success(),
+            "the registry answered {status}: {}",
+            response.text().await?
+        );
         Ok(response)
     }
 
@@ -186,7 +190,8 @@ fn configure(
         }
         (Protection::Basic, None) => {
             let passwords = folder.join("htpasswd");
-            std::fs::write(&passwords, format!("{}:{PASSWORD_HASH}\n", LOGIN.0)).context("could not write a password")?;
+            std::fs::write(&passwords, format!("{}:{PASSWORD_HASH}\n", LOGIN.0))
+                .context("could not write a password")?;
             json!({"htpasswd": {"realm": "models", "path": passwords}})
         }
         (Protection::None | Protection::Token, None) => json!({}),

@@ -62,7 +62,9 @@ impl TokenService {
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let router = Router::new().route("/token", get(answer)).with_state(Arc::clone(&issuer));
+        let router = Router::new()
+            .route("/token", get(answer))
+            .with_state(Arc::clone(&issuer));
         let task = tokio::spawn(async move {
             // Ends with its task.
             let _ = axum::serve(listener, router).await;
@@ -113,8 +115,13 @@ impl Issuer {
 async fn answer(State(issuer): State<Arc<Issuer>>, Query(wish): Query<Wish>, headers: HeaderMap) -> Response {
     let (user, password) = issuer.login;
     let login = format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")));
-    let is_known = headers.get("authorization").is_some_and(|value| value.as_bytes() == login.as_bytes());
-    let repository = wish.scope.strip_prefix("repository:").and_then(|scope| scope.strip_suffix(":pull"));
+    let is_known = headers
+        .get("authorization")
+        .is_some_and(|value| value.as_bytes() == login.as_bytes());
+    let repository = wish
+        .scope
+        .strip_prefix("repository:")
+        .and_then(|scope| scope.strip_suffix(":pull"));
     let token = repository.and_then(|repository| issuer.sign(repository, &["pull"]).ok());
     match token {
         Some(token) if is_known && wish.service == SERVICE => {

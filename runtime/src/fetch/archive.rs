@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(
             kinds,
             [
-                (".", Kind::Folder),
+                ("", Kind::Folder),
                 ("a/m.gguf", Kind::File),
                 ("link", Kind::Other),
                 ("old", Kind::File)

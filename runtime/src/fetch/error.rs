@@ -26,7 +26,9 @@ pub enum FetchError {
         problem: String,
     },
     /// The source wants credentials.
-    #[error("{url} answered {status}: the source needs credentials; set model.secretRef, or outside a cluster what `escadre-runtime fetch --help` says")]
+    #[error(
+        "{url} answered {status}: the source needs credentials; set model.secretRef, or outside a cluster what `escadre-runtime fetch --help` says"
+    )]
     SecretMissing {
         /// What was asked for.
         url: String,

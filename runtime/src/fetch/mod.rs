@@ -137,16 +137,24 @@ pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchErr
         board,
     };
     let fetched = transfer.run().await;
-    let checked = fetched.and_then(|digests| check(&digests, request));
-    if let Err(error) = checked {
-        if error.spoils_download() {
-            store.discard()?;
+    let checked = fetched.and_then(|digests| check(&digests, request).map(|()| digests));
+    let digests = match checked {
+        Ok(digests) => digests,
+        Err(error) => {
+            if error.spoils_download() {
+                store.discard()?;
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
-    store.commit(&origin)?;
+    };
+    let files = digests.len();
+    // By now the names in archives are known as well.
+    store.commit(&Origin {
+        files: digests.into_keys().collect(),
+        ..origin
+    })?;
     board.update(|status| status.verification.result = Verdict::Verified);
-    info!(digest = %request.digest, files = listing.files.len(), "model is in the store");
+    info!(digest = %request.digest, files, "model is in the store");
     Ok(store.model())
 }
 

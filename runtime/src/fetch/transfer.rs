@@ -97,9 +97,16 @@ impl Transfer<'_> {
                 arrived.add(&file.name, digest)?;
                 Ok(Some(bytes))
             }
-            Content::Archive(_) => {
+            Content::Archive(compression) => {
+                let bytes = file.bytes.unwrap_or_default();
                 let Some(files) = self.store.unpacked(file) else {
-                    return Ok(None);
+                    // One that was downloaded, and not unpacked to its end.
+                    let found = hash(self.store.place(file)).await;
+                    let is_whole = found.is_some_and(|(digest, _)| Some(digest) == file.sha256);
+                    if is_whole {
+                        self.take_out(file, compression, arrived).await?;
+                    }
+                    return Ok(is_whole.then_some(bytes));
                 };
                 for (name, known) in &files {
                     let found = hash(self.store.quarantined(name)).await;
@@ -108,7 +115,7 @@ impl Transfer<'_> {
                     }
                 }
                 arrived.add_unpacked(files)?;
-                Ok(Some(file.bytes.unwrap_or_default()))
+                Ok(Some(bytes))
             }
         }
     }

@@ -170,7 +170,7 @@ mod tests {
         }
         for (text, words) in [
             ("", "docker-registry"),
-            ("[]", "docker-registry"),
+            (r#"{"auths": []}"#, "docker-registry"),
             (
                 r#"{"auths": {"h": {"auth": "c2VjcmV0LTc="}}}"#,
                 "base64 of user:password",
