@@ -43,9 +43,10 @@ async fn prefix_is_fetched_with_keys_in_the_region_that_the_bucket_tells() {
     let endpoint = format!("--endpoint={}", storage.endpoint());
     let model = model_digest(&[("tiny model+1=é.gguf", WEIGHTS), ("config.json", b"{}")]);
     let digest = format!("--digest={model}");
+    let region = format!("--region={REGION}");
     for (source, more) in [
-        ("--source=s3://models/team/tiny", "--log=info"),
-        ("--source=s3://models/team/tiny/", &format!("--region={REGION}")),
+        ("--source=s3://models/team/tiny", "--log=debug"),
+        ("--source=s3://models/team/tiny/", region.as_str()),
     ] {
         let store = tempfile::tempdir().unwrap();
         let fetched = fetch(store.path(), &[source, &endpoint, &digest, more], &SECRET)

@@ -97,7 +97,7 @@ async fn oras_artifact_and_its_globs() {
     let store = tempfile::tempdir().unwrap();
     let model = model_digest(&[("small.gguf", WEIGHTS), ("sub/extra.json", b"{}")]);
     let arguments = [
-        &source,
+        source.as_str(),
         "--file=small*",
         "--file=sub/*.json",
         &format!("--digest={model}"),
@@ -106,12 +106,9 @@ async fn oras_artifact_and_its_globs() {
     assert!(fetched.success, "{}", fetched.log);
     assert_eq!(names(store.path(), &model), ["small.gguf", "sub"]);
 
-    let fetched = fetch(
-        store.path(),
-        &[&source, "--file=*.bin", &format!("--digest={}", digest(b"x"))],
-        &[],
-    );
-    let fetched = fetched.await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let arguments = [source.as_str(), "--file=*.bin", &format!("--digest={model}")];
+    let fetched = fetch(other.path(), &arguments, &[]).await.unwrap();
     assert_eq!(fetched.reason(), "SourceUnavailable");
     assert!(fetched.message().contains("small.gguf"), "{}", fetched.message());
 }

@@ -17,6 +17,9 @@ use super::components::{Component, Recipe};
 use super::paths::{Cache, tail};
 use super::toolchain::{self, Go};
 
+/// Longer than those who wait for the lock take to ask for it again.
+const LET_IN: Duration = Duration::from_millis(500);
+
 /// Where each requested program is.
 #[derive(Debug, Clone, Default)]
 pub struct Programs {
@@ -57,12 +60,16 @@ pub async fn ensure(cache: &Cache, components: &[Component]) -> Result<Programs>
     }
     announce(&missing);
     for (index, component) in missing.iter().enumerate() {
-        // For each program anew: a test that needs one of them does not wait for all that another run builds.
-        let _lock = cache.lock("build").await?;
+        // For each program anew: whoever needs one of them does not wait for all that another run builds.
+        let lock = cache.lock("build").await?;
         // Another run may have built it while we waited.
         if existing(cache, *component, &go).is_none() {
             let position = format!("[{}/{}]", index + 1, missing.len());
             build(cache, *component, &go, &position).await?;
+        }
+        drop(lock);
+        if index + 1 < missing.len() {
+            tokio::time::sleep(LET_IN).await;
         }
     }
     for component in components {

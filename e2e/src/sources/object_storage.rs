@@ -89,6 +89,7 @@ impl ObjectStorage {
         let url = rusty_s3::signing::sign(
             &std::time::SystemTime::now()
                 .try_into()
+                .ok()
                 .context("the clock says no time")?,
             Method::Put,
             bucket.base_url().clone(),
