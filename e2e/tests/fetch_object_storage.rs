@@ -130,7 +130,8 @@ async fn wrong_keys_buckets_and_prefixes_say_what_to_check() {
     let unknown = [("accessKeyId", "nobody"), ("secretAccessKey", KEYS.1)];
     for (source, secret, words) in [
         ("s3://models/team/tiny", wrong, "SignatureDoesNotMatch"),
-        ("s3://models/team/tiny", unknown, "InvalidAccessKeyId"),
+        // AWS says InvalidAccessKeyId.
+        ("s3://models/team/tiny", unknown, "XAdminUserNotFound"),
         ("s3://nothing/team/tiny", SECRET, "NoSuchBucket"),
         ("s3://models/team/nothing", SECRET, "check the prefix"),
     ] {

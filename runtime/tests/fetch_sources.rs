@@ -409,7 +409,8 @@ async fn part_that_begins_elsewhere_is_not_taken_for_the_rest() {
         }
         _ => None,
     });
-    let folder = Fetching::new().run(&server, Digest::of(WEIGHTS)).await.unwrap();
+    let fetching = Fetching::new();
+    let folder = fetching.run(&server, Digest::of(WEIGHTS)).await.unwrap();
     assert_eq!(std::fs::read(folder.join("m.gguf")).unwrap(), WEIGHTS);
 }
 
