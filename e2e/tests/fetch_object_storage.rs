@@ -2,24 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::path::Path;
-
 use escadre_e2e::escadre::digest;
-use escadre_e2e::sources::{CuttingProxy, KEYS, ObjectStorage, REGION, fetch, model_digest};
+use escadre_e2e::sources::{CuttingProxy, KEYS, ObjectStorage, REGION, fetch, model_digest, names, stored};
 
 const BUCKET: &str = "models";
 const WEIGHTS: &[u8] = b"GGUF and then some weights";
 const SECRET: [(&str, &str); 2] = [("accessKeyId", KEYS.0), ("secretAccessKey", KEYS.1)];
-
-fn names(store: &Path, model: &str) -> Vec<String> {
-    let folder = store.join("sha256").join(model.trim_start_matches("sha256:"));
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
 
 /// Storage with a model of odd names, beside another one.
 async fn storage() -> ObjectStorage {
@@ -53,7 +41,10 @@ async fn prefix_is_fetched_with_keys_in_the_region_that_the_bucket_tells() {
             .await
             .unwrap();
         assert!(fetched.success, "{source}: {}", fetched.log);
-        assert_eq!(names(store.path(), &model), ["config.json", "tiny model+1=é.gguf"]);
+        assert_eq!(
+            names(&stored(store.path(), &model)).unwrap(),
+            ["config.json", "tiny model+1=é.gguf"]
+        );
         assert!(
             !fetched.log.contains(KEYS.1) && !fetched.log.contains("X-Amz-Signature"),
             "{}",

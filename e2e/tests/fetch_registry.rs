@@ -6,32 +6,17 @@ use std::io::Write as _;
 use std::path::Path;
 
 use escadre_e2e::escadre::digest;
-use escadre_e2e::sources::{CuttingProxy, LOGIN, Layer, Protection, Registry, fetch, model_digest};
+use escadre_e2e::sources::{CuttingProxy, LOGIN, Layer, Protection, Registry, fetch, model_digest, names, stored};
 use serde_json::{Value, json};
 
 const REPOSITORY: &str = "team/models/tiny";
 const WEIGHTS: &[u8] = b"GGUF and then some weights";
 const LICENSE: &[u8] = b"free";
 
-fn content(store: &Path, model: &str, name: &str) -> Vec<u8> {
-    let folder = store.join("sha256").join(model.trim_start_matches("sha256:"));
-    std::fs::read(folder.join(name)).unwrap()
-}
-
-fn names(store: &Path, model: &str) -> Vec<String> {
-    let folder = store.join("sha256").join(model.trim_start_matches("sha256:"));
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
 /// What is recorded of a model's origin.
 fn note(store: &Path, model: &str) -> Value {
-    let file = format!("{}.json", model.trim_start_matches("sha256:"));
-    serde_json::from_slice(&std::fs::read(store.join("sha256").join(file)).unwrap()).unwrap()
+    let file = stored(store, model).with_added_extension("json");
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
 }
 
 fn docker_config(registry: &Registry, password: &str) -> String {
@@ -74,8 +59,9 @@ async fn model_pack_artifact_is_fetched_by_digest_and_by_tag() {
             .await
             .unwrap();
         assert!(fetched.success, "{version}: {}", fetched.log);
-        assert_eq!(names(store.path(), &model), ["LICENSE", "tiny.gguf"]);
-        assert_eq!(content(store.path(), &model, "tiny.gguf"), WEIGHTS);
+        assert_eq!(names(&stored(store.path(), &model)).unwrap(), ["LICENSE", "tiny.gguf"]);
+        let file = stored(store.path(), &model).join("tiny.gguf");
+        assert_eq!(std::fs::read(file).unwrap(), WEIGHTS);
         assert_eq!(
             note(store.path(), &model)["resolvedRevision"],
             manifest.as_str(),
@@ -104,7 +90,7 @@ async fn oras_artifact_and_its_globs() {
     ];
     let fetched = fetch(store.path(), &arguments, &[]).await.unwrap();
     assert!(fetched.success, "{}", fetched.log);
-    assert_eq!(names(store.path(), &model), ["small.gguf", "sub"]);
+    assert_eq!(names(&stored(store.path(), &model)).unwrap(), ["small.gguf", "sub"]);
 
     let other = tempfile::tempdir().unwrap();
     let arguments = [source.as_str(), "--file=*.bin", &format!("--digest={model}")];
@@ -131,7 +117,10 @@ async fn archives_are_unpacked_and_what_was_not_chosen_stays_away() {
         .await
         .unwrap();
     assert!(fetched.success, "{}", fetched.log);
-    assert_eq!(names(store.path(), &model), ["config.json", "tiny.gguf"]);
+    assert_eq!(
+        names(&stored(store.path(), &model)).unwrap(),
+        ["config.json", "tiny.gguf"]
+    );
     let quarantine = store
         .path()
         .join("quarantine")

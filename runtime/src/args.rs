@@ -110,8 +110,8 @@ pub struct FetchArgs {
     #[arg(long, default_value = "main")]
     pub revision: String,
 
-    /// The base URL of the hub or of a mirror of it for `hf://` sources, which is <https://huggingface.co> without it;
-    /// of object storage that speaks S3 for `s3://` sources, which is that of AWS without it.
+    /// The base URL of a mirror of the hub for `hf://` sources, or of object storage that speaks S3 for `s3://`
+    /// sources. Without it: the public hub, or AWS.
     #[arg(long)]
     pub endpoint: Option<String>,
 

@@ -12,10 +12,11 @@ const WEIGHTS: &[u8] = b"GGUF and then some weights, long enough to be cut in th
 
 /// A listing of these keys, with a token when more is to come.
 fn listing(keys: &[&str], token: Option<&str>) -> String {
-    let contents: String = keys
+    let contents: Vec<String> = keys
         .iter()
         .map(|key| format!("<Contents><Key>{key}</Key><Size>{}</Size></Contents>", WEIGHTS.len()))
         .collect();
+    let contents = contents.concat();
     let more = token.map_or_else(
         || "<IsTruncated>false</IsTruncated>".to_owned(),
         |token| format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"),

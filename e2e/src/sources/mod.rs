@@ -163,11 +163,25 @@ pub fn model_digest(files: &[(&str, &[u8])]) -> String {
     match sorted.as_slice() {
         [(_, content)] => digest(content),
         several => {
-            let lines: String = several
-                .iter()
-                .map(|(name, content)| format!("{}  {name}\n", digest(content).trim_start_matches("sha256:")))
-                .collect();
-            digest(lines.as_bytes())
+            let lines = several.iter().map(|(name, content)| {
+                let digest = digest(content);
+                format!("{}  {name}\n", digest.trim_start_matches("sha256:"))
+            });
+            digest(lines.collect::<Vec<_>>().concat().as_bytes())
         }
     }
+}
+
+/// Where a store keeps a model.
+pub fn stored(store: &Path, model: &str) -> PathBuf {
+    store.join("sha256").join(model.trim_start_matches("sha256:"))
+}
+
+/// The names in a folder, sorted.
+pub fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("could not read {}", folder.display()))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names: Vec<String> = names.collect::<Result<_>>()?;
+    names.sort();
+    Ok(names)
 }

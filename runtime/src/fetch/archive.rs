@@ -62,7 +62,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// The next entry; what is left of the one before is skipped.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut extended = BTreeMap::new();
         let mut long_name = None;
         loop {
@@ -90,13 +90,13 @@ impl<R: Read> Archive<R> {
                         Some(path) => path,
                         None => short_name(&header)?,
                     };
-                    return Ok(Some(self.enter(path, bytes, flag)?));
+                    return Ok(Some(self.enter(&path, bytes, flag)?));
                 }
             }
         }
     }
 
-    fn enter(&mut self, path: String, bytes: u64, flag: u8) -> Result<Entry, ArchiveError> {
+    fn enter(&mut self, path: &str, bytes: u64, flag: u8) -> Result<Entry, ArchiveError> {
         let is_folder = flag == b'5' || path.ends_with('/');
         let kind = match flag {
             _ if is_folder => Kind::Folder,
@@ -104,17 +104,13 @@ impl<R: Read> Archive<R> {
             _ => Kind::Other,
         };
         self.expect(bytes)?;
-        let path = path
-            .strip_prefix("./")
-            .unwrap_or(&path)
-            .trim_end_matches('/')
-            .to_owned();
+        let path = path.strip_prefix("./").unwrap_or(path).trim_end_matches('/').to_owned();
         Ok(Entry { path, bytes, kind })
     }
 
     /// What follows is this long.
     fn expect(&mut self, bytes: u64) -> Result<(), ArchiveError> {
-        if bytes > i64::MAX as u64 {
+        if bytes > u64::MAX / 2 {
             return Err(ArchiveError::Malformed("a length in it is no number"));
         }
         self.left = bytes;
@@ -298,7 +294,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, ArchiveError> {
         let mut archive = Archive::new(bytes);
         let mut found = Vec::new();
-        while let Some(entry) = archive.next()? {
+        while let Some(entry) = archive.next_entry()? {
             let mut content = Vec::new();
             archive.read_to_end(&mut content)?;
             found.push((entry, content));
@@ -373,7 +369,7 @@ mod tests {
         );
         let mut large = header("large", 0, b'0');
         large[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
-        let entry = Archive::new(seal(large).as_slice()).next().unwrap().unwrap();
+        let entry = Archive::new(seal(large).as_slice()).next_entry().unwrap().unwrap();
         assert_eq!(entry.bytes, 1 << 34);
     }
 

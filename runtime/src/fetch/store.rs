@@ -6,10 +6,10 @@ use super::listing::{Content, RemoteFile};
 use escadre_verify::{Digest, Hasher, VerifiedModel};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Bytes that are hashed at a time.
 const CHUNK: usize = 1 << 20;
@@ -98,6 +98,11 @@ impl Store {
     pub(crate) fn lock(&self) -> Result<File, FetchError> {
         let path = self.root.join("quarantine").join(format!("{}.lock", self.digest.hex()));
         let file = File::create(&path).map_err(|error| self.fault("create", &path, &error))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => info!(digest = %self.digest, "another process fetches the model, waiting"),
+            Err(TryLockError::Error(error)) => return Err(self.fault("lock", &path, &error)),
+        }
         file.lock().map_err(|error| self.fault("lock", &path, &error))?;
         Ok(file)
     }
@@ -317,11 +322,15 @@ mod tests {
     }
 
     #[test]
-    fn model_that_is_larger_than_the_volume_is_refused_with_numbers() {
+    fn model_without_room_on_the_volume_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Digest::of(b"x")).unwrap();
         let error = store.check_space(u64::MAX).unwrap_err();
         assert_eq!(error.reason(), "CacheFull");
         store.check_space(1).unwrap();
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let error = store.fault("write", &store.partial(), &kind.into());
+            assert_eq!(error.reason(), "CacheFull");
+        }
     }
 }

@@ -64,7 +64,7 @@ fn take_files(
 ) -> Result<Unpacked, FetchError> {
     let unreadable = |error| refuse(archive, &error, limit);
     let Unpacked { mut files, mut seen } = Unpacked::default();
-    while let Some(entry) = entries.next().map_err(unreadable)? {
+    while let Some(entry) = entries.next_entry().map_err(unreadable)? {
         if entry.kind == Kind::Folder {
             continue;
         }
