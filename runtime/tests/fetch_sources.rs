@@ -431,6 +431,16 @@ async fn listings_that_are_too_large_or_too_deep_are_refused() {
 }
 
 #[tokio::test]
+async fn lengths_beyond_all_numbers_are_no_room() {
+    let sibling = |name: &str| serde_json::json!({"rfilename": name, "size": u64::MAX});
+    let siblings = [sibling("a.gguf"), sibling("b.gguf")];
+    let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+    let server = SourceServer::start(move |_, _| Reply::ok(body.clone()));
+    let error = Fetching::new().run(&server, Digest::of(WEIGHTS)).await.unwrap_err();
+    assert_eq!(error.reason(), "CacheFull");
+}
+
+#[tokio::test]
 async fn several_fetchers_of_one_store_download_once() {
     let server = SourceServer::hub(&[("m.gguf", WEIGHTS)], |asked, _| {
         if is_file(asked) {

@@ -131,7 +131,7 @@ impl<'a> Download<'a> {
             let problem = "the part that is there is not a part of the file".to_owned();
             return Err(Attempt::Retry { problem, after: None });
         }
-        let announced = response.content_length().map(|rest| self.bytes + rest);
+        let announced = response.content_length().map(|rest| self.bytes.saturating_add(rest));
         let expected = self.expected(announced)?;
         self.etag = strong_etag(response.headers());
         self.store.note_partial(&PartialFile {

@@ -52,7 +52,9 @@ impl Transfer<'_> {
     /// Downloads every file that is not in quarantine already. Returns the digest of each file of the model.
     pub(crate) async fn run(&self) -> Result<BTreeMap<String, Digest>, FetchError> {
         let files = &self.listing.files;
-        let total = files.iter().map(|file| file.bytes).sum::<Option<u64>>();
+        let total = files
+            .iter()
+            .try_fold(0_u64, |sum, file| Some(sum.saturating_add(file.bytes?)));
         self.board.update(|status| {
             status
                 .model
