@@ -39,9 +39,9 @@ pub struct ModelSpec {
             .message("spec.model.source must look like hf://<owner>/<name>, for example hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF; a revision goes into spec.model.revision, file names into spec.model.files"),
         validation = Rule::new("!self.startsWith('oci://') || self.matches('^oci://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$') && self.matches('/[^/]+[:@][^/]+$')")
             .message("spec.model.source must look like oci://<registry>/<repository>@sha256:<digest> or oci://<registry>/<repository>:<tag>, for example oci://ghcr.io/team/model:v1: a repository in lower case, without user name, and a tag or a digest"),
-        validation = Rule::new("!self.startsWith('s3://') || (self.matches('^s3://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9](/[^\\s/,#?]+)*/?$') && self.split('/').all(part, part != '.' && part != '..'))")
+        validation = Rule::new("!self.startsWith('s3://') || (self.matches('^s3://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9](/[^\\\\s/,#?]+)*/?$') && self.split('/').all(part, part != '.' && part != '..'))")
             .message("spec.model.source must look like s3://<bucket>/<prefix>, for example s3://models/smollm2/v1: without user name, '..', empty parts, comma, '#', '?' or spaces"),
-        validation = Rule::new("!self.startsWith('https://') || self.matches('^https://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?/[^\\s#,]*[^\\s#,/]$')")
+        validation = Rule::new("!self.startsWith('https://') || self.matches('^https://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?/[^\\\\s#,]*[^\\\\s#,/]$')")
             .message("spec.model.source must look like https://<host>/<path to a file>: one address, without user name, fragment, comma or spaces, that does not end in '/'")
     )]
     pub source: String,
