@@ -134,8 +134,7 @@ impl Descriptor {
                 return Err(FetchError::FormatRefused {
                     what: printable(url),
                     problem: format!(
-                        "its layer {} is a tar archive with {other:?}, and only plain tar and tar+gzip are taken: publish the files raw, which is faster as well",
-                        digest
+                        "its layer {digest} is a tar archive with {other:?}, and only plain tar and tar+gzip are taken: publish the files raw, which is faster as well"
                     ),
                 });
             }

@@ -72,7 +72,8 @@ async fn read_manifest(
     version: &Version,
 ) -> Result<(Manifest, Digest, Url), FetchError> {
     let url = address(reference, base, "manifests", &version.to_string())?;
-    let headers = HeaderMap::from_iter([(ACCEPT_HEADER, HeaderValue::from_static(ACCEPT))]);
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT_HEADER, HeaderValue::from_static(ACCEPT));
     let bytes = client.bytes(&url, &headers).await?;
     let digest = Digest::of(&bytes);
     if let Version::Digest(expected) = version

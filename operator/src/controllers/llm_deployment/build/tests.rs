@@ -79,7 +79,7 @@ fn bucket_and_registry_reach_the_container_that_fetches_with_every_key_of_their_
         ("oci://ghcr.io/team/tiny:v1", None),
     ] {
         let mut wanted = object(&json!({"model": {"secretRef": {"name": "credentials"}}}));
-        wanted.spec.model.source = source.to_owned();
+        wanted.spec.model.source = source.into();
         wanted.spec.model.endpoint = endpoint.map(str::to_owned);
         let (_, children) = first_pass(&wanted);
         let spec = children.pods[0].spec.as_ref().unwrap();
