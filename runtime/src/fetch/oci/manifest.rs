@@ -128,7 +128,7 @@ impl Descriptor {
         let name = NAMES.into_iter().find_map(|name| self.annotation(name));
         let archive = self.packing(name.is_some());
         let (name, content) = match (archive, name) {
-            (Some("" | ".tar"), _) => (digest.hex(), Content::Archive(Compression::None)),
+            (Some(""), _) => (digest.hex(), Content::Archive(Compression::None)),
             (Some("+gzip" | ".gzip"), _) => (digest.hex(), Content::Archive(Compression::Gzip)),
             (Some(other), _) => {
                 return Err(FetchError::FormatRefused {
