@@ -26,7 +26,7 @@ const SIGNED_FOR: Duration = Duration::from_mins(15);
 /// A listing has about five levels.
 const MAX_DEPTH: usize = 32;
 /// A server that has so many pages for so few files will never end.
-const MAX_PAGES: usize = 1000;
+const MAX_PAGES: usize = 100;
 
 /// Signs requests to one bucket.
 pub(crate) struct Signer {
