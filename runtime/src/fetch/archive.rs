@@ -338,7 +338,7 @@ mod tests {
         let long = format!("{}/m.gguf", "folder".repeat(30));
         let record = |key: &str, value: &str| {
             let rest = format!(" {key}={value}\n");
-            let length = (1..).find(|length: &usize| length.to_string().len() + rest.len() == *length);
+            let length = (1..1000).find(|length: &usize| length.to_string().len() + rest.len() == *length);
             format!("{}{rest}", length.unwrap())
         };
         let pax = format!(

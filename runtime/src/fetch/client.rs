@@ -152,9 +152,8 @@ impl Client {
         match &self.authorization {
             Authorization::Fixed(credentials) => send(credentials.authorize(request(url.clone()))).await,
             Authorization::Signed(signer) => {
-                let signed = signer.sign(url);
-                let signed = signed.ok_or_else(|| FetchError::unavailable(url, "the clock says no time; set it"))?;
-                send(request(signed)).await
+                let no_time = || FetchError::unavailable(url, "the clock says no time; set it");
+                send(request(signer.sign(url).ok_or_else(no_time)?)).await
             }
             Authorization::Registry(permission) => {
                 let response = send(permission.authorize(request(url.clone()))).await?;

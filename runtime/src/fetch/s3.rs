@@ -98,16 +98,19 @@ fn bucket(endpoint: Option<&Url>, name: &str, region: &str) -> Result<Bucket, Fe
         problem,
     };
     let of_aws = format!("https://s3.{region}.amazonaws.com");
-    let (endpoint, style) = match endpoint {
-        Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
-        None => {
-            let style = if name.contains('.') {
+    let (endpoint, style) = if let Some(endpoint) = endpoint {
+        (endpoint.clone(), UrlStyle::Path)
+    } else {
+        let endpoint = Url::parse(&of_aws).map_err(|error| invalid(error.to_string()))?;
+        let has_dots = name.contains('.');
+        (
+            endpoint,
+            if has_dots {
                 UrlStyle::Path
             } else {
                 UrlStyle::VirtualHost
-            };
-            (Url::parse(&of_aws).map_err(|error| invalid(error.to_string()))?, style)
-        }
+            },
+        )
     };
     Bucket::new(endpoint, style, name.to_owned(), region.to_owned()).map_err(|error| invalid(error.to_string()))
 }

@@ -43,7 +43,7 @@ impl Arrived {
         }
     }
 
-    fn add_unpacked(&mut self, files: BTreeMap<String, UnpackedFile>) -> Result<(), FetchError> {
+    fn add_unpacked(&mut self, files: &BTreeMap<String, UnpackedFile>) -> Result<(), FetchError> {
         files.iter().try_for_each(|(name, file)| self.add(name, file.sha256))
     }
 }
@@ -116,7 +116,7 @@ impl Transfer<'_> {
                         return Ok(None);
                     }
                 }
-                arrived.add_unpacked(files)?;
+                arrived.add_unpacked(&files)?;
                 Ok(Some(bytes))
             }
         }
@@ -179,7 +179,7 @@ impl Transfer<'_> {
         let unpacked = blocking(move || unpack(&store, &remote, compression, &filter)).await?;
         info!(archive = archive.name, files = unpacked.files.len(), "unpacked");
         arrived.seen.extend(unpacked.seen);
-        arrived.add_unpacked(unpacked.files)
+        arrived.add_unpacked(&unpacked.files)
     }
 }
 

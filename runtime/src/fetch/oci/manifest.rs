@@ -173,7 +173,7 @@ mod tests {
         manifest.resolve(&Url::parse("https://h/v2/m/manifests/v1").unwrap())
     }
 
-    fn layer(kind: &str, annotations: Value) -> Result<Vec<Layer>, FetchError> {
+    fn layer(kind: &str, annotations: &Value) -> Result<Vec<Layer>, FetchError> {
         let layer = json!({"mediaType": kind, "digest": DIGEST, "size": 7, "annotations": annotations});
         match resolve(json!({"schemaVersion": 2, "config": {}, "layers": [layer]}))? {
             Found::Layers(layers, _) => Ok(layers),
@@ -195,11 +195,11 @@ mod tests {
                 "m.gguf",
             ),
         ] {
-            let layers = layer(kind, annotations).unwrap();
+            let layers = layer(kind, &annotations).unwrap();
             assert_eq!((layers[0].name.as_str(), layers[0].content), (name, Content::File));
             assert_eq!(layers[0].bytes, 7);
         }
-        assert_eq!(layer("application/octet-stream", json!(null)).unwrap(), []);
+        assert_eq!(layer("application/octet-stream", &json!(null)).unwrap(), []);
     }
 
     #[test]
@@ -225,18 +225,18 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                layer(kind, annotations).unwrap()[0].content,
+                layer(kind, &annotations).unwrap()[0].content,
                 Content::Archive(compression),
                 "{kind}"
             );
         }
-        let error = layer("application/vnd.cncf.model.weight.v1.tar+zstd", named.clone()).unwrap_err();
+        let error = layer("application/vnd.cncf.model.weight.v1.tar+zstd", &named).unwrap_err();
         assert_eq!(error.reason(), "FormatRefused");
         assert!(
             error.to_string().contains("zstd") && error.to_string().contains("raw"),
             "{error}"
         );
-        assert_eq!(layer("application/vnd.cncf.model.code.v1.tar", named).unwrap(), []);
+        assert_eq!(layer("application/vnd.cncf.model.code.v1.tar", &named).unwrap(), []);
     }
 
     #[test]
