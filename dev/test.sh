@@ -105,6 +105,7 @@ step "chat templates" dev/templates.sh
 step "OpenAI clients and frameworks" dev/clients.sh
 step "reference tool for signatures" dev/model-signing.sh
 step "build" cargo build --workspace --all-targets
+step "registry and object storage of the tests" target/debug/escadre-testbed build registry versitygw
 step "generated files are up to date" target/debug/crdgen --check
 step "lints" cargo clippy -q --workspace --all-targets -- -D warnings
 step "dependencies: licences, bans, sources" dev/deny.sh

@@ -7,6 +7,17 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
+/// An HTTP client that uses no proxy.
+pub fn plain_client() -> Result<reqwest::Client> {
+    // Fails only when another part of the program was first, which is as good.
+    let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .no_proxy()
+        .connect_timeout(Duration::from_secs(5))
+        .build()
+        .context("could not make an HTTP client")
+}
+
 /// A client of one server.
 #[derive(Debug, Clone)]
 pub struct OpenAi {
@@ -37,15 +48,8 @@ impl Streamed {
 impl OpenAi {
     /// A client of the server at `base`, such as `http://127.0.0.1:8080`.
     pub fn new(base: &str) -> Result<Self> {
-        // Fails only when another part of the program was first, which is as good.
-        let _installed_before = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(Duration::from_secs(5))
-            .build()
-            .context("could not make an HTTP client")?;
         Ok(Self {
-            http,
+            http: plain_client()?,
             base: base.trim_end_matches('/').to_owned(),
         })
     }

@@ -17,6 +17,7 @@ pub mod operator;
 pub mod policy;
 pub mod rollouts;
 pub mod scenario;
+pub mod sources;
 pub mod stage;
 pub mod status_pages;
 pub mod testing;

@@ -149,7 +149,7 @@ fn about_the_model() -> Vec<Case> {
         (
             "source without a scheme",
             source("SmolLM2"),
-            &["spec.model.source", "hf://<owner>/<name> or https://"],
+            &["spec.model.source", "hf://<owner>/<name>, oci://"],
         ),
         (
             "plain http",
@@ -158,8 +158,18 @@ fn about_the_model() -> Vec<Case> {
         ),
         (
             "source that comes later",
-            source("s3://bucket/prefix"),
+            source("pvc://claim/path"),
             &["spec.model.source", "not supported"],
+        ),
+        (
+            "oci source without a version",
+            source("oci://ghcr.io/team/model"),
+            &["spec.model.source", "a tag or a digest"],
+        ),
+        (
+            "s3 source that leaves its prefix",
+            source("s3://models/../other"),
+            &["spec.model.source", "s3://<bucket>/<prefix>"],
         ),
         (
             "hf source without a name",
@@ -174,7 +184,7 @@ fn about_the_model() -> Vec<Case> {
         (
             "endpoint beside https",
             beside_https("endpoint", &json!("https://m")),
-            &["endpoint works with an hf:// source only"],
+            &["endpoint works with an hf:// or s3:// source only"],
         ),
         (
             "revision beside https",
@@ -184,7 +194,7 @@ fn about_the_model() -> Vec<Case> {
         (
             "files beside https",
             beside_https("files", &json!(["*"])),
-            &["files works with an hf:// source only"],
+            &["files does not work with an https:// source"],
         ),
         (
             "revision that climbs",

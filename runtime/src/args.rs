@@ -19,6 +19,15 @@ use std::time::Duration;
 /// Where `hf://` sources are fetched from unless `--endpoint` names a mirror.
 pub const DEFAULT_HF_ENDPOINT: &str = "https://huggingface.co";
 
+/// Where `fetch` looks for credentials, since arguments can be seen by everybody on a machine.
+const CREDENTIALS_HELP: &str = "\
+Credentials are sent to the source alone, and come from the environment:
+  hf://     ESCADRE_SOURCE_TOKEN
+  https://  ESCADRE_SOURCE_TOKEN, or ESCADRE_SECRET_username and ESCADRE_SECRET_password
+  oci://    the file of --registry-config, or ESCADRE_SECRET_username and ESCADRE_SECRET_password
+  s3://     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where they expire
+A Secret in a cluster has the keys that docs/guides/sources.md names.";
+
 /// Fetches, verifies and serves a language model.
 #[derive(Debug, Parser)]
 #[command(name = "escadre-runtime", version, about, propagate_version = true)]
@@ -54,6 +63,7 @@ pub enum Command {
     /// The files are hashed as they come, kept in quarantine until the model's digest is right, and then renamed
     /// into `<STORE>/sha256/<digest>/`. An interrupted download is resumed; a model that is there already is hashed
     /// again and not downloaded.
+    #[command(after_help = CREDENTIALS_HELP)]
     Fetch(FetchArgs),
     /// Verify a model, load it, and serve it over an OpenAI-compatible API.
     ///
@@ -103,7 +113,8 @@ pub struct DescribeArgs {
 /// Arguments of `fetch`.
 #[derive(Debug, ClapArgs)]
 pub struct FetchArgs {
-    /// Where the model comes from: `hf://owner/name`, or `https://…` for a single file.
+    /// Where the model comes from: `hf://owner/name`, `oci://registry/repository@sha256:…` (or `:tag`),
+    /// `s3://bucket/prefix`, or `https://…` for a single file.
     #[arg(long)]
     pub source: String,
 
@@ -111,11 +122,16 @@ pub struct FetchArgs {
     #[arg(long, default_value = "main")]
     pub revision: String,
 
-    /// The base URL of the hub, or of a mirror of it, for `hf://` sources.
-    #[arg(long, default_value = DEFAULT_HF_ENDPOINT)]
-    pub endpoint: String,
+    /// The base URL of a mirror of the hub for `hf://` sources, or of object storage that speaks S3 for `s3://`
+    /// sources. Without it: the public hub, or AWS.
+    #[arg(long)]
+    pub endpoint: Option<String>,
 
-    /// A glob for the files of an `hf://` source that belong to the model; may be repeated.
+    /// The region of an `s3://` source; without it the one that the endpoint's name has, or the bucket tells.
+    #[arg(long, env = "AWS_REGION")]
+    pub region: Option<String>,
+
+    /// A glob for the files of an `hf://`, `oci://` or `s3://` source that belong to the model; may be repeated.
     /// Without it: weights, tokenizer, configuration, template and licence files at the top level.
     #[arg(long = "file", value_name = "GLOB")]
     pub files: Vec<String>,
@@ -184,6 +200,38 @@ pub struct CredentialArgs {
     /// A password, from a Secret.
     #[arg(long, hide = true, env = "ESCADRE_SECRET_password", hide_env_values = true)]
     pub secret_password: Option<String>,
+
+    /// Logins for registries, from a Secret of the type `kubernetes.io/dockerconfigjson`.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_.dockerconfigjson", hide_env_values = true)]
+    pub secret_docker_config: Option<String>,
+
+    /// A file with logins for registries, as `docker login` writes it: `~/.docker/config.json`.
+    #[arg(long, value_name = "FILE")]
+    pub registry_config: Option<PathBuf>,
+
+    /// Which key of an account of object storage, from a Secret.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_accessKeyId", hide_env_values = true)]
+    pub secret_access_key_id: Option<String>,
+
+    /// The secret of that key, from a Secret.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_secretAccessKey", hide_env_values = true)]
+    pub secret_secret_access_key: Option<String>,
+
+    /// What a key that expires comes with, from a Secret.
+    #[arg(long, hide = true, env = "ESCADRE_SECRET_sessionToken", hide_env_values = true)]
+    pub secret_session_token: Option<String>,
+
+    /// The same three, where the usual tools look for them.
+    #[arg(long, hide = true, env = "AWS_ACCESS_KEY_ID", hide_env_values = true)]
+    pub aws_access_key_id: Option<String>,
+
+    /// The secret of that key.
+    #[arg(long, hide = true, env = "AWS_SECRET_ACCESS_KEY", hide_env_values = true)]
+    pub aws_secret_access_key: Option<String>,
+
+    /// What a key that expires comes with.
+    #[arg(long, hide = true, env = "AWS_SESSION_TOKEN", hide_env_values = true)]
+    pub aws_session_token: Option<String>,
 }
 
 impl std::fmt::Debug for CredentialArgs {

@@ -119,7 +119,8 @@ async fn run(source: &str, route: Route, store: &Path) -> Result<PathBuf, FetchE
     let request = Request {
         source: source.to_owned(),
         revision: "main".into(),
-        endpoint: "https://huggingface.co".into(),
+        endpoint: None,
+        region: None,
         files: vec![],
         digest: Digest::of(WEIGHTS),
         store: store.to_owned(),

@@ -4,70 +4,18 @@
 
 mod source_server;
 
-use escadre_runtime::args::Identity;
-use escadre_runtime::fetch::{Credentials, FetchError, Request, RetryPolicy, Route, fetch};
+use escadre_runtime::fetch::{Credentials, Login, fetch};
 use escadre_runtime::model::Format;
-use escadre_runtime::status::{Board, Stage, Verdict};
+use escadre_runtime::status::Verdict;
 use escadre_verify::{Digest, model_digest};
-use source_server::{Asked, COMMIT, Reply, SourceServer, listing};
+use source_server::{Asked, COMMIT, Fetching, Reply, SourceServer, listing, names};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const WEIGHTS: &[u8] = b"GGUF and then some weights, long enough to be cut in the middle of it all";
 
-struct Fetching {
-    store: tempfile::TempDir,
-    board: Board,
-}
-
-impl Fetching {
-    fn new() -> Self {
-        Self {
-            store: tempfile::tempdir().unwrap(),
-            board: Board::new(Identity::default(), Stage::Fetching),
-        }
-    }
-
-    fn request(&self, server: &SourceServer, digest: Digest) -> Request {
-        Request {
-            source: "hf://o/n".into(),
-            revision: "main".into(),
-            endpoint: server.url.clone(),
-            files: vec![],
-            digest,
-            store: self.store.path().to_owned(),
-            format: None,
-            credentials: Credentials::None,
-            route: Route::default(),
-            retry: RetryPolicy {
-                attempts: 4,
-                base: Duration::from_millis(5),
-                cap: Duration::from_millis(20),
-            },
-        }
-    }
-
-    async fn run(&self, server: &SourceServer, digest: Digest) -> Result<PathBuf, FetchError> {
-        fetch(&self.request(server, digest), &self.board).await
-    }
-
-    fn final_name(&self, digest: Digest) -> PathBuf {
-        self.store.path().join("sha256").join(digest.hex())
-    }
-}
-
 fn is_file(asked: &Asked) -> bool {
     asked.path.contains("/resolve/")
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[tokio::test]
@@ -247,7 +195,7 @@ async fn source_that_stays_broken_or_away_is_given_up() {
         .local_addr()
         .unwrap();
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));
-    request.endpoint = format!("http://{nobody}");
+    request.endpoint = Some(format!("http://{nobody}"));
     let error = fetch(&request, &fetching.board).await.unwrap_err();
     assert_eq!(error.reason(), "SourceUnavailable");
     assert!(error.to_string().contains("connection"), "{error}");
@@ -288,10 +236,10 @@ async fn login_goes_to_the_source_and_not_where_it_redirects_to() {
     let fetching = Fetching::new();
     let mut request = fetching.request(&server, Digest::of(WEIGHTS));
     request.source = format!("{}/m.gguf", server.url);
-    request.credentials = Credentials::Login {
+    request.credentials = Credentials::Login(Login {
         username: "aladdin".into(),
         password: "opensesame".into(),
-    };
+    });
     fetch(&request, &fetching.board).await.unwrap();
     assert_eq!(
         server.asked()[0].header("authorization"),
@@ -423,4 +371,88 @@ async fn damaged_model_in_the_store_is_fetched_again() {
     std::fs::write(folder.join("m.gguf"), b"damaged").unwrap();
     fetching.run(&server, digest).await.unwrap();
     assert_eq!(std::fs::read(folder.join("m.gguf")).unwrap(), WEIGHTS);
+}
+
+#[tokio::test]
+async fn rest_of_another_file_is_not_taken_where_the_validator_is_not_understood() {
+    let server = SourceServer::hub(&[("m.gguf", WEIGHTS)], |asked, before| match before {
+        1 => Some(Reply::file(asked, &vec![b'x'; WEIGHTS.len()], "\"old\"").cut_after(30)),
+        // Storage that does not know `If-Range` sends the rest of what is there now, under its own validator.
+        2 => {
+            let rest = Reply {
+                status: 206,
+                body: WEIGHTS[30..].to_vec(),
+                ..Reply::default()
+            };
+            let range = format!("bytes 30-{}/{}", WEIGHTS.len() - 1, WEIGHTS.len());
+            Some(rest.header("content-range", range).header("etag", "\"new\""))
+        }
+        _ => None,
+    });
+    let fetching = Fetching::new();
+    let folder = fetching.run(&server, Digest::of(WEIGHTS)).await.unwrap();
+    assert_eq!(std::fs::read(folder.join("m.gguf")).unwrap(), WEIGHTS);
+}
+
+#[tokio::test]
+async fn part_that_begins_elsewhere_is_not_taken_for_the_rest() {
+    let server = SourceServer::hub(&[("m.gguf", WEIGHTS)], |asked, before| match before {
+        1 => Some(Reply::file(asked, WEIGHTS, "\"v1\"").cut_after(30)),
+        2 => {
+            let start = Reply {
+                status: 206,
+                body: WEIGHTS.to_vec(),
+                ..Reply::default()
+            };
+            let range = format!("bytes 0-{}/{}", WEIGHTS.len() - 1, WEIGHTS.len());
+            Some(start.header("content-range", range).header("etag", "\"v1\""))
+        }
+        _ => None,
+    });
+    let fetching = Fetching::new();
+    let folder = fetching.run(&server, Digest::of(WEIGHTS)).await.unwrap();
+    assert_eq!(std::fs::read(folder.join("m.gguf")).unwrap(), WEIGHTS);
+}
+
+#[tokio::test]
+async fn listings_that_are_too_large_or_too_deep_are_refused() {
+    let large = SourceServer::start(|_, _| Reply::ok(vec![b' '; (16 << 20) + 1]));
+    let error = Fetching::new().run(&large, Digest::of(WEIGHTS)).await.unwrap_err();
+    assert_eq!(error.reason(), "SizeLimit");
+    let deep = SourceServer::start(|_, _| Reply::ok("[".repeat(1 << 20)));
+    let error = Fetching::new().run(&deep, Digest::of(WEIGHTS)).await.unwrap_err();
+    assert_eq!(error.reason(), "SourceUnavailable");
+    assert!(error.to_string().contains("recursion limit"), "{error}");
+    let many: Vec<_> = (0..10_001).map(|n| (format!("{n}.gguf"), Vec::new())).collect();
+    let many = listing(&many);
+    let many = SourceServer::start(move |_, _| Reply::ok(many.clone()));
+    let error = Fetching::new().run(&many, Digest::of(WEIGHTS)).await.unwrap_err();
+    assert!(error.to_string().contains("more than 10000 files"), "{error}");
+}
+
+#[tokio::test]
+async fn lengths_beyond_all_numbers_are_no_room() {
+    let sibling = |name: &str| serde_json::json!({"rfilename": name, "size": u64::MAX});
+    let siblings = [sibling("a.gguf"), sibling("b.gguf")];
+    let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+    let server = SourceServer::start(move |_, _| Reply::ok(body.clone()));
+    let error = Fetching::new().run(&server, Digest::of(WEIGHTS)).await.unwrap_err();
+    assert_eq!(error.reason(), "CacheFull");
+}
+
+#[tokio::test]
+async fn several_fetchers_of_one_store_download_once() {
+    let server = SourceServer::hub(&[("m.gguf", WEIGHTS)], |asked, _| {
+        if is_file(asked) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        None
+    });
+    let fetching = Fetching::new();
+    let digest = Digest::of(WEIGHTS);
+    let runs = (0..4).map(|_| fetching.run(&server, digest));
+    for folder in futures::future::join_all(runs).await {
+        assert_eq!(folder.unwrap(), fetching.final_name(digest));
+    }
+    assert_eq!(server.count("m.gguf"), 1);
 }

@@ -16,28 +16,34 @@ use super::placement::terse;
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.endpoint) || self.source.startsWith('hf://')")
-        .message("spec.model.endpoint works with an hf:// source only; remove it, or put the whole address into spec.model.source")
+    validation = Rule::new("!has(self.endpoint) || self.source.startsWith('hf://') || self.source.startsWith('s3://')")
+        .message("spec.model.endpoint works with an hf:// or s3:// source only; remove it, or put the whole address into spec.model.source")
         .field_path(".endpoint"),
     validation = Rule::new("!has(self.revision) || self.source.startsWith('hf://')")
-        .message("spec.model.revision works with an hf:// source only; remove it: an https:// address names one file, and the digest pins its bytes")
+        .message("spec.model.revision works with an hf:// source only; remove it: an oci:// source has its tag or digest in the address, and the digest pins the bytes of any source")
         .field_path(".revision"),
-    validation = Rule::new("!has(self.files) || self.source.startsWith('hf://')")
-        .message("spec.model.files works with an hf:// source only; remove it: an https:// address names one file")
+    validation = Rule::new("!has(self.files) || !self.source.startsWith('https://')")
+        .message("spec.model.files does not work with an https:// source; remove it: an https:// address names one file")
         .field_path(".files"),
-    validation = Rule::new("self.format != 'Safetensors' || self.source.startsWith('hf://')")
-        .message("spec.model.format Safetensors needs an hf:// source, because safetensors come with config.json and a tokenizer and an https:// address names one file; remove it, or name a repository")
+    validation = Rule::new("self.format != 'Safetensors' || !self.source.startsWith('https://')")
+        .message("spec.model.format Safetensors does not work with an https:// source, because safetensors come with config.json and a tokenizer and an https:// address names one file; remove it, or name a repository, an artifact or a prefix")
         .field_path(".format")
 )]
 pub struct ModelSpec {
     /// source is the address of the model: `hf://<owner>/<name>` for a repository on the Hugging Face hub (or a mirror
-    /// of it, see `endpoint`), `https://<host>/<path>` for one file. Required. An edit rolls.
+    /// of it, see `endpoint`), `oci://<registry>/<repository>@sha256:<digest>` or `oci://<registry>/<repository>:<tag>`
+    /// for an artifact in a registry, `s3://<bucket>/<prefix>` for the objects below a prefix, or for one object, on AWS
+    /// (or elsewhere, see `endpoint`), `https://<host>/<path>` for one file. Required. An edit rolls.
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(
-        validation = Rule::new("self.startsWith('hf://') || self.startsWith('https://')")
-            .message("spec.model.source must be hf://<owner>/<name> or https://<host>/<path to a file>; other sources are not supported in this version"),
+        validation = Rule::new("self.startsWith('hf://') || self.startsWith('oci://') || self.startsWith('s3://') || self.startsWith('https://')")
+            .message("spec.model.source must be hf://<owner>/<name>, oci://<registry>/<repository>@sha256:<digest>, s3://<bucket>/<prefix> or https://<host>/<path to a file>; other sources are not supported in this version"),
         validation = Rule::new("!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$')")
             .message("spec.model.source must look like hf://<owner>/<name>, for example hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF; a revision goes into spec.model.revision, file names into spec.model.files"),
+        validation = Rule::new("!self.startsWith('oci://') || self.matches('^oci://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$') && self.matches('/[^/]+[:@][^/]+$')")
+            .message("spec.model.source must look like oci://<registry>/<repository>@sha256:<digest> or oci://<registry>/<repository>:<tag>, for example oci://ghcr.io/team/model:v1: a repository in lower case, without user name, and a tag or a digest"),
+        validation = Rule::new("!self.startsWith('s3://') || (self.matches('^s3://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9](/[^\\\\s/,#?]+)*/?$') && self.split('/').all(part, part != '.' && part != '..'))")
+            .message("spec.model.source must look like s3://<bucket>/<prefix>, for example s3://models/smollm2/v1: without user name, '..', empty parts, comma, '#', '?' or spaces"),
         validation = Rule::new("!self.startsWith('https://') || self.matches('^https://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?/[^\\\\s#,]*[^\\\\s#,/]$')")
             .message("spec.model.source must look like https://<host>/<path to a file>: one address, without user name, fragment, comma or spaces, that does not end in '/'")
     )]
@@ -49,14 +55,15 @@ pub struct ModelSpec {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*$') && !self.contains('..')")
         .message("spec.model.revision must be a branch, a tag or a commit: letters, digits and . _ - / only"))]
     pub revision: Option<String>,
-    /// endpoint is the address of a mirror of the Hugging Face hub, `http://` or `https://`. Absent: the public hub.
-    /// Waits for the next revision, or for a revision that has never served.
+    /// endpoint is the address of a mirror of the Hugging Face hub for an `hf://` source, or of object storage that
+    /// speaks S3 for an `s3://` source, `http://` or `https://`. Absent: the public hub, or AWS. Its region is read from
+    /// a name like `s3.eu-central-1.example.com`, else asked of the bucket. Waits for the next revision, or for a revision that has never served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$')")
         .message("spec.model.endpoint must be an address like https://mirror.example.com or http://mirror.models.svc:8000, without user name, query or fragment"))]
     pub endpoint: Option<String>,
-    /// files are the globs of the files that belong to the model, relative to the repository. Absent: the weights
+    /// files are the globs of the files that belong to the model, relative to the repository, artifact or prefix. Absent: the weights
     /// (`*.gguf`, `*.safetensors`), tokenizer, configuration, chat template and licence files at its top. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)))]
@@ -71,7 +78,9 @@ pub struct ModelSpec {
     #[serde(default)]
     pub format: ModelFormat,
     /// secretRef names a Secret of the same namespace with credentials for the source: key `token` for `hf://` and
-    /// `https://`, or keys `username` and `password` for `https://`. Only the container that fetches gets it. It may be
+    /// `https://`, or keys `username` and `password` for `https://`; a Secret of the type
+    /// `kubernetes.io/dockerconfigjson`, or keys `username` and `password`, for `oci://`; keys `accessKeyId` and
+    /// `secretAccessKey`, and `sessionToken` where they expire, for `s3://`. Only the container that fetches gets it. It may be
     /// missing at first: pods wait with the reason `SecretMissing` and go on when it appears. Absent: no credentials.
     /// Waits for the next revision, or for a revision that has never served.
     #[serde(default, skip_serializing_if = "Option::is_none")]

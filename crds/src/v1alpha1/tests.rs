@@ -3,6 +3,9 @@
 use super::*;
 use serde_json::{Value, json};
 
+/// Any digest.
+const DIGEST: &str = "sha256:0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a";
+
 fn object() -> Value {
     json!({
         "apiVersion": "escadre.dev/v1alpha1",
@@ -10,7 +13,7 @@ fn object() -> Value {
         "metadata": {"name": "support-fr"},
         "spec": {"model": {
             "source": "hf://owner/name.v2",
-            "verification": {"digest": format!("sha256:{}", "0a".repeat(32))},
+            "verification": {"digest": DIGEST},
         }},
     })
 }
@@ -63,12 +66,18 @@ fn sources_that_work() {
         "hf://HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
         "https://h/f.gguf",
         "https://h.example:8443/a/b%20c.gguf?x=1",
+        "oci://ghcr.io/org/model_a.v2:v1.0",
+        &format!("oci://r:5000/x@{DIGEST}"),
+        &format!("oci://r/x/y:v1@{DIGEST}"),
+        "s3://models",
+        "s3://models.v2/",
+        "s3://models/team/tiny+1=é",
+        "s3://models/team/tiny/",
     ] {
         judge("spec.model.source", json!(source)).unwrap();
     }
     for source in [
-        "oci://r/x",
-        "s3://b/p",
+        "gs://b/p",
         "pvc://c/p",
         "file:///x",
         "http://h/f",
@@ -78,7 +87,7 @@ fn sources_that_work() {
         refused(
             "spec.model.source",
             json!(source),
-            "must be hf://<owner>/<name> or https://",
+            "must be hf://<owner>/<name>, oci://",
         );
     }
     for source in [
@@ -105,19 +114,69 @@ fn sources_that_work() {
 }
 
 #[test]
-fn fields_without_effect_are_refused() {
-    for (field, value) in [
-        ("endpoint", json!("https://m")),
-        ("revision", json!("main")),
-        ("files", json!(["*.gguf"])),
+fn sources_in_registries_and_buckets_that_do_not_work() {
+    for source in [
+        "oci://r",
+        "oci://r/x",
+        "oci://r/X:v1",
+        "oci://r/x:",
+        "oci://r/../x:v1",
+        "oci://r//x:v1",
+        "oci://u:p@r/x:v1",
+        "oci://r/x@sha256:12",
+        "oci://r:5000/x",
+        "oci://r/x:v1?y=1",
+        "oci://r/x:v1 y",
     ] {
-        judge(&format!("spec.model.{field}"), value.clone()).unwrap();
-        let mut changed = object();
-        changed["spec"]["model"]["source"] = json!("https://h/f.gguf");
-        changed["spec"]["model"][field] = value;
-        let parsed: LlmDeployment = serde_json::from_value(changed).unwrap();
-        let error = parsed.validate_cel().unwrap_err().to_string();
-        assert!(error.contains("works with an hf:// source only"), "{field}: {error}");
+        refused("spec.model.source", json!(source), "must look like oci://");
+    }
+    for source in [
+        "s3://",
+        "s3://b",
+        "s3:///key",
+        "s3://k:s@bucket/x",
+        "s3://bucket/../x",
+        "s3://bucket/x/..",
+        "s3://bucket/a//b",
+        "s3://bucket/a b",
+        "s3://bucket/a,s3://other/b",
+        "s3://bucket/a?versionId=1",
+    ] {
+        refused("spec.model.source", json!(source), "must look like s3://");
+    }
+}
+
+#[test]
+fn fields_without_effect_are_refused() {
+    const HUB: &str = "hf://owner/name";
+    const REGISTRY: &str = "oci://r/x:v1";
+    const BUCKET: &str = "s3://models/x";
+    const FILE: &str = "https://h/f.gguf";
+    for (field, value, works, refused) in [
+        (
+            "endpoint",
+            json!("https://m"),
+            &[HUB, BUCKET][..],
+            &[REGISTRY, FILE][..],
+        ),
+        ("revision", json!("main"), &[HUB], &[REGISTRY, BUCKET, FILE]),
+        ("files", json!(["*.gguf"]), &[HUB, REGISTRY, BUCKET], &[FILE]),
+        ("format", json!("Safetensors"), &[HUB, REGISTRY, BUCKET], &[FILE]),
+    ] {
+        let judged = |source: &str| {
+            let mut changed = object();
+            changed["spec"]["model"]["source"] = json!(source);
+            changed["spec"]["model"][field] = value.clone();
+            let parsed: LlmDeployment = serde_json::from_value(changed).unwrap();
+            parsed.validate_cel().map_err(|error| error.to_string())
+        };
+        for source in works {
+            judged(source).unwrap();
+        }
+        for source in refused {
+            let error = judged(source).unwrap_err();
+            assert!(error.contains(&format!("spec.model.{field}")), "{source}: {error}");
+        }
     }
 }
 
@@ -415,7 +474,7 @@ fn format_needs_a_source_that_can_have_it() {
     let parsed: LlmDeployment = serde_json::from_value(changed).unwrap();
     let error = parsed.validate_cel().unwrap_err().to_string();
     assert!(
-        error.contains("spec.model.format Safetensors needs an hf:// source"),
+        error.contains("spec.model.format Safetensors does not work with an https:// source"),
         "{error}"
     );
     refused("spec.model.format", json!("pickle"), "unknown variant");

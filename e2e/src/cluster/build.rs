@@ -17,6 +17,9 @@ use super::components::{Component, Recipe};
 use super::paths::{Cache, tail};
 use super::toolchain::{self, Go};
 
+/// Longer than those who wait for the lock take to ask for it again.
+const LET_IN: Duration = Duration::from_millis(500);
+
 /// Where each requested program is.
 #[derive(Debug, Clone, Default)]
 pub struct Programs {
@@ -55,13 +58,19 @@ pub async fn ensure(cache: &Cache, components: &[Component]) -> Result<Programs>
     if missing.contains(&Component::Runc) {
         toolchain::require_runc_packages().await?;
     }
-    let _lock = cache.lock("build").await?;
-    // Another run may have built them while we waited.
-    missing.retain(|component| existing(cache, *component, &go).is_none());
     announce(&missing);
     for (index, component) in missing.iter().enumerate() {
-        let position = format!("[{}/{}]", index + 1, missing.len());
-        build(cache, *component, &go, &position).await?;
+        // For each program anew: whoever needs one of them does not wait for all that another run builds.
+        let lock = cache.lock("build").await?;
+        // Another run may have built it while we waited.
+        if existing(cache, *component, &go).is_none() {
+            let position = format!("[{}/{}]", index + 1, missing.len());
+            build(cache, *component, &go, &position).await?;
+        }
+        drop(lock);
+        if index + 1 < missing.len() {
+            tokio::time::sleep(LET_IN).await;
+        }
     }
     for component in components {
         let file = existing(cache, *component, &go)

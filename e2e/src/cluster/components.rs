@@ -34,6 +34,8 @@ static PAUSE: Module = module!("pause", "go.mod", "main.go");
 static HELM: Module = module!("helm", "go.mod", "go.sum");
 static KWOK: Module = module!("kwok", "go.mod", "go.sum");
 static PROMETHEUS: Module = module!("prometheus", "go.mod", "go.sum");
+static REGISTRY: Module = module!("registry", "go.mod", "go.sum");
+static VERSITYGW: Module = module!("versitygw", "go.mod", "go.sum");
 
 /// A program that the test bed can build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
@@ -59,6 +61,8 @@ pub enum Component {
     Helm,
     Kwok,
     Prometheus,
+    Registry,
+    Versitygw,
 }
 
 /// How a component is built.
@@ -79,8 +83,11 @@ pub struct Recipe {
 }
 
 impl Component {
-    /// Everything, in the order in which building is cheapest.
-    pub const ALL: [Self; 19] = [
+    /// Everything, in the order in which building is cheapest; the sources of models first, because their tests need
+    /// nothing else.
+    pub const ALL: [Self; 21] = [
+        Self::Registry,
+        Self::Versitygw,
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -148,6 +155,8 @@ impl Component {
             Self::Helm => "helm",
             Self::Kwok => "kwok",
             Self::Prometheus => "prometheus",
+            Self::Registry => "registry",
+            Self::Versitygw => "versitygw",
         }
     }
 
@@ -190,6 +199,8 @@ impl Component {
                 tags: "remove_all_sd enable_kubernetes_sd",
                 ..plain(&PROMETHEUS, "github.com/prometheus/prometheus/cmd/prometheus", 175)
             },
+            Self::Registry => plain(&REGISTRY, "github.com/distribution/distribution/v3/cmd/registry", 245),
+            Self::Versitygw => plain(&VERSITYGW, "github.com/versity/versitygw/cmd/versitygw", 264),
         }
     }
 }

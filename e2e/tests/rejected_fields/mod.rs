@@ -38,7 +38,11 @@ fn about_the_source() -> Vec<Case> {
                 m["spec"]["model"]["source"] = json!("https://a/b.safetensors");
                 m["spec"]["model"]["format"] = json!("Safetensors");
             }),
-            &["spec.model.format", "needs an hf:// source", "name a repository"],
+            &[
+                "spec.model.format",
+                "does not work with an https:// source",
+                "name a repository",
+            ],
         ),
         (
             "secret without a name",

@@ -1,12 +1,16 @@
 //! HTTP as sources need it: redirects that never carry credentials to another host, and bounded retries.
+//!
+//! One client for all sources: what they differ in is how a request to the source itself is authorised.
 
 use super::Request;
 use super::access::Credentials;
 use super::error::{FetchError, printable};
+use super::oci::Permission;
+use super::s3::Signer;
 use crate::failure::Failure;
 use crate::status::Board;
 use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use std::time::Duration;
 use tracing::warn;
 use url::{Origin, Url};
@@ -21,6 +25,8 @@ const CONNECT: Duration = Duration::from_secs(20);
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
 /// The most that a listing or another answer that is not a file may have.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
+/// How much of a refusing answer is read for the source's own word for it.
+const MAX_REFUSAL_BYTES: u64 = 16 << 10;
 
 /// How often and how fast something that may heal is tried again.
 #[derive(Debug, Clone, Copy)]
@@ -71,10 +77,20 @@ impl From<FetchError> for Attempt {
     }
 }
 
+/// How requests to the source itself are authorised.
+pub(crate) enum Authorization {
+    /// By the same words in each.
+    Fixed(Credentials),
+    /// By what the registry asks for.
+    Registry(Permission),
+    /// By a signature of its own.
+    Signed(Signer),
+}
+
 /// A client for one source.
 pub(crate) struct Client {
     http: reqwest::Client,
-    credentials: Credentials,
+    authorization: Authorization,
     home: Origin,
     pub(crate) retry: RetryPolicy,
     /// Where people see that the source fails while it is tried again.
@@ -83,7 +99,12 @@ pub(crate) struct Client {
 
 impl Client {
     /// A client that sends credentials to the origin of `home` and nowhere else.
-    pub(crate) fn new(home: &Url, request: &Request, board: &Board) -> Result<Self, FetchError> {
+    pub(crate) fn new(
+        home: &Url,
+        authorization: Authorization,
+        request: &Request,
+        board: &Board,
+    ) -> Result<Self, FetchError> {
         // Fails only when a provider is there already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = reqwest::Client::builder()
@@ -98,7 +119,7 @@ impl Client {
             .map_err(|error| FetchError::unavailable(home, crate::failure::chain(&error)))?;
         Ok(Self {
             http,
-            credentials: request.credentials.clone(),
+            authorization,
             home: home.origin(),
             retry: request.retry,
             board: board.clone(),
@@ -109,13 +130,9 @@ impl Client {
     pub(crate) async fn get(&self, url: &Url, headers: &HeaderMap) -> Result<Response, Attempt> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.http.get(at.clone()).headers(headers.clone());
-            if at.origin() == self.home {
-                request = self.credentials.authorize(request);
-            }
-            let response = request.send().await.map_err(|error| connection_problem(&error))?;
+            let response = self.ask(&at, headers).await?;
             if !is_redirect(response.status()) {
-                return self.judge(&at, response);
+                return self.judge(&at, response).await;
             }
             at = redirect_target(&at, &response)?;
         }
@@ -126,49 +143,97 @@ impl Client {
         }))
     }
 
-    fn judge(&self, url: &Url, response: Response) -> Result<Response, Attempt> {
+    /// One request, with what the source itself asks for and nothing where it is another host.
+    async fn ask(&self, url: &Url, headers: &HeaderMap) -> Result<Response, Attempt> {
+        let request = |url: Url| self.http.get(url).headers(headers.clone());
+        if url.origin() != self.home {
+            return send(request(url.clone())).await;
+        }
+        match &self.authorization {
+            Authorization::Fixed(credentials) => send(credentials.authorize(request(url.clone()))).await,
+            Authorization::Signed(signer) => {
+                let no_time = || FetchError::unavailable(url, "the clock says no time; set it");
+                send(request(signer.sign(url).ok_or_else(no_time)?)).await
+            }
+            Authorization::Registry(permission) => {
+                let response = send(permission.authorize(request(url.clone()))).await?;
+                // A token is good for minutes, a download may take hours: any answer may ask for another one.
+                if response.status() == StatusCode::UNAUTHORIZED
+                    && permission.renew(&self.http, url, response.headers()).await?
+                {
+                    return send(permission.authorize(request(url.clone()))).await;
+                }
+                Ok(response)
+            }
+        }
+    }
+
+    /// The header of an answer to HEAD, whatever its status. Not there, or no answer: `None`.
+    pub(crate) async fn header(&self, url: &Url, name: &str) -> Option<String> {
+        let response = self.http.head(url.clone()).send().await.ok()?;
+        Some(response.headers().get(name)?.to_str().ok()?.to_owned())
+    }
+
+    async fn judge(&self, url: &Url, response: Response) -> Result<Response, Attempt> {
         let status = response.status();
         if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
+        let after = retry_after(response.headers());
+        let body = read_limited(url, response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
+        let answered = match own_word(&body) {
+            Some(word) => format!("answered {status} ({word})"),
+            None => format!("answered {status}"),
+        };
         if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
-            return Err(Attempt::Retry {
-                problem: format!("it answered {status}"),
-                after: retry_after(response.headers()),
-            });
+            let problem = format!("it {answered}");
+            return Err(Attempt::Retry { problem, after });
         }
-        Err(Attempt::Fatal(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.credentials.is_none() => {
-                FetchError::SecretMissing {
+        let advice = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.is_anonymous() => {
+                return Err(Attempt::Fatal(FetchError::SecretMissing {
                     url: printable(url),
                     status: status.as_u16(),
-                }
+                }));
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::unavailable(
-                url,
-                format!(
-                    "the source answered {status}: check that the credentials (token, or user and password) are valid and may read this model"
-                ),
-            ),
-            StatusCode::NOT_FOUND | StatusCode::GONE => FetchError::unavailable(
-                url,
-                format!("the source answered {status}: check the name, the revision and the endpoint"),
-            ),
-            _ => FetchError::unavailable(url, format!("the source answered {status}")),
-        }))
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                ": check that the credentials (token, user and password, or keys) are valid and may read this model"
+            }
+            StatusCode::NOT_FOUND | StatusCode::GONE => ": check the name, the revision and the endpoint",
+            _ => "",
+        };
+        Err(Attempt::Fatal(FetchError::unavailable(
+            url,
+            format!("the source {answered}{advice}"),
+        )))
     }
 
-    /// The JSON that a URL answers with, retried as [`RetryPolicy`] says.
+    /// Whether nothing is sent that says who asks.
+    fn is_anonymous(&self) -> bool {
+        match &self.authorization {
+            Authorization::Fixed(credentials) => credentials.is_none(),
+            Authorization::Registry(permission) => !permission.has_login(),
+            Authorization::Signed(_) => false,
+        }
+    }
+
+    /// The JSON that a URL answers with.
     pub(crate) async fn json(&self, url: &Url) -> Result<serde_json::Value, FetchError> {
+        let bytes = self.bytes(url, &HeaderMap::new()).await?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            FetchError::unavailable(url, format!("the answer is not JSON ({error}); check the endpoint"))
+        })
+    }
+
+    /// The bytes that a URL answers with, retried as [`RetryPolicy`] says. For answers that are not files.
+    pub(crate) async fn bytes(&self, url: &Url, headers: &HeaderMap) -> Result<Vec<u8>, FetchError> {
         let mut failures = 0;
         loop {
-            let attempt = async { read_limited(url, self.get(url, &HeaderMap::new()).await?).await };
+            let attempt = async { read_limited(url, self.get(url, headers).await?, MAX_ANSWER_BYTES).await };
             match attempt.await {
                 Ok(bytes) => {
                     self.board.update(|status| status.failure = None);
-                    return serde_json::from_slice(&bytes).map_err(|error| {
-                        FetchError::unavailable(url, format!("the answer is not JSON ({error}); check the endpoint"))
-                    });
+                    return Ok(bytes);
                 }
                 Err(Attempt::Fatal(error)) => return Err(error),
                 Err(Attempt::Retry { problem, after }) => {
@@ -206,14 +271,32 @@ impl Client {
     }
 }
 
-async fn read_limited(url: &Url, mut response: Response) -> Result<Vec<u8>, Attempt> {
+async fn send(request: RequestBuilder) -> Result<Response, Attempt> {
+    request.send().await.map_err(|error| connection_problem(&error))
+}
+
+/// The source's own word for why it refuses, such as `NoSuchBucket` or `MANIFEST_UNKNOWN`: from the XML of S3 or the
+/// JSON of a registry. Nothing else of a body is repeated.
+fn own_word(body: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(body).ok()?;
+    let after = match text.split_once("<Code>") {
+        Some((_, after)) => after,
+        None => text.split_once("\"code\"")?.1.trim_start_matches([' ', ':', '"']),
+    };
+    let end = after.find(|symbol: char| !symbol.is_ascii_alphabetic() && symbol != '_');
+    let word = &after[..end.unwrap_or(after.len())];
+    (1..=64).contains(&word.len()).then_some(word)
+}
+
+/// The body of an answer, up to a limit.
+pub(crate) async fn read_limited(url: &Url, mut response: Response, limit: u64) -> Result<Vec<u8>, Attempt> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| connection_problem(&error))? {
         bytes.extend_from_slice(&chunk);
-        if bytes.len() as u64 > MAX_ANSWER_BYTES {
+        if bytes.len() as u64 > limit {
             return Err(Attempt::Fatal(FetchError::SizeLimit {
                 what: printable(url),
-                limit: MAX_ANSWER_BYTES,
+                limit,
             }));
         }
     }
@@ -274,6 +357,25 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_word_of_a_source_is_found_and_nothing_else_is_repeated() {
+        for (body, word) in [
+            (
+                "<?xml?><Error><Code>NoSuchBucket</Code><Message>x</Message></Error>",
+                Some("NoSuchBucket"),
+            ),
+            (
+                r#"{"errors":[{"code": "MANIFEST_UNKNOWN","message":"m"}]}"#,
+                Some("MANIFEST_UNKNOWN"),
+            ),
+            (r#"{"code":"Zm9v-secret"}"#, Some("Zm")),
+            ("<Code></Code>", None),
+            ("not found", None),
+        ] {
+            assert_eq!(own_word(body.as_bytes()), word, "{body}");
+        }
+    }
 
     #[test]
     fn waits_double_up_to_the_cap_and_a_server_may_ask_for_more() {

@@ -1,8 +1,8 @@
 //! One file: streamed to disk with its hash, resumed where it broke off.
 
-use super::RemoteFile;
 use super::client::{Attempt, Client, connection_problem};
 use super::error::{FetchError, printable};
+use super::listing::RemoteFile;
 use super::store::{PartialFile, Store, hash_file};
 use escadre_verify::{Digest, Hasher};
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
@@ -65,7 +65,7 @@ impl<'a> Download<'a> {
             etag: known.and_then(|known| known.etag),
             head: Vec::new(),
         };
-        if download.bytes > 0 && download.etag.is_none() {
+        if download.bytes > 0 && download.etag.is_none() && !remote.is_immutable {
             // Without a validator the source cannot say whether the rest belongs to the same file.
             download.restart().await?;
         }
@@ -122,15 +122,16 @@ impl<'a> Download<'a> {
             return Ok(());
         }
         let mut response = self.client.get(&self.remote.url, &self.range_headers()).await?;
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        let status = response.status();
+        let continues = self.continues(&response);
+        if !continues && self.bytes > 0 {
             self.restart().await?;
+        }
+        if status == StatusCode::RANGE_NOT_SATISFIABLE || (status == StatusCode::PARTIAL_CONTENT && !continues) {
             let problem = "the part that is there is not a part of the file".to_owned();
             return Err(Attempt::Retry { problem, after: None });
         }
-        if !self.continues(&response) {
-            self.restart().await?;
-        }
-        let announced = response.content_length().map(|rest| self.bytes + rest);
+        let announced = response.content_length().map(|rest| self.bytes.saturating_add(rest));
         let expected = self.expected(announced)?;
         self.etag = strong_etag(response.headers());
         self.store.note_partial(&PartialFile {
@@ -158,19 +159,20 @@ impl<'a> Download<'a> {
 
     fn range_headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        if let Some(etag) = self.etag.as_deref().filter(|_| self.bytes > 0)
-            && let (Ok(range), Ok(etag)) = (
-                HeaderValue::from_str(&format!("bytes={}-", self.bytes)),
-                HeaderValue::from_str(etag),
-            )
-        {
+        if self.bytes == 0 || (self.etag.is_none() && !self.remote.is_immutable) {
+            return headers;
+        }
+        if let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.bytes)) {
             headers.insert(RANGE, range);
+        }
+        if let Some(Ok(etag)) = self.etag.as_deref().map(HeaderValue::from_str) {
             headers.insert(IF_RANGE, etag);
         }
         headers
     }
 
-    /// Whether the answer is the rest of what is there: the source's own words, not our hope.
+    /// Whether the answer is the rest of what is there: the source's own words, not our hope. Storage that does not
+    /// know `If-Range` sends the rest of another file, under the validator of that file.
     fn continues(&self, response: &Response) -> bool {
         if response.status() != StatusCode::PARTIAL_CONTENT {
             return self.bytes == 0;
@@ -180,7 +182,10 @@ impl<'a> Download<'a> {
             .get(CONTENT_RANGE)
             .and_then(|value| value.to_str().ok());
         let start = range.and_then(|range| range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok());
-        start == Some(self.bytes)
+        let is_other = strong_etag(response.headers())
+            .zip(self.etag.as_ref())
+            .is_some_and(|(theirs, ours)| theirs != *ours);
+        start == Some(self.bytes) && (!is_other || self.remote.is_immutable)
     }
 
     /// How long the file will be. The listing and the answer must agree.
@@ -253,7 +258,7 @@ impl<'a> Download<'a> {
                 got: digest.to_string(),
             });
         }
-        self.store.finish_file(&self.remote.name)?;
+        self.store.finish_file(self.remote)?;
         Ok(digest)
     }
 }

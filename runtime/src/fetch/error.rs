@@ -8,7 +8,9 @@ use url::Url;
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
 pub enum FetchError {
     /// The source is not one that we know.
-    #[error("`{source_text}` is not a source: {problem}; write hf://owner/name, or https://… for a single file")]
+    #[error(
+        "`{source_text}` is not a source: {problem}; write hf://owner/name, oci://registry/repository@sha256:…, s3://bucket/prefix, or https://… for a single file"
+    )]
     InvalidSource {
         /// What was given.
         source_text: String,
@@ -24,7 +26,9 @@ pub enum FetchError {
         problem: String,
     },
     /// The source wants credentials.
-    #[error("{url} answered {status}: the source needs credentials; set model.secretRef, or ESCADRE_SOURCE_TOKEN")]
+    #[error(
+        "{url} answered {status}: the source needs credentials; set model.secretRef, or outside a cluster what `escadre-runtime fetch --help` says"
+    )]
     SecretMissing {
         /// What was asked for.
         url: String,
@@ -36,7 +40,7 @@ pub enum FetchError {
     #[strum(serialize = "SecretMissing")]
     SecretUnusable {
         /// What is wrong and what to do; none of its values.
-        problem: &'static str,
+        problem: String,
     },
     /// The proxy or the certificates cannot be used.
     #[error("{what} cannot be used: {problem}")]
@@ -103,6 +107,14 @@ pub enum FetchError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// Something in a form that is not taken.
+    #[error("{what}: {problem}")]
+    FormatRefused {
+        /// What it is.
+        what: String,
+        /// Which form it has, and what to do.
+        problem: String,
+    },
     /// The store has no room.
     #[error("the store {store} has no room for the model: {problem}; make the volume larger")]
     CacheFull {
@@ -150,7 +162,11 @@ impl FetchError {
     pub(crate) fn spoils_download(&self) -> bool {
         matches!(
             self,
-            Self::DigestMismatch { .. } | Self::LfsPointer { .. } | Self::SizeLimit { .. }
+            Self::DigestMismatch { .. }
+                | Self::LfsPointer { .. }
+                | Self::SizeLimit { .. }
+                | Self::PathInvalid { .. }
+                | Self::FormatRefused { .. }
         ) || matches!(self, Self::Refused(refusal) if refusal.reason == Reason::PathInvalid)
     }
 }

@@ -2,17 +2,11 @@
 
 use super::client::Client;
 use super::error::{FetchError, printable};
-use super::source::check_path;
-use super::{Listing, RemoteFile};
+use super::listing::{Content, Listing, RemoteFile, Seen, check_count, choose};
 use escadre_verify::Digest;
 use globset::GlobSet;
 use serde::Deserialize;
 use url::Url;
-
-/// More files than any model has.
-const MAX_FILES: usize = 10_000;
-/// How many names an error shows.
-const SHOWN_NAMES: usize = 8;
 
 /// A repository at a revision.
 pub(crate) struct Repository<'a> {
@@ -67,44 +61,20 @@ impl Repository<'_> {
                 "the answer names no commit; check the endpoint",
             ));
         }
-        if info.siblings.len() > MAX_FILES {
-            return Err(FetchError::unavailable(
-                url,
-                format!("the repository has more than {MAX_FILES} files"),
-            ));
-        }
-        let mut files = Vec::new();
-        for sibling in info
-            .siblings
-            .iter()
-            .filter(|sibling| filter.is_match(&sibling.rfilename))
-        {
-            let path = &sibling.rfilename;
-            check_path(path).map_err(|problem| FetchError::PathInvalid {
-                path: path.clone(),
-                problem,
-            })?;
-            files.push(RemoteFile {
-                url: self.file_url(&commit, path)?,
-                name: path.clone(),
+        check_count(url, "repository", info.siblings.len())?;
+        let mut found = Vec::new();
+        for sibling in info.siblings {
+            let sha256 = sibling.lfs.and_then(|lfs| lfs.sha256);
+            found.push(RemoteFile {
+                url: self.file_url(&commit, &sibling.rfilename)?,
+                name: sibling.rfilename,
                 bytes: sibling.size,
-                sha256: sibling
-                    .lfs
-                    .as_ref()
-                    .and_then(|lfs| format!("sha256:{}", lfs.sha256.as_deref()?).parse::<Digest>().ok()),
+                sha256: sha256.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok()),
+                content: Content::File,
+                is_immutable: false,
             });
         }
-        files.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        files.dedup_by(|one, other| one.name == other.name);
-        if files.is_empty() {
-            let mut names: Vec<&str> = info.siblings.iter().map(|sibling| sibling.rfilename.as_str()).collect();
-            let more = names.len().saturating_sub(SHOWN_NAMES);
-            names.truncate(SHOWN_NAMES);
-            let problem = format!(
-                "no file of the repository matches model.files; it has {names:?} and {more} more: correct the globs"
-            );
-            return Err(FetchError::unavailable(url, problem));
-        }
+        let files = choose(url, "repository", Seen::default(), found, filter)?;
         Ok(Listing {
             files,
             resolved_revision: Some(commit),

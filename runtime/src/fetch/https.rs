@@ -1,6 +1,6 @@
 //! `https://…`: one file, whose digest is the model's digest.
 
-use super::{Listing, RemoteFile};
+use super::listing::{Content, Listing, RemoteFile};
 use escadre_verify::Digest;
 use url::Url;
 
@@ -12,6 +12,8 @@ pub(crate) fn list(url: Url, name: String, digest: Digest) -> Listing {
             name,
             bytes: None,
             sha256: Some(digest),
+            content: Content::File,
+            is_immutable: false,
         }],
         resolved_revision: None,
     }

@@ -5,45 +5,55 @@
 //! again.
 
 mod access;
+mod archive;
 mod client;
 mod download;
 mod error;
 mod hf;
 mod https;
+mod listing;
+mod oci;
+mod s3;
 mod source;
 mod store;
+mod transfer;
+mod unpack;
 
-pub use access::{Credentials, Route};
+pub use access::{AccessKeys, Credentials, Login, Route};
 pub use client::RetryPolicy;
 pub use error::FetchError;
+pub use oci::DockerConfig;
 pub use store::{model_path, resolved_revision};
 
-use crate::args::FetchArgs;
+use crate::args::{DEFAULT_HF_ENDPOINT, FetchArgs};
 use crate::failure::Failure;
 use crate::model::Format;
 use crate::server::{admin, signals};
-use crate::status::{Board, Meter, Stage, Verdict};
-use client::Client;
-use download::Download;
+use crate::status::{Board, Stage, Verdict};
+use client::{Authorization, Client};
 use escadre_verify::{Digest, model_digest};
+use globset::GlobSet;
+use listing::Listing;
 use source::Source;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
-use store::{Origin, Store, hash_file};
+use store::{Origin, Store};
 use tracing::info;
+use transfer::Transfer;
 use url::Url;
 
 /// What to fetch, from where, into which store.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// `hf://owner/name` or `https://…`.
+    /// `hf://owner/name`, `oci://registry/repository@digest`, `s3://bucket/prefix` or `https://…`.
     pub source: String,
     /// A branch, tag or commit of a hub's repository.
     pub revision: String,
-    /// The hub or a mirror of it.
-    pub endpoint: String,
-    /// Globs for a repository's files; empty means the usual ones.
+    /// A mirror of the hub, or object storage that speaks S3. Absent: the public ones.
+    pub endpoint: Option<String>,
+    /// The region of a bucket. Absent: the one that it tells.
+    pub region: Option<String>,
+    /// Globs for the files of a repository, an artifact or a prefix; empty means the usual ones.
     pub files: Vec<String>,
     /// The digest that the model must have.
     pub digest: Digest,
@@ -59,31 +69,14 @@ pub struct Request {
     pub retry: RetryPolicy,
 }
 
-/// One file of a source.
-#[derive(Debug, Clone)]
-pub(crate) struct RemoteFile {
-    pub(crate) name: String,
-    pub(crate) url: Url,
-    /// The length, when the source says so.
-    pub(crate) bytes: Option<u64>,
-    /// The digest that the file must have, when that is known before.
-    pub(crate) sha256: Option<Digest>,
-}
-
-/// The files of a source.
-#[derive(Debug, Clone)]
-pub(crate) struct Listing {
-    pub(crate) files: Vec<RemoteFile>,
-    pub(crate) resolved_revision: Option<String>,
-}
-
 /// Runs the subcommand: fetches, with the status page at hand, until done or asked to end.
 pub async fn run(args: FetchArgs) -> Result<(), Failure> {
     let board = Board::new(args.identity.clone(), Stage::Fetching);
     let mut shutdown = signals::install()?;
     let listener = admin::bind(args.host, args.admin_port).await?;
     let page = tokio::spawn(admin::serve_status(listener, board.clone()));
-    let credentials = Credentials::of(&args.credentials).map_err(|error| {
+    let credentials = Source::parse(&args.source).and_then(|source| Credentials::of(&args.credentials, &source));
+    let credentials = credentials.map_err(|error| {
         let failure = Failure::from(error);
         board.fail(&failure);
         failure
@@ -95,6 +88,7 @@ pub async fn run(args: FetchArgs) -> Result<(), Failure> {
         source: args.source,
         revision: args.revision,
         endpoint: args.endpoint,
+        region: args.region.filter(|region| !region.trim().is_empty()),
         files: args.files,
         digest: args.digest,
         store: args.store,
@@ -128,41 +122,77 @@ pub async fn fetch(request: &Request, board: &Board) -> Result<PathBuf, FetchErr
         info!(digest = %request.digest, "model is in the store already");
         return Ok(store.model());
     }
-    let (listing, client) = match source {
-        Source::Hub { owner, name } => {
-            let endpoint = parse_endpoint(&request.endpoint)?;
-            let client = Client::new(&endpoint, request, board)?;
-            let repository = hf::Repository {
-                endpoint: &endpoint,
-                owner: &owner,
-                name: &name,
-                revision: &request.revision,
-            };
-            (repository.list(&client, &filter).await?, client)
-        }
-        Source::File { url, name } => {
-            let client = Client::new(&url, request, board)?;
-            (https::list(url, name, request.digest), client)
-        }
-    };
+    let (listing, client) = list(&source, request, &filter, board).await?;
     let origin = Origin {
         source: error_safe_source(&request.source),
         resolved_revision: listing.resolved_revision.clone(),
         files: listing.files.iter().map(|file| file.name.clone()).collect(),
     };
     store.begin(&origin)?;
-    let fetched = download_all(&client, &store, &listing, board).await;
-    let checked = fetched.and_then(|digests| check(&digests, request));
-    if let Err(error) = checked {
-        if error.spoils_download() {
-            store.discard()?;
+    let transfer = Transfer {
+        client: &client,
+        store: &store,
+        listing: &listing,
+        filter: &filter,
+        board,
+    };
+    let fetched = transfer.run().await;
+    let checked = fetched.and_then(|digests| check(&digests, request).map(|()| digests));
+    let digests = match checked {
+        Ok(digests) => digests,
+        Err(error) => {
+            if error.spoils_download() {
+                store.discard()?;
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
-    store.commit(&origin)?;
+    };
+    let files = digests.len();
+    // By now the names in archives are known as well.
+    store.commit(&Origin {
+        files: digests.into_keys().collect(),
+        ..origin
+    })?;
     board.update(|status| status.verification.result = Verdict::Verified);
-    info!(digest = %request.digest, files = listing.files.len(), "model is in the store");
+    info!(digest = %request.digest, files, "model is in the store");
     Ok(store.model())
+}
+
+/// Asks the source what it has. Returns the client that downloads it as well.
+async fn list(
+    source: &Source,
+    request: &Request,
+    filter: &GlobSet,
+    board: &Board,
+) -> Result<(Listing, Client), FetchError> {
+    let fixed = || Authorization::Fixed(request.credentials.clone());
+    match source {
+        Source::Hub { owner, name } => {
+            let endpoint = parse_endpoint(request.endpoint.as_deref().unwrap_or(DEFAULT_HF_ENDPOINT))?;
+            let client = Client::new(&endpoint, fixed(), request, board)?;
+            let repository = hf::Repository {
+                endpoint: &endpoint,
+                owner,
+                name,
+                revision: &request.revision,
+            };
+            Ok((repository.list(&client, filter).await?, client))
+        }
+        Source::Registry(reference) => {
+            let login = request.credentials.login(reference)?;
+            let permission = oci::Permission::new(&reference.repository, login);
+            let client = Client::new(&reference.base()?, Authorization::Registry(permission), request, board)?;
+            Ok((oci::list(&client, reference, filter).await?, client))
+        }
+        Source::Bucket { bucket, prefix } => {
+            let (client, bucket) = s3::open(request, board, bucket).await?;
+            Ok((s3::list(&client, &bucket, prefix, filter).await?, client))
+        }
+        Source::File { url, name } => {
+            let client = Client::new(url, fixed(), request, board)?;
+            Ok((https::list(url.clone(), name.clone(), request.digest), client))
+        }
+    }
 }
 
 fn parse_endpoint(text: &str) -> Result<Url, FetchError> {
@@ -205,81 +235,6 @@ async fn is_complete(store: &Store, board: &Board) -> Result<bool, FetchError> {
         Ok(complete)
     })
     .await
-}
-
-/// Downloads every file that is not in quarantine already. Returns the digest of each.
-async fn download_all(
-    client: &Client,
-    store: &Store,
-    listing: &Listing,
-    board: &Board,
-) -> Result<BTreeMap<String, Digest>, FetchError> {
-    let total = listing.files.iter().map(|file| file.bytes).sum::<Option<u64>>();
-    board.update(|status| {
-        status.model.resolved_revision.clone_from(&listing.resolved_revision);
-        status.model.bytes = total;
-        status.verification.files = Some(listing.files.len());
-    });
-    let mut digests = BTreeMap::new();
-    let mut missing = Vec::new();
-    let mut done = 0;
-    for file in &listing.files {
-        match hash_quarantined(store, file).await {
-            Some((digest, bytes)) => {
-                done += bytes;
-                digests.insert(file.name.clone(), digest);
-            }
-            None => missing.push(file),
-        }
-    }
-    let mut meter: Option<Meter> = None;
-    let mut next_log = Instant::now();
-    for file in missing {
-        let download = Download::begin(client, store, file).await?;
-        if let Some(total) = total {
-            store.check_space(total.saturating_sub(done + download.bytes()))?;
-        }
-        let start = done + download.bytes();
-        let meter = meter.get_or_insert_with(|| Meter::new(Instant::now(), start, total));
-        let mut file_bytes = download.bytes();
-        let mut report = |bytes| {
-            file_bytes = bytes;
-            let progress = meter.progress(Instant::now(), done + bytes);
-            board.update(|status| {
-                status.download = Some(progress);
-                status.failure = None;
-            });
-            if Instant::now() >= next_log {
-                next_log = Instant::now() + LOG_EVERY;
-                info!(
-                    file = file.name,
-                    bytes_done = progress.bytes_done,
-                    bytes_total = progress.bytes_total,
-                    bytes_per_second = progress.bytes_per_second,
-                    remaining_seconds = progress.remaining_seconds,
-                    "downloading"
-                );
-            }
-        };
-        let digest = download.finish(&mut report).await?;
-        done += file_bytes;
-        info!(file = file.name, bytes = file_bytes, %digest, "downloaded");
-        digests.insert(file.name.clone(), digest);
-    }
-    Ok(digests)
-}
-
-/// How often progress is logged.
-const LOG_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// The digest and length of a file that an earlier run downloaded; `None` when it must be downloaded.
-async fn hash_quarantined(store: &Store, file: &RemoteFile) -> Option<(Digest, u64)> {
-    let path = store.quarantined(&file.name);
-    let hashed = tokio::task::spawn_blocking(move || hash_file(&path)).await.ok()?.ok()?;
-    let (digest, bytes) = (hashed.0.finish(), hashed.1);
-    let right =
-        file.bytes.is_none_or(|expected| expected == bytes) && file.sha256.is_none_or(|expected| expected == digest);
-    right.then_some((digest, bytes))
 }
 
 /// Compares the model's digest with the one that was asked for.

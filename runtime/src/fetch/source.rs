@@ -1,6 +1,7 @@
 //! What `--source` may say, and which relative paths a source may name. Pure.
 
 use super::error::FetchError;
+use super::oci::Reference;
 use crate::model::Format;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use url::Url;
@@ -28,6 +29,10 @@ const MAX_PATH_BYTES: usize = 1024;
 pub(crate) enum Source {
     /// A repository of a model hub.
     Hub { owner: String, name: String },
+    /// An artifact in a registry.
+    Registry(Reference),
+    /// The objects of a bucket below a prefix, or one of them.
+    Bucket { bucket: String, prefix: String },
     /// One file.
     File { url: Url, name: String },
 }
@@ -51,6 +56,15 @@ impl Source {
                 name: name.to_owned(),
             });
         }
+        if let Some(reference) = text.strip_prefix("oci://") {
+            return reference
+                .parse()
+                .map(Self::Registry)
+                .map_err(|problem: &str| invalid(problem));
+        }
+        if let Some(path) = text.strip_prefix("s3://") {
+            return parse_bucket(path).map_err(invalid);
+        }
         if !text.starts_with("https://") && !text.starts_with("http://") {
             return Err(invalid("its scheme is not known"));
         }
@@ -62,6 +76,36 @@ impl Source {
         }
         Ok(Self::File { url, name })
     }
+
+    /// How its scheme is written.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self {
+            Self::Hub { .. } => "hf://",
+            Self::Registry(_) => "oci://",
+            Self::Bucket { .. } => "s3://",
+            Self::File { .. } => "https://",
+        }
+    }
+}
+
+fn parse_bucket(path: &str) -> Result<Source, &'static str> {
+    let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
+    let is_name = bucket.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && (3..=63).contains(&bucket.len())
+        && bucket
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && !bucket.contains("..");
+    if !is_name {
+        return Err("its bucket has not 3 to 63 letters, digits, `-` and `.`");
+    }
+    if !prefix.is_empty() && check_path(prefix.trim_end_matches('/')).is_err() {
+        return Err("its prefix has an empty part, `.` or `..`");
+    }
+    Ok(Source::Bucket {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+    })
 }
 
 /// What is left of a text that may hold a password, for a message.
@@ -172,6 +216,21 @@ mod tests {
             panic!("not a file")
         };
         assert_eq!(name, "my model.gguf");
+        assert!(matches!(
+            Source::parse("oci://registry.example.com:5000/team/model:v1").unwrap(),
+            Source::Registry(_)
+        ));
+        for (text, wanted) in [
+            ("s3://models", ""),
+            ("s3://models/", ""),
+            ("s3://models/smollm2/v1/", "smollm2/v1/"),
+            ("s3://models/m.gguf", "m.gguf"),
+        ] {
+            let Source::Bucket { bucket, prefix } = Source::parse(text).unwrap() else {
+                panic!("not a bucket")
+            };
+            assert_eq!((bucket.as_str(), prefix.as_str()), ("models", wanted));
+        }
     }
 
     #[test]
@@ -191,6 +250,15 @@ mod tests {
             "https://host/",
             "https://host/..%2fescape",
             "https://host/a%00b",
+            "oci://",
+            "oci://registry/model",
+            "oci://registry/../etc:v1",
+            "s3://",
+            "s3:///key",
+            "s3://Bu cket/x",
+            "s3://models/../other/x",
+            "s3://models//x",
+            "s3://me:secret@models/x",
         ] {
             let error = Source::parse(text).unwrap_err();
             assert_eq!(error.reason(), "InvalidSource", "{text}");

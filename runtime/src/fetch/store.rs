@@ -2,12 +2,14 @@
 //! is being downloaded. A folder gets its final name by one rename, when every byte of it was hashed and is on disk.
 
 use super::error::FetchError;
+use super::listing::{Content, RemoteFile};
 use escadre_verify::{Digest, Hasher, VerifiedModel};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Bytes that are hashed at a time.
 const CHUNK: usize = 1 << 20;
@@ -37,6 +39,13 @@ pub(crate) struct PartialFile {
     pub(crate) etag: Option<String>,
 }
 
+/// A file that came out of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnpackedFile {
+    pub(crate) sha256: Digest,
+    pub(crate) bytes: u64,
+}
+
 impl Store {
     /// Prepares the folders for a model of this digest.
     pub(crate) fn open(root: &Path, digest: Digest) -> Result<Self, FetchError> {
@@ -64,6 +73,14 @@ impl Store {
         self.quarantine().join("files").join(name)
     }
 
+    /// Where what comes from a source is while its model is not whole: a file among the files, an archive apart.
+    pub(crate) fn place(&self, remote: &RemoteFile) -> PathBuf {
+        match remote.content {
+            Content::File => self.quarantined(&remote.name),
+            Content::Archive(_) => self.quarantine().join("archives").join(&remote.name),
+        }
+    }
+
     /// The bytes of the one file that is being downloaded.
     pub(crate) fn partial(&self) -> PathBuf {
         self.quarantine().join("partial")
@@ -81,6 +98,11 @@ impl Store {
     pub(crate) fn lock(&self) -> Result<File, FetchError> {
         let path = self.root.join("quarantine").join(format!("{}.lock", self.digest.hex()));
         let file = File::create(&path).map_err(|error| self.fault("create", &path, &error))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => info!(digest = %self.digest, "another process fetches the model, waiting"),
+            Err(TryLockError::Error(error)) => return Err(self.fault("lock", &path, &error)),
+        }
         file.lock().map_err(|error| self.fault("lock", &path, &error))?;
         Ok(file)
     }
@@ -136,9 +158,24 @@ impl Store {
         self.write_note(&self.partial_note(), partial)
     }
 
+    /// What an archive had, when all of it was unpacked already.
+    pub(crate) fn unpacked(&self, archive: &RemoteFile) -> Option<BTreeMap<String, UnpackedFile>> {
+        let note = self.place(archive).with_added_extension("json");
+        serde_json::from_slice(&fs::read(note).ok()?).ok()
+    }
+
+    /// Records what an archive had.
+    pub(crate) fn note_unpacked(
+        &self,
+        archive: &RemoteFile,
+        files: &BTreeMap<String, UnpackedFile>,
+    ) -> Result<(), FetchError> {
+        self.write_note(&self.place(archive).with_added_extension("json"), files)
+    }
+
     /// Gives the partial file its name in the quarantine.
-    pub(crate) fn finish_file(&self, name: &str) -> Result<(), FetchError> {
-        let (from, to) = (self.partial(), self.quarantined(name));
+    pub(crate) fn finish_file(&self, remote: &RemoteFile) -> Result<(), FetchError> {
+        let (from, to) = (self.partial(), self.place(remote));
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder).map_err(|error| self.fault("create", folder, &error))?;
         }
@@ -265,7 +302,16 @@ mod tests {
                 etag: None,
             })
             .unwrap();
-        store.finish_file("a/m.gguf").unwrap();
+        store
+            .finish_file(&RemoteFile {
+                name: "a/m.gguf".into(),
+                url: url::Url::parse("http://h/").unwrap(),
+                bytes: None,
+                sha256: None,
+                content: Content::File,
+                is_immutable: false,
+            })
+            .unwrap();
         assert!(!store.is_complete(&mut |_, _| ()).unwrap());
         store.commit(&origin("one")).unwrap();
         assert!(store.is_complete(&mut |_, _| ()).unwrap());
@@ -276,11 +322,15 @@ mod tests {
     }
 
     #[test]
-    fn model_that_is_larger_than_the_volume_is_refused_with_numbers() {
+    fn model_without_room_on_the_volume_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Digest::of(b"x")).unwrap();
         let error = store.check_space(u64::MAX).unwrap_err();
         assert_eq!(error.reason(), "CacheFull");
         store.check_space(1).unwrap();
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let error = store.fault("write", &store.partial(), &kind.into());
+            assert_eq!(error.reason(), "CacheFull");
+        }
     }
 }

@@ -1,9 +1,16 @@
 //! A little HTTP server that plays a model source, with the faults that sources have.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of it")]
+
+use escadre_runtime::args::Identity;
+use escadre_runtime::fetch::{Credentials, FetchError, Request, RetryPolicy, Route, fetch};
+use escadre_runtime::status::{Board, Stage};
 use escadre_verify::Digest;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What a client asked for.
 #[derive(Debug, Clone)]
@@ -199,4 +206,66 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Asked> {
         .unwrap_or(0);
     reader.read_exact(&mut vec![0; length]).ok()?;
     Some(asked)
+}
+
+/// A store that is fetched into, and what is said meanwhile.
+pub(crate) struct Fetching {
+    pub(crate) store: tempfile::TempDir,
+    pub(crate) board: Board,
+}
+
+impl Fetching {
+    pub(crate) fn new() -> Self {
+        Self {
+            store: tempfile::tempdir().unwrap(),
+            board: Board::new(Identity::default(), Stage::Fetching),
+        }
+    }
+
+    /// A request for the repository of a hub.
+    pub(crate) fn request(&self, server: &SourceServer, digest: Digest) -> Request {
+        Request {
+            endpoint: Some(server.url.clone()),
+            ..self.request_of("hf://o/n", digest)
+        }
+    }
+
+    /// A request for another source.
+    pub(crate) fn request_of(&self, source: impl Into<String>, digest: Digest) -> Request {
+        Request {
+            source: source.into(),
+            revision: "main".into(),
+            endpoint: None,
+            region: None,
+            files: vec![],
+            digest,
+            store: self.store.path().to_owned(),
+            format: None,
+            credentials: Credentials::None,
+            route: Route::default(),
+            retry: RetryPolicy {
+                attempts: 4,
+                base: Duration::from_millis(5),
+                cap: Duration::from_millis(20),
+            },
+        }
+    }
+
+    pub(crate) async fn run(&self, server: &SourceServer, digest: Digest) -> Result<PathBuf, FetchError> {
+        fetch(&self.request(server, digest), &self.board).await
+    }
+
+    pub(crate) fn final_name(&self, digest: Digest) -> PathBuf {
+        self.store.path().join("sha256").join(digest.hex())
+    }
+}
+
+/// The names in a folder.
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }

@@ -334,12 +334,13 @@ fn was_accepted(object: &LlmDeployment) -> bool {
 }
 
 fn check_source(source: &str) -> Result<(), Rejected> {
-    let is_known = source.starts_with("hf://") || source.starts_with("https://");
+    const SCHEMES: [&str; 4] = ["hf://", "oci://", "s3://", "https://"];
+    let is_known = SCHEMES.iter().any(|scheme| source.starts_with(scheme));
     if is_known && !source.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Ok(());
     }
     Err(invalid(
-        "spec.model.source must be hf://<owner>/<name> or https://<host>/<path to a file>; other sources are not supported in this version"
+        "spec.model.source must be hf://<owner>/<name>, oci://<registry>/<repository>@sha256:<digest>, s3://<bucket>/<prefix> or https://<host>/<path to a file>; other sources are not supported in this version"
             .to_owned(),
     ))
 }

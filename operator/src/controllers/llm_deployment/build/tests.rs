@@ -73,6 +73,29 @@ fn pod_has_the_command_lines_of_the_runtime() {
 }
 
 #[test]
+fn bucket_and_registry_reach_the_container_that_fetches_with_every_key_of_their_secret() {
+    for (source, endpoint) in [
+        ("s3://models/tiny", Some("http://minio.storage.svc:9000")),
+        ("oci://ghcr.io/team/tiny:v1", None),
+    ] {
+        let mut wanted = object(&json!({"model": {"secretRef": {"name": "credentials"}}}));
+        wanted.spec.model.source = source.into();
+        wanted.spec.model.endpoint = endpoint.map(str::to_owned);
+        let (_, children) = first_pass(&wanted);
+        let spec = children.pods[0].spec.as_ref().unwrap();
+        let fetch = &spec.init_containers.as_ref().unwrap()[0];
+        let has = |argument: String| fetch.args.iter().flatten().any(|given| *given == argument);
+        assert!(has(format!("--source={source}")) && has("--credentials".to_owned()));
+        assert!(endpoint.is_none_or(|endpoint| has(format!("--endpoint={endpoint}"))));
+        // Under names that the runtime reads: `.dockerconfigjson` and `accessKeyId` are keys like any other.
+        let env = &fetch.env_from.as_ref().unwrap()[0];
+        assert_eq!(env.prefix.as_deref(), Some(names::ENV_SECRET_PREFIX));
+        assert_eq!(env.secret_ref.as_ref().unwrap().name, "credentials");
+        assert_eq!(spec.containers[0].env_from, None);
+    }
+}
+
+#[test]
 fn access_is_mounted_and_its_limits_are_annotations() {
     let asked = object(&json!({"access": {
         "apiKeysSecretRef": {"name": "keys"}, "required": false,
