@@ -34,10 +34,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "JSON", group = "signer", requires_all = ["identity", "issuer"])]
     pub trusted_root: Option<PathBuf>,
     /// Who must have signed: the exact name in the certificate, an address or the URL of a workflow
-    #[arg(long, value_name = "ID", requires = "trusted_root")]
+    #[arg(long, value_name = "ID", requires = "trusted_root", conflicts_with_all = ["key", "ca"])]
     pub identity: Option<String>,
     /// Who must vouch for the name: the exact URL
-    #[arg(long, value_name = "URL", requires = "trusted_root")]
+    #[arg(long, value_name = "URL", requires = "trusted_root", conflicts_with_all = ["key", "ca"])]
     pub issuer: Option<String>,
     /// The digest that the model must have: `sha256:` and 64 hex digits
     #[arg(long)]
