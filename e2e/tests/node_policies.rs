@@ -117,7 +117,7 @@ async fn only_what_the_policy_trusts_is_served_and_what_serves_goes_on() {
 
 /// Waits until a new pod was refused with this reason; the pods from before serve all the same.
 async fn still_serves(scenario: &Scenario, reason: &str, before: &BTreeMap<String, String>, policy: &str) {
-    let (message, _) = scenario.await_failure("signed", "ModelVerified", reason).await.unwrap();
-    assert!(message.contains(policy), "{message}");
+    let (message, _) = scenario.await_failure("signed", "Ready", "RolledBack").await.unwrap();
+    assert!(message.contains(reason) && message.contains(policy), "{message}");
     assert_eq!(&scenario.ready_pods("signed").await.unwrap(), before);
 }

@@ -142,9 +142,9 @@ impl Registry {
     async fn push_blob(&self, repository: &str, content: &[u8]) -> Result<String> {
         let digest = digest(content);
         let begin = self.client.post(self.url(&format!("{repository}/blobs/uploads/")));
-        let begun = self.send(begin, repository).await?;
-        let location = begun.headers().get("location").context("no place for an upload")?;
-        let mut place = begun.url().join(location.to_str()?)?;
+        let answer = self.send(begin, repository).await?;
+        let location = answer.headers().get("location").context("no place for an upload")?;
+        let mut place = answer.url().join(location.to_str()?)?;
         place.query_pairs_mut().append_pair("digest", &digest);
         let upload = self.client.put(place).body(content.to_vec());
         self.send(upload, repository).await?;

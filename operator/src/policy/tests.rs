@@ -58,7 +58,6 @@ fn what_the_manifest_shows_is_judged_before_there_are_pods() {
             json!({"sources": {"allow": ["hf://[owner/*"]}}),
             Some("the policy itself cannot be used"),
         ),
-        (json!({}), json!({"verification": {"minimumLevel": "Pinned"}}), None),
         (
             json!({}),
             json!({"verification": {"minimumLevel": "Signed"}}),

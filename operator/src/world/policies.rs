@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn policy(name: &str, selector: serde_json::Value) -> Arc<ModelPolicy> {
+    fn policy(name: &str, selector: &serde_json::Value) -> Arc<ModelPolicy> {
         let policy = json!({
             "apiVersion": "escadre.dev/v1alpha1", "kind": "ModelPolicy", "metadata": {"name": name},
             "spec": {"namespaceSelector": selector},
@@ -142,7 +142,7 @@ mod tests {
         Arc::new(serde_json::from_value(policy).unwrap())
     }
 
-    fn namespace(name: &str, labels: serde_json::Value) -> PartialObjectMeta<Namespace> {
+    fn namespace(name: &str, labels: &serde_json::Value) -> PartialObjectMeta<Namespace> {
         serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap()
     }
 
@@ -151,15 +151,15 @@ mod tests {
         let known = Policies::default();
         known.policies.handle(Event::<ModelPolicy>::Init, Arc::new);
         for policy in [
-            policy("everywhere", json!(null)),
-            policy("prod", json!({"matchLabels": {"stage": "prod"}})),
+            policy("everywhere", &json!(null)),
+            policy("prod", &json!({"matchLabels": {"stage": "prod"}})),
             policy(
                 "not-test",
-                json!({"matchExpressions": [{"key": "stage", "operator": "NotIn", "values": ["test"]}]}),
+                &json!({"matchExpressions": [{"key": "stage", "operator": "NotIn", "values": ["test"]}]}),
             ),
             policy(
                 "unreadable",
-                json!({"matchExpressions": [{"key": "stage", "operator": "Like", "values": ["x"]}]}),
+                &json!({"matchExpressions": [{"key": "stage", "operator": "Like", "values": ["x"]}]}),
             ),
         ] {
             known
@@ -169,10 +169,10 @@ mod tests {
         known.policies.handle(Event::<ModelPolicy>::InitDone, Arc::new);
         known
             .namespaces
-            .handle(Event::Apply(namespace("a", json!({"stage": "prod"}))), labels);
+            .handle(Event::Apply(namespace("a", &json!({"stage": "prod"}))), labels);
         known
             .namespaces
-            .handle(Event::Apply(namespace("b", json!({"stage": "test"}))), labels);
+            .handle(Event::Apply(namespace("b", &json!({"stage": "test"}))), labels);
         let names = |namespace: &str| {
             let applying = known.of(namespace);
             applying.iter().map(|policy| policy.name_any()).collect::<Vec<_>>()
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(names("b"), ["everywhere", "unreadable"]);
         assert_eq!(names("unknown"), ["everywhere", "not-test", "unreadable"]);
         let gone = known.policies.handle(
-            Event::Delete(ModelPolicy::clone(&policy("everywhere", json!(null)))),
+            Event::Delete(ModelPolicy::clone(&policy("everywhere", &json!(null)))),
             Arc::new,
         );
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The bill of materials of a model: a CycloneDX 1.6 document that says which bytes it consists of, what it is, and of each
+//! The bill of materials of a model: a `CycloneDX` 1.6 document that says which bytes it consists of, what it is, and of each
 //! statement whether it was verified or is only declared.
 //!
 //! The format: <https://cyclonedx.org/docs/1.6/json/>. It has no place for how well a statement is known, so that properties

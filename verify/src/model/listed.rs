@@ -71,13 +71,13 @@ mod tests {
     use super::*;
     use std::fs;
 
-    struct Folder {
+    struct Stored {
         folder: tempfile::TempDir,
         list: String,
         digest: Digest,
     }
 
-    impl Folder {
+    impl Stored {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("config.json"), "{}").unwrap();
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn listed_files_are_hashed_when_they_are_read() {
-        let folder = Folder::new();
+        let folder = Stored::new();
         let (model, hashed) = folder.open(&folder.list).unwrap();
         assert_eq!((model.digest(), model.is_pinned(), hashed), (folder.digest, true, 0));
         assert_eq!(model.read("config.json").unwrap(), b"{}");
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn list_that_is_not_the_right_one_is_passed_over() {
-        let folder = Folder::new();
+        let folder = Stored::new();
         for list in [
             "",
             "x",
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn files_that_are_missing_or_too_many_are_named() {
-        let folder = Folder::new();
+        let folder = Stored::new();
         fs::write(folder.folder.path().join("more.txt"), "x").unwrap();
         let more = folder.open(&folder.list).map(drop).unwrap_err();
         assert_eq!(

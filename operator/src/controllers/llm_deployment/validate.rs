@@ -127,15 +127,11 @@ pub fn validate(object: &LlmDeployment, observed: &Observed) -> Result<Valid, Re
     let files = dependencies::files(spec, &observed.dependencies)?;
 
     let intent = Intent {
-        requirements: (!judgement.requirements.is_empty()).then(|| judgement.requirements.clone()),
+        requirements: Some(judgement.requirements.clone()).filter(|demanded| !demanded.is_empty()),
         ..intent(spec, &name, &files)
     };
     let revision = intent.revision_name();
-    let target = object
-        .status
-        .as_ref()
-        .and_then(|status| status.target_revision.as_deref());
-    check_policies(&judgement, was_accepted(object) || target == Some(revision.as_str()))?;
+    check_policies(&judgement, is_known(object, &revision))?;
     let runtime = spec.runtime.as_ref();
     let mut valid = Valid {
         recorded: recorded(&observed.revisions, &name),
@@ -324,13 +320,14 @@ fn check_policies(judgement: &Judgement, is_known: bool) -> Result<(), Rejected>
     }
 }
 
-/// Whether this spec was followed before.
-fn was_accepted(object: &LlmDeployment) -> bool {
+/// Whether this spec was followed before, or makes the revision that was asked for last.
+fn is_known(object: &LlmDeployment, revision: &Revision) -> bool {
+    let Some(status) = &object.status else { return false };
     let accepted: &str = ConditionType::Accepted.into();
-    let conditions = object.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|one| {
+    let was_accepted = status.conditions.iter().any(|one| {
         one.type_ == accepted && one.status == "True" && one.observed_generation == object.metadata.generation
-    })
+    });
+    was_accepted || status.target_revision.as_deref() == Some(revision.as_str())
 }
 
 fn check_source(source: &str) -> Result<(), Rejected> {

@@ -1,7 +1,7 @@
 //! A GGUF file, or several that are parts of one model: weights, vocabulary and chat template in one.
 
 use super::inventory::{
-    Entry, FUSED_ATTENTION, FUSED_ATTENTION_BIAS, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot,
+    Entry, FUSED_ATTENTION, FUSED_ATTENTION_BIAS, FUSED_FEED_FORWARD, Inventory, Names, Part, Placed, Slot,
 };
 use super::memory;
 use super::names::{layer_slots, part_name};
@@ -147,10 +147,7 @@ pub(super) fn headers(model: &VerifiedModel, names: &[String]) -> Result<Headers
 }
 
 /// Checks that all weights are there. Returns them, and those of every file.
-pub(super) fn inventory(
-    headers: &[(String, Gguf)],
-    spec: &ModelSpec,
-) -> Result<(Inventory, Vec<Vec<(Slot, Entry)>>), Refusal> {
+pub(super) fn inventory(headers: &[(String, Gguf)], spec: &ModelSpec) -> Result<(Inventory, Vec<Placed>), Refusal> {
     let names = GgufNames::new(spec);
     let mut inventory = Inventory::default();
     let mut placed = Vec::with_capacity(headers.len());

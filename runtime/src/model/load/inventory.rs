@@ -230,6 +230,9 @@ pub(crate) const FUSED_ATTENTION_BIAS: [Part; 3] = [Part::QueryBias, Part::KeyBi
 /// The same of a feed-forward block.
 pub(crate) const FUSED_FEED_FORWARD: [Part; 2] = [Part::Gate, Part::Up];
 
+/// The weights of one file, and where they belong.
+pub(crate) type Placed = Vec<(Slot, Entry)>;
+
 /// Gives the name that a format has for a slot, and the slots of a name.
 pub(crate) trait Names {
     fn name(&self, slot: Slot) -> String;
@@ -254,7 +257,7 @@ impl Inventory {
         entries: impl IntoIterator<Item = Entry>,
         names: &dyn Names,
         spec: &ModelSpec,
-    ) -> Result<Vec<(Slot, Entry)>, Refusal> {
+    ) -> Result<Placed, Refusal> {
         let mut placed = Vec::new();
         for entry in entries {
             if !names.is_ignored(&entry.name) {
@@ -315,7 +318,7 @@ fn mismatch(message: String) -> Refusal {
 }
 
 /// The place or, of a fused tensor, the places of an entry.
-fn place(entry: &Entry, names: &dyn Names, spec: &ModelSpec) -> Result<Vec<(Slot, Entry)>, Refusal> {
+fn place(entry: &Entry, names: &dyn Names, spec: &ModelSpec) -> Result<Placed, Refusal> {
     let slots = names.slots(&entry.name);
     if slots.is_empty() || !slots.iter().all(|slot| slot.is_known(spec)) {
         let message = format!("tensor {:?} does not belong to this architecture", entry.name);

@@ -2,7 +2,7 @@
 //! safetensors files.
 
 use super::fp8::{self, BlockSize};
-use super::inventory::{Entry, FUSED_ATTENTION, FUSED_FEED_FORWARD, Inventory, Names, Part, Slot};
+use super::inventory::{Entry, FUSED_ATTENTION, FUSED_FEED_FORWARD, Inventory, Names, Part, Placed, Slot};
 use super::memory;
 use super::names::{layer_slots, part_name};
 use super::pack::{self, Packed};
@@ -115,7 +115,7 @@ fn load_weights<B: Backend>(
     let mut before = 0;
     for (reading, placed) in readings.iter_mut().zip(&placed) {
         packed.add_file(backend, reading, placed, spec, &mut |done| {
-            progress(before + done, total)
+            progress(before + done, total);
         })?;
         before += reading.bytes();
     }
@@ -133,7 +133,7 @@ fn header(reading: &mut Reading, shards: &Shards) -> Result<Vec<TensorInfo>, Ref
 fn inventory<'a>(
     files: impl Iterator<Item = (&'a String, Vec<Entry>)>,
     spec: &ModelSpec,
-) -> Result<(Inventory, Vec<Vec<(Slot, Entry)>>), Refusal> {
+) -> Result<(Inventory, Vec<Placed>), Refusal> {
     let names = HfNames::new(spec);
     let mut inventory = Inventory::default();
     let mut placed = Vec::new();
@@ -227,8 +227,8 @@ fn shards(model: &VerifiedModel) -> Result<Shards, Refusal> {
         .collect();
     if model.contains(INDEX) {
         let index = index::parse(INDEX, &read_side_file(model, INDEX)?, |shard| files.contains(shard))?;
-        let named = index.shards();
-        files.retain(|name| named.contains(name.as_str()));
+        let listed = index.shards();
+        files.retain(|name| listed.contains(name.as_str()));
         return Ok(Shards {
             files,
             weight_map: Some(index.weight_map),
