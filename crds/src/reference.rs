@@ -73,7 +73,8 @@ fn schema<K: CustomResourceExt>() -> anyhow::Result<Value> {
 }
 
 /// Kubernetes types whose inner fields are described by Kubernetes itself.
-const OPAQUE: [&str; 7] = [
+const OPAQUE: [&str; 8] = [
+    "spec.rollout.canary.steps[].gates",
     "spec.model.verification.signatures",
     "spec.namespaceSelector",
     "spec.runtime.env[].valueFrom",

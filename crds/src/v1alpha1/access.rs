@@ -21,10 +21,9 @@ use super::SecretRef;
         .message("spec.access must have at least one of apiKeysSecretRef, limits and tls; remove it if everybody in the cluster may ask as much as they like")
 )]
 pub struct Access {
-    /// apiKeysSecretRef names a Secret of the same namespace with the API keys: each entry is one client, its key the
-    /// client's name, its value the API key or `sha256:` and the API key's SHA-256 in hex. Edits of the Secret take effect in
-    /// running pods within about a minute; another name rolls. A missing Secret, or one that holds no usable key, keeps pods
-    /// from starting and is named. Absent: no key is asked for.
+    /// apiKeysSecretRef names a Secret with the API keys: each entry is one client, its key the client's name, its value the
+    /// API key or `sha256:` and its SHA-256 in hex. Edits of the Secret reach running pods within about a minute; another name
+    /// rolls. Without a usable key pods do not start. Absent: no key is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_keys_secret_ref: Option<SecretRef>,
     /// required says whether callers without a key are refused. Absent: they are. With `false` they are one client, with a

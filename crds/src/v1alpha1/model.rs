@@ -30,10 +30,9 @@ use super::placement::terse;
         .field_path(".format")
 )]
 pub struct ModelSpec {
-    /// source is the address of the model: `hf://<owner>/<name>` for a repository on the Hugging Face hub (or a mirror
-    /// of it, see `endpoint`), `oci://<registry>/<repository>@sha256:<digest>` or `oci://<registry>/<repository>:<tag>`
-    /// for an artifact in a registry, `s3://<bucket>/<prefix>` for the objects below a prefix, or for one object, on AWS
-    /// (or elsewhere, see `endpoint`), `https://<host>/<path>` for one file. Required. An edit rolls.
+    /// source is the address of the model: `hf://<owner>/<name>`, a repository of the Hugging Face hub;
+    /// `oci://<registry>/<repository>@sha256:<digest>` or `:<tag>`, an artifact of a registry; `s3://<bucket>/<prefix>`, the
+    /// objects below a prefix, or one object; `https://<host>/<path>`, one file. Required. An edit rolls.
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(
         validation = Rule::new("self.startsWith('hf://') || self.startsWith('oci://') || self.startsWith('s3://') || self.startsWith('https://')")
@@ -55,9 +54,9 @@ pub struct ModelSpec {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*$') && !self.contains('..')")
         .message("spec.model.revision must be a branch, a tag or a commit: letters, digits and . _ - / only"))]
     pub revision: Option<String>,
-    /// endpoint is the address of a mirror of the Hugging Face hub for an `hf://` source, or of object storage that
-    /// speaks S3 for an `s3://` source, `http://` or `https://`. Absent: the public hub, or AWS. Its region is read from
-    /// a name like `s3.eu-central-1.example.com`, else asked of the bucket. Waits for the next revision, or for a revision that has never served.
+    /// endpoint is the address of a mirror of the hub (`hf://`) or of storage that speaks S3 (`s3://`), whose region is read
+    /// from a name like `s3.eu-central-1.example.com`, else asked of the bucket. Absent: the public hub, or AWS. Waits for the
+    /// next revision, or for one that has never served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = Rule::new("self.matches('^https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$')")
@@ -77,12 +76,10 @@ pub struct ModelSpec {
     /// its files are fetched where `files` is absent, and a model in another format is refused. An edit rolls.
     #[serde(default)]
     pub format: ModelFormat,
-    /// secretRef names a Secret of the same namespace with credentials for the source: key `token` for `hf://` and
-    /// `https://`, or keys `username` and `password` for `https://`; a Secret of the type
-    /// `kubernetes.io/dockerconfigjson`, or keys `username` and `password`, for `oci://`; keys `accessKeyId` and
-    /// `secretAccessKey`, and `sessionToken` where they expire, for `s3://`. Only the container that fetches gets it. It may be
-    /// missing at first: pods wait with the reason `SecretMissing` and go on when it appears. Absent: no credentials.
-    /// Waits for the next revision, or for a revision that has never served.
+    /// secretRef names a Secret with credentials: key `token` (`hf://`, `https://`), keys `username` and `password`
+    /// (`https://`, `oci://`), type `kubernetes.io/dockerconfigjson` (`oci://`), keys `accessKeyId`, `secretAccessKey` and, where
+    /// they expire, `sessionToken` (`s3://`). Only the container that fetches gets it. While it is missing pods wait
+    /// (`SecretMissing`). Absent: none. Waits for the next revision, or for one that has never served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
     /// servedName is the model's name in the OpenAI API. Absent: the object's name. An edit rolls.
@@ -91,9 +88,8 @@ pub struct ModelSpec {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$')")
         .message("spec.model.servedName must be letters, digits and . _ : / - only, for example qwen2.5-7b, and begin and end with a letter or digit"))]
     pub served_name: Option<String>,
-    /// license is the licence of the model, as an SPDX expression or `LicenseRef-` and a name (`LicenseRef-llama3`). A policy
-    /// judges it before any pod is made; pods refuse a model that says that it is under another. Absent: what the model's
-    /// files say. An edit rolls.
+    /// license is the model's licence, an SPDX expression or `LicenseRef-` and a name. Policies judge it before there are pods;
+    /// a model that names another one is refused. Absent: what the model's files say. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub license: Option<String>,
@@ -111,9 +107,8 @@ pub struct Verification {
     #[x_kube(validation = Rule::new("self.matches('^sha256:[0-9a-f]{64}$')")
         .message("spec.model.verification.digest must be 'sha256:' and 64 lower-case hexadecimal digits; for a single file `sha256sum FILE` prints them"))]
     pub digest: String,
-    /// signatures says who must have signed the model besides (OpenSSF Model Signing 1.0). The bundle must be among the
-    /// files that are fetched, and covers every other one. What a `ModelPolicy` demands is demanded all the same; its
-    /// `signatures` have the same fields and describe them. Absent: nobody. An edit rolls.
+    /// signatures says who must have signed the model besides, with the fields of the `signatures` of a `ModelPolicy`. The
+    /// bundle must be among the files that are fetched. Absent: nobody. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "terse::<Option<Signatures>>")]
     pub signatures: Option<Signatures>,

@@ -32,9 +32,8 @@ pub struct Network {
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9.*:/_-]+(,[A-Za-z0-9.*:/_-]+)*$')")
         .message("spec.network.noProxy must be hosts, domains or address ranges separated by commas, without spaces, for example .svc,10.0.0.0/8"))]
     pub no_proxy: Option<String>,
-    /// caBundleRef names a ConfigMap of the same namespace with certificates (PEM) that the source's or the proxy's
-    /// certificate may come from, beside the usual ones. Absent: the usual ones only. An edit of the reference rolls;
-    /// an edit of the ConfigMap reaches pods that start after it.
+    /// caBundleRef names a ConfigMap with certificates (PEM) that the source's or the proxy's certificate may come from,
+    /// beside the usual ones. An edit of the reference rolls; one of the ConfigMap reaches pods that start after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle_ref: Option<CaBundleRef>,
 }

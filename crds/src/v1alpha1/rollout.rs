@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Span;
+use super::placement::terse;
 
 /// How a new revision replaces the one that serves.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -128,8 +129,9 @@ pub struct CanaryStep {
     /// pause is how long the step lasts once its pods are ready. Defaults to `0s`. `spec.rollout.paused` stops longer.
     #[serde(default)]
     pub pause: Span,
-    /// gates of this step; what is absent here is taken from `spec.rollout.gates`.
+    /// gates of this step, with the fields of `spec.rollout.gates`; what is absent here is taken from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "terse::<Option<Gates>>")]
     pub gates: Option<Gates>,
 }
 

@@ -57,9 +57,8 @@ pub struct DrainSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Disruption {
-    /// minAvailable is the number of pods that evictions must leave, absolute or a percentage of `replicas` rounded up:
-    /// a `PodDisruptionBudget` says so to `kubectl drain` and autoscalers, and `Available` means this many. Absent: no
-    /// budget, and `Available` means one. Works live.
+    /// minAvailable is the number of pods that evictions must leave, absolute or a percentage of `replicas` rounded up, by a
+    /// `PodDisruptionBudget`; `Available` means this many. Absent: no budget, and `Available` means one. Works live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 16))]
     #[x_kube(validation = Rule::new("string(self).matches('^([0-9]{1,9}|(100|[1-9]?[0-9])%)$')")
@@ -76,9 +75,8 @@ pub struct Disruption {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Observability {
-    /// podMonitor says whether a `PodMonitor` of the Prometheus operator is made for the pods' metrics: `Auto` where the
-    /// cluster has that kind, `Enabled` (it must have it), `Disabled`. One of the object's name that is not ours is left
-    /// alone. Defaults to `Auto`. Works live.
+    /// podMonitor says whether a `PodMonitor` is made for the pods' metrics: `Auto` where the cluster has that kind, `Enabled`
+    /// (it must have it), `Disabled`. Defaults to `Auto`. Works live.
     #[serde(default)]
     pub pod_monitor: PodMonitorMode,
     /// tracing sends a span of each request to a collector of OpenTelemetry, without prompts and answers. Absent: nothing
