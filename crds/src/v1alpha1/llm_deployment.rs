@@ -88,9 +88,8 @@ pub struct LlmDeploymentSpec {
     /// drain says how a pod ends. Waits for the next revision.
     #[serde(default)]
     pub drain: DrainSpec,
-    /// files are laid over the model's folder, for example another chat template. They come from this object and
-    /// ConfigMaps that it names, so they are trusted as it is; weights cannot be replaced. Absent: none. An edit rolls,
-    /// also of a ConfigMap's content.
+    /// files are laid over the model's folder, for example another chat template, and trusted as this object is; weights cannot
+    /// be replaced. Absent: none. An edit rolls, also of a ConfigMap's content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".to_owned()]))]
@@ -136,9 +135,9 @@ pub struct LlmDeploymentSpec {
     /// network says how the source is reached: proxy and certificates. Absent: directly. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// podOverrides is a strategic merge patch over the pods that are made, with the shape of a pod (`metadata` with
-    /// labels and annotations, `spec`), for what has no field here. Unknown fields are refused by name, and so is
-    /// whatever would step round verification or give power over a node. Absent: none. An edit rolls.
+    /// podOverrides is a strategic merge patch over the pods (`metadata` with labels and annotations, `spec`), for what has no
+    /// field here. Unknown fields are refused, and whatever would step round verification or give power over a node. Absent:
+    /// none. An edit rolls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub pod_overrides: Option<Value>,

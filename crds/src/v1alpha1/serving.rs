@@ -64,9 +64,8 @@ pub struct Disruption {
     #[x_kube(validation = Rule::new("string(self).matches('^([0-9]{1,9}|(100|[1-9]?[0-9])%)$')")
         .message("spec.disruption.minAvailable must be a number of pods, 0 or more, or a percentage from '0%' to '100%'"))]
     pub min_available: Option<IntOrString>,
-    /// safeToEvict lets the cluster autoscaler move the pods when it removes a node: it sets the annotation
-    /// `cluster-autoscaler.kubernetes.io/safe-to-evict`, without which a node with our pods is never removed. Defaults
-    /// to true. Works live.
+    /// safeToEvict lets the cluster autoscaler move the pods when it removes a node (it sets the annotation
+    /// `cluster-autoscaler.kubernetes.io/safe-to-evict`). Defaults to true. Works live.
     #[serde(default = "yes")]
     pub safe_to_evict: bool,
 }
