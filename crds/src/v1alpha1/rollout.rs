@@ -25,10 +25,10 @@ use super::placement::terse;
         .message("spec.rollout.canary belongs to strategy Canary, and Canary needs it: set spec.rollout.strategy to Canary and give spec.rollout.canary.steps, or remove canary")
 )]
 pub struct Rollout {
-    /// strategy says how pods are replaced. `Auto` makes the new pod first; when no node has room for it for 30 s, one
-    /// old pod is drained for it, but never the last that is ready. `Surge` always makes new pods first and waits for
-    /// room. `InPlace` drains an old pod for each new one. `Recreate` removes all old pods before the first new one.
-    /// `Canary` goes by steps. Defaults to `Auto`. Works live.
+    /// strategy says how pods are replaced. `Auto` makes the new pod first; when no node has room for it for 30 s, one old
+    /// pod is drained for it, never the last that is ready. `Surge` makes new pods first and waits for room. `InPlace` drains
+    /// an old pod for each new one. `Recreate` removes all old pods first. `Canary` goes by steps. Defaults to `Auto`. Works
+    /// live.
     #[serde(default)]
     pub strategy: Strategy,
     /// maxSurge is how many pods there may be beyond `replicas`, a number or a percentage that is rounded up. Absent: 1,
