@@ -504,7 +504,7 @@ mod tests {
     #[test]
     fn spec_that_the_schema_missed_is_rejected_by_name() {
         let cases = [
-            (json!({"model": {"source": "oci://x/y"}}), "spec.model.source"),
+            (json!({"model": {"source": "ftp://x/y"}}), "spec.model.source"),
             (
                 json!({"model": {"verification": {"digest": "sha256:12"}}}),
                 "spec.model.verification.digest",

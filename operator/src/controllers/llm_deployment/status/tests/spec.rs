@@ -62,7 +62,7 @@ fn rejected_spec_is_stalled_and_keeps_what_serves() {
     let object = reached(&json!({"replicas": 1}), 1);
     let pod = PodFixture::new(&object, 0).serving().done();
     let mut bad = object;
-    bad.spec.model.source = "oci://not/yet".to_owned();
+    bad.spec.model.source = "pvc://not/yet".to_owned();
     let status = status_of(&bad, vec![pod]);
     says(
         &status,
