@@ -181,9 +181,9 @@ async fn limits_that_do_not_fit_are_said_before_loading() {
         .await_failure("small", "Ready", "OutOfMemoryHost")
         .await
         .unwrap();
-    // What the weights take, and the limit.
+    // What the weights take as they are held, and the limit.
     assert!(
-        message.contains("98362432") && message.contains("100663296"),
+        message.contains("96576768 for weights") && message.contains("100663296"),
         "{message}"
     );
 }
