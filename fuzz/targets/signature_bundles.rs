@@ -30,4 +30,10 @@ fuzz_target!(init: count_our_panics(), |data: &[u8]| {
 });
 
 /// The files that the seeds name.
-const NAMES: [&str; 5] = ["config.json", "model.safetensors", "notes/read me.txt", "tokenizer/merges.txt", "."];
+const NAMES: [&str; 5] = [
+    "config.json",
+    "model.safetensors",
+    "notes/read me.txt",
+    "tokenizer/merges.txt",
+    ".",
+];
