@@ -1,6 +1,5 @@
 //! [`VerifiedModel`]: the only door to a model's bytes.
 
-mod listed;
 mod signed;
 
 pub use signed::Strictness;
